@@ -1,0 +1,1 @@
+//! Benchmarks of the hot path live in `benches/`; `cargo bench -p holdfast-benches` runs them.

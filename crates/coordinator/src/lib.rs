@@ -1,0 +1,1 @@
+//! Membership, tablet map, recoveries and metadata records as a state machine

@@ -1,0 +1,1 @@
+//! RESP connections as a state machine over bytes: reply order, forwarding

@@ -1,0 +1,1 @@
+//! A shard as a state machine: commands, replication, recovery of a partition

@@ -1,0 +1,1 @@
+//! The holdfast binary: composition, config, CLI, sockets, threads, disk, metrics

@@ -1,0 +1,1 @@
+//! A deterministic world for whole clusters: seeded network, disk, clocks, workload, checkers

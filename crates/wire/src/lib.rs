@@ -1,0 +1,10 @@
+//! Every protocol Holdfast speaks: domain messages and their framed bytes, RESP, gRPC.
+//!
+//! Floor 1. No sockets: this crate turns bytes into domain types and back, and refuses bytes that
+//! make no sense. Generated protobuf types never leave it (feature `grpc`).
+
+pub mod command;
+pub mod message;
+
+pub use command::*;
+pub use message::*;

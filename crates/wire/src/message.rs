@@ -1,0 +1,369 @@
+//! What members say to each other: one-way messages between state machines.
+//!
+//! Nothing here is a call. A sender that needs an answer says it again until it has one, so a
+//! message may be lost, doubled, delayed or overtaken without harm; each variant says what makes
+//! it safe. `docs/protocol.md` gives the bytes.
+
+use bytes::Bytes;
+use holdfast_format::{
+    ClientId, ClusterMs, Epoch, LogId, SegmentId, ServerId, SlotRange, Version,
+};
+
+use crate::command::{Command, Once, Outcome};
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message {
+    // ---- membership (coordinator <-> everyone) ----
+    /// Repeated until `Enlisted` comes. Idempotent by `member.id`.
+    Enlist(Enlist),
+    Enlisted(Enlisted),
+    /// The whole view; a receiver keeps the newest by `version`.
+    View(View),
+    /// Every member, every heartbeat period: keeps it known, carries its clock's question and its
+    /// figures. Answered by `HeartbeatReply`.
+    Heartbeat(Heartbeat),
+    HeartbeatReply(HeartbeatReply),
+    /// Are you there? Between any two members. Answered by `Pong` with the same nonce.
+    Ping { nonce: u64 },
+    Pong { nonce: u64 },
+    /// To the coordinator: a stream to `server` broke, or it did not answer probes. The coordinator
+    /// verifies before it believes.
+    Suspect { server: ServerId, ended: bool },
+
+    // ---- replication (shard <-> backup) ----
+    Append(Append),
+    Appended(Appended),
+    AppendRefused(AppendRefused),
+    /// The log needs these replicas no more. Idempotent; unknown ones are ignored.
+    Free { log: LogId, segments: Vec<SegmentId> },
+    /// Shard to coordinator: every replica of the log's open segments now carries `epoch`; replicas
+    /// open at an older one must never count as a head. Repeated until recorded.
+    RaiseEpoch { log: LogId, epoch: Epoch },
+    EpochRecorded { log: LogId, epoch: Epoch },
+
+    // ---- recovery ----
+    /// Coordinator to every backup: from now on refuse appends of `log` below `epoch`, and tell what
+    /// you hold. Repeated until answered.
+    Fence { log: LogId, epoch: Epoch },
+    Inventory(Inventory),
+    /// Coordinator to a recovery master: take over `ranges` of `log`. Repeated until `Recovered` or
+    /// `RecoveryFailed`; idempotent by (log, attempt).
+    Recover(Recover),
+    /// Recovery master to coordinator: entries replayed so far, for reports.
+    RecoveryProgress { log: LogId, attempt: u64, entries: u64, bytes: u64 },
+    /// The ranges are in the recovery master's own log, replicated and in a durable digest. Repeated
+    /// until the view shows the new owner.
+    Recovered { log: LogId, attempt: u64, entries: u64, bytes: u64, timings: ReplayTimings },
+    RecoveryFailed { log: LogId, attempt: u64, reason: RecoveryFailure },
+    /// Recovery master to backup: the entries of one replica that lie in `ranges`.
+    Fetch(Fetch),
+    FetchPart(FetchPart),
+    FetchFailed { log: LogId, segment: SegmentId, attempt: u64 },
+    /// Coordinator to backups: nobody will recover from this log again; its frames may go.
+    LogGone { log: LogId },
+
+    // ---- data (client core <-> shard) ----
+    Requests(Requests),
+    Responses(Responses),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    Coordinator,
+    /// One shard of a master process.
+    Shard,
+    Backup,
+    Gateway,
+}
+
+/// A member as the view describes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    pub id: ServerId,
+    pub role: Role,
+    /// Where its member port listens, `host:port`. Empty for gateways, which only dial.
+    pub address: String,
+    /// Members with the same label share a failure domain; empty: unknown, never shared.
+    pub machine: String,
+    /// The process, for reports.
+    pub pid: u32,
+    /// A shard's Redis Cluster port, `host:port`; empty otherwise.
+    pub resp_cluster: String,
+    /// Name for people, such as `master-1.0` or `backup-2`.
+    pub name: String,
+    /// Backups: the identity of the store (it outlives the incarnation). 0 otherwise.
+    pub store: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Enlist {
+    pub member: Member,
+    /// Backups: every log of which the store holds replicas; the coordinator answers with `LogGone`
+    /// for those that nobody needs.
+    pub logs: Vec<LogId>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Enlisted {
+    pub id: ServerId,
+    pub config: ClusterConfig,
+    pub view: View,
+}
+
+/// What must be the same everywhere, so the coordinator says it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClusterConfig {
+    pub cluster: u64,
+    /// Replicas of every segment; 0 is allowed and loses data when a master dies.
+    pub replicas: u8,
+    /// How long a backup's grant lets a shard answer.
+    pub lease_ms: u32,
+    pub heartbeat_ms: u32,
+    pub probe_ms: u32,
+    /// Acknowledge when replicas are synced to disk instead of in the backups' shared mappings.
+    pub ack_disk: bool,
+}
+
+/// Who is alive and who owns what. Complete: a newer view replaces an older one.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct View {
+    pub version: u64,
+    /// Members that are up. One that is missing here and was here before has been declared dead;
+    /// ids are never used again.
+    pub members: Vec<Member>,
+    pub tablets: Vec<Tablet>,
+    /// Logs of dead shards that are being recovered, or wait for replicas.
+    pub recovering: Vec<LogId>,
+}
+
+/// A contiguous slot range and the log that owns it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Tablet {
+    pub range: SlotRange,
+    pub owner: LogId,
+    /// Raised whenever the owner changes.
+    pub epoch: Epoch,
+    /// False while the owner is dead and its ranges are being recovered.
+    pub available: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heartbeat {
+    pub from: ServerId,
+    /// The sender's own clock, echoed in the reply.
+    pub sent_us: u64,
+    pub view_version: u64,
+    pub figures: Figures,
+}
+
+/// A member's figures for status, placement and planning. Unused ones are 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Figures {
+    pub sessions: u64,
+    pub bytes_used: u64,
+    pub bytes_limit: u64,
+    pub segments: u64,
+    /// Segments of which fewer than R replicas exist.
+    pub under_replicated: u64,
+    pub operations: u64,
+    /// Backups: bytes of frames in use and in all.
+    pub disk_used: u64,
+    pub disk_limit: u64,
+    /// Cluster-time error bound, microseconds.
+    pub clock_error_us: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeartbeatReply {
+    pub sent_us: u64,
+    /// Cluster time in microseconds since the Unix epoch, when the coordinator answered.
+    pub cluster_us: u64,
+    pub view_version: u64,
+    /// False: the coordinator does not know this id (declared dead, or never enlisted). It must not
+    /// serve any more and comes back, if at all, under a new id.
+    pub known: bool,
+}
+
+/// What the master vouches for in one replica: bytes past `length` never count (design §1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Certificate {
+    pub length: u32,
+    /// CRC32C of bytes `[0, length)` of the replica.
+    pub checksum: u32,
+}
+
+/// Bytes of a segment for one replica, and a request for a lease.
+///
+/// With no bytes and nothing to change it only renews the lease. Safe to repeat: a backup that
+/// already holds the bytes acknowledges again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Append {
+    pub log: LogId,
+    pub epoch: Epoch,
+    pub segment: SegmentId,
+    /// Where `bytes` begins. 0 with `open` begins the replica (again, dropping what was there).
+    pub offset: u32,
+    pub bytes: Bytes,
+    /// The certificate after these bytes. `None` while an older segment is being copied in pieces:
+    /// the replica does not count until its first certificate.
+    pub certificate: Option<Certificate>,
+    pub open: bool,
+    pub close: bool,
+    /// Sender's clock, echoed, from which its lease runs.
+    pub sent_us: u64,
+    pub lease_ms: u32,
+    /// The shard answers nothing by an expiry clock later than this; a new owner's starts no earlier.
+    pub expiry_ceiling: ClusterMs,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Appended {
+    pub log: LogId,
+    pub epoch: Epoch,
+    pub segment: SegmentId,
+    /// The replica's bytes that are held as the acknowledgement mode demands.
+    pub length: u32,
+    pub closed: bool,
+    /// Echo of the append's `sent_us`: the lease is granted from then.
+    pub sent_us: u64,
+    pub lease_ms: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AppendRefused {
+    pub log: LogId,
+    pub segment: SegmentId,
+    pub why: Refusal,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The log is fenced at this epoch: the sender may be dead and not know it. Ask the coordinator.
+    Fenced { epoch: Epoch },
+    /// The replica is missing, or is `length` bytes long and the append does not fit: reopen it.
+    Reopen { length: u32 },
+    /// No frame or no memory: choose another backup.
+    Full,
+    /// The frame's disk failed: choose another backup.
+    Broken,
+}
+
+/// What one backup holds of a fenced log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inventory {
+    pub log: LogId,
+    pub epoch: Epoch,
+    pub replicas: Vec<ReplicaState>,
+    /// What is left of the longest lease this backup may have granted to the log, by its own clock.
+    pub lease_remaining_ms: u32,
+    /// The latest `expiry_ceiling` it was told.
+    pub expiry_ceiling: ClusterMs,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReplicaState {
+    pub segment: SegmentId,
+    /// Epoch of the last append it accepted (not of the fence).
+    pub epoch: Epoch,
+    pub closed: bool,
+    /// Certified and verified when this was sent. A replica without a certificate is not listed.
+    pub certificate: Certificate,
+    /// The version ceiling in its segment header.
+    pub version_ceiling: Version,
+    /// The log digest at its start, if it has one: every segment of the log when it was opened.
+    pub digest: Option<Vec<SegmentId>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recover {
+    pub log: LogId,
+    /// Rises with every attempt at this log's recovery.
+    pub attempt: u64,
+    pub ranges: Vec<SlotRange>,
+    /// Segments to read, with the sealed length of each and the backups that hold it.
+    pub segments: Vec<RecoverSegment>,
+    pub version_ceiling: Version,
+    pub expiry_floor: ClusterMs,
+    /// The old owner may still answer reads for so long after this message was sent.
+    pub lease_remaining_ms: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecoverSegment {
+    pub segment: SegmentId,
+    pub length: u32,
+    pub holders: Vec<ServerId>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RecoveryFailure {
+    OutOfMemory,
+    /// No holder could serve this segment.
+    SegmentMissing(SegmentId),
+}
+
+/// Milliseconds since the recovery master received `Recover`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct ReplayTimings {
+    pub first_byte_ms: u32,
+    pub replayed_ms: u32,
+    pub replicated_ms: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fetch {
+    pub log: LogId,
+    pub segment: SegmentId,
+    pub attempt: u64,
+    /// Read so many bytes of the replica, the sealed length.
+    pub length: u32,
+    pub ranges: Vec<SlotRange>,
+}
+
+/// Whole entries, as they stand in the replica, whose slot lies in the ranges of the `Fetch`.
+/// `part` counts from 0; a receiver that misses one fetches the segment again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FetchPart {
+    pub log: LogId,
+    pub segment: SegmentId,
+    pub attempt: u64,
+    pub part: u32,
+    pub last: bool,
+    pub entries: Bytes,
+}
+
+/// Commands of one client for one shard.
+///
+/// A `stream` is one attempt to talk to the shard in order: `first` is the index in it of
+/// `items[0]`, and a shard executes indexes without gaps, so commands of one client keep their
+/// order even over a network that loses or reorders. After silence or a broken connection the
+/// client starts a higher stream and sends everything unanswered again, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Requests {
+    pub client: ClientId,
+    pub stream: u64,
+    pub first: u64,
+    pub items: Vec<Request>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// The client's own number for the request, echoed in the response.
+    pub token: u64,
+    /// Present on writes; a write without it is refused.
+    pub once: Option<Once>,
+    pub command: Command,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Responses {
+    pub client: ClientId,
+    pub stream: u64,
+    pub items: Vec<Response>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Response {
+    pub token: u64,
+    pub outcome: Outcome,
+}
