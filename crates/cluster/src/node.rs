@@ -32,20 +32,39 @@ pub struct ConnectionId(pub u64);
 pub enum Input {
     /// The wake-up asked for has come (or something else made the driver ask).
     Tick,
-    Message { from: ServerId, message: Message },
+    Message {
+        from: ServerId,
+        message: Message,
+    },
     /// The connection to `peer` broke or could not be made. `ended`: the driver saw its process end
     /// (connection refused on a loopback address, or a pidfd), which is proof, not suspicion.
-    PeerLost { peer: ServerId, ended: bool },
+    PeerLost {
+        peer: ServerId,
+        ended: bool,
+    },
     /// Backups: an effect has completed.
     Disk(DiskDone),
     /// Coordinator: the writes of this token are durable.
-    RecordsWritten { token: u64 },
+    RecordsWritten {
+        token: u64,
+    },
     /// Gateways: RESP connections.
-    Connected { connection: ConnectionId, client_address: String },
-    Received { connection: ConnectionId, bytes: Bytes },
-    Disconnected { connection: ConnectionId },
+    Connected {
+        connection: ConnectionId,
+        client_address: String,
+    },
+    Received {
+        connection: ConnectionId,
+        bytes: Bytes,
+    },
+    Disconnected {
+        connection: ConnectionId,
+    },
     /// Gateways: a call from gRPC or from within the process. Answered by `Output::Answer`.
-    Call { token: u64, call: Call },
+    Call {
+        token: u64,
+        call: Call,
+    },
     /// Finish what is under way and stop; the node answers with `Output::Stopped`.
     Shutdown,
 }
@@ -61,22 +80,43 @@ pub struct Call {
 
 #[derive(Debug)]
 pub enum Output {
-    Send { to: ServerId, message: Message },
+    Send {
+        to: ServerId,
+        message: Message,
+    },
     /// `peer` is to be dialled at `address` from now on. Comes before the first `Send` to it.
-    Address { peer: ServerId, address: String },
+    Address {
+        peer: ServerId,
+        address: String,
+    },
     /// `peer` has been declared dead: close connections to it and forget the address.
-    Forget { peer: ServerId },
+    Forget {
+        peer: ServerId,
+    },
     Disk(DiskOp),
     /// Make these writes durable, all or none, in order; then `RecordsWritten { token }`.
-    Records { token: u64, writes: Vec<RecordWrite> },
-    Bytes { connection: ConnectionId, bytes: Bytes },
-    Close { connection: ConnectionId },
-    Answer { token: u64, outcome: Outcome },
+    Records {
+        token: u64,
+        writes: Vec<RecordWrite>,
+    },
+    Bytes {
+        connection: ConnectionId,
+        bytes: Bytes,
+    },
+    Close {
+        connection: ConnectionId,
+    },
+    Answer {
+        token: u64,
+        outcome: Outcome,
+    },
     /// Something an operator may want to read; the driver logs it and may count it.
     Event(Event),
     /// The node must not go on under this id (declared dead, or told to shut down). The driver drops
     /// it; a shard or backup declared dead is started again under a new id.
-    Stopped { reason: String },
+    Stopped {
+        reason: String,
+    },
 }
 
 /// What happened, for the log and for tests. `text` is one plain sentence.
@@ -107,18 +147,33 @@ pub const FRAME_HEADER_BYTES: u32 = 4096;
 pub enum DiskOp {
     /// Copy into the frame's shared mapping: survives the death of every process, not of the
     /// kernel. Applied at once and in order; no completion.
-    Write { frame: FrameId, offset: u32, bytes: Bytes },
+    Write {
+        frame: FrameId,
+        offset: u32,
+        bytes: Bytes,
+    },
     /// Make everything written to the frame so far survive a power failure; completes with
     /// `DiskDone::Synced`.
     Sync { token: u64, frame: FrameId },
     /// Completes with `DiskDone::Read`.
-    Read { token: u64, frame: FrameId, offset: u32, length: u32 },
+    Read {
+        token: u64,
+        frame: FrameId,
+        offset: u32,
+        length: u32,
+    },
 }
 
 #[derive(Clone, Debug)]
 pub enum DiskDone {
-    Synced { token: u64, result: Result<(), DiskError> },
-    Read { token: u64, result: Result<Bytes, DiskError> },
+    Synced {
+        token: u64,
+        result: Result<(), DiskError>,
+    },
+    Read {
+        token: u64,
+        result: Result<Bytes, DiskError>,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -146,7 +201,10 @@ impl Outputs {
         self.list.push(Output::Send { to, message });
     }
     pub fn event(&mut self, level: Level, text: impl Into<String>) {
-        self.list.push(Output::Event(Event { level, text: text.into() }));
+        self.list.push(Output::Event(Event {
+            level,
+            text: text.into(),
+        }));
     }
 }
 
@@ -196,4 +254,3 @@ impl Dice {
         if bound == 0 { 0 } else { self.roll() % bound }
     }
 }
-
