@@ -340,3 +340,292 @@ impl Membership {
 fn period_us(ms: u32) -> u64 {
     u64::from(ms.max(1)) * 1_000
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use holdfast_wire::Enlisted;
+
+    fn member(id: u64, role: Role) -> Member {
+        Member {
+            id: ServerId(id),
+            role,
+            address: if role == Role::Gateway {
+                String::new()
+            } else {
+                format!("10.0.0.{id}:7")
+            },
+            machine: String::new(),
+            pid: 1,
+            resp_cluster: String::new(),
+            name: format!("member-{id}"),
+            store: 0,
+        }
+    }
+
+    fn config() -> ClusterConfig {
+        ClusterConfig {
+            cluster: 1,
+            replicas: 3,
+            lease_ms: 400,
+            heartbeat_ms: 200,
+            probe_ms: 100,
+            ack_disk: false,
+        }
+    }
+
+    fn at(ms: u64) -> Now {
+        Now {
+            mono_us: ms * 1_000,
+            unix_ms: 0,
+        }
+    }
+
+    fn view(version: u64, members: &[u64]) -> View {
+        View {
+            version,
+            members: members.iter().map(|id| member(*id, Role::Backup)).collect(),
+            ..View::default()
+        }
+    }
+
+    /// Hands over one message of the coordinator.
+    fn told(m: &mut Membership, ms: u64, message: Message) -> (Heard, Vec<Output>) {
+        let mut out = Outputs::default();
+        let heard = m.handle(at(ms), ServerId::COORDINATOR, &message, &mut out);
+        (heard, out.list)
+    }
+
+    fn enlisted(id: u64, view: View) -> Message {
+        Message::Enlisted(Enlisted {
+            id: ServerId(id),
+            config: config(),
+            view,
+        })
+    }
+
+    fn reply(sent_ms: u64, known: bool) -> Message {
+        Message::HeartbeatReply(HeartbeatReply {
+            sent_us: sent_ms * 1_000,
+            cluster_us: 5_000_000_000,
+            view_version: 1,
+            known,
+        })
+    }
+
+    fn sent(outputs: &[Output]) -> Vec<&Message> {
+        let send = |output| match output {
+            Output::Send { message, .. } => Some(message),
+            _ => None,
+        };
+        outputs.iter().filter_map(send).collect()
+    }
+
+    fn joined(role: Role) -> Membership {
+        let mut m = Membership::new(member(1, role), 7);
+        let (heard, _) = told(&mut m, 0, enlisted(1, view(5, &[1, 2, 3])));
+        assert_eq!(heard, Heard::ViewChanged);
+        m
+    }
+
+    #[test]
+    fn enlist_is_repeated_with_growing_pauses() {
+        let mut m = Membership::new(member(1, Role::Backup), 42);
+        m.set_logs(vec![LogId(9)]);
+        let mut pauses = Vec::new();
+        let mut now = 0;
+        for _ in 0..10 {
+            let mut out = Outputs::default();
+            m.tick(
+                Now {
+                    mono_us: now,
+                    unix_ms: 0,
+                },
+                &mut out,
+            );
+            let messages = sent(&out.list);
+            assert!(
+                matches!(messages[..], [Message::Enlist(e)] if e.logs == [LogId(9)]),
+                "{messages:?}"
+            );
+            let due = m.wakeup().unwrap();
+            pauses.push(due - now);
+            now = due;
+        }
+        assert!(pauses[0] <= ENLIST_RETRY_MIN_MS * 1_000);
+        assert!(pauses[9] >= ENLIST_RETRY_MAX_MS * 500 && pauses[9] <= ENLIST_RETRY_MAX_MS * 1_000);
+    }
+
+    #[test]
+    fn heartbeats_follow_enlisting_and_start_the_clock() {
+        let mut m = Membership::new(member(1, Role::Shard), 7);
+        m.set_figures(Figures {
+            sessions: 12,
+            ..Figures::default()
+        });
+        let (_, out) = told(&mut m, 10, enlisted(1, view(5, &[1, 2])));
+        assert!(matches!(sent(&out)[..], [Message::Heartbeat(h)]
+            if h.figures.sessions == 12 && h.from == ServerId(1) && h.sent_us == 10_000));
+        assert_eq!(m.cluster_time(at(11)), None);
+        assert_eq!(told(&mut m, 12, reply(10, true)).0, Heard::Taken);
+        assert_eq!(m.cluster_time(at(12)), Some(ClusterMs(5_000_001)));
+        assert_eq!(m.cluster_time_error_us(at(12)), Some(1_000));
+
+        let mut beats = 0;
+        let mut pings = 0;
+        while m.wakeup().unwrap() <= 1_010_000 {
+            let now = Now {
+                mono_us: m.wakeup().unwrap(),
+                unix_ms: 0,
+            };
+            let mut out = Outputs::default();
+            m.tick(now, &mut out);
+            for message in sent(&out.list) {
+                match message {
+                    Message::Heartbeat(h) => {
+                        assert_eq!(h.view_version, 5);
+                        beats += 1;
+                    }
+                    Message::Ping { .. } => pings += 1,
+                    Message::Suspect { .. } => {}
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+        assert_eq!(beats, 5);
+        assert!(pings >= 7, "{pings}");
+    }
+
+    #[test]
+    fn a_repeated_enlisted_changes_nothing() {
+        let mut m = joined(Role::Shard);
+        let (heard, out) = told(&mut m, 1, enlisted(1, view(5, &[1, 2, 3])));
+        assert_eq!((heard, out.len()), (Heard::Taken, 0));
+        // One meant for another member, or said by another, is none of ours.
+        assert_eq!(told(&mut m, 1, enlisted(2, view(9, &[2]))).0, Heard::Taken);
+        let mut out = Outputs::default();
+        let heard = m.handle(at(1), ServerId(2), &Message::View(view(9, &[2])), &mut out);
+        assert_eq!((heard, m.view().version), (Heard::Taken, 5));
+    }
+
+    #[test]
+    fn the_newest_view_wins_and_moves_addresses() {
+        let mut m = joined(Role::Shard);
+        let (heard, out) = told(&mut m, 1, Message::View(view(7, &[1, 3, 4])));
+        assert_eq!(heard, Heard::ViewChanged);
+        let moves: Vec<String> = out.iter().map(|o| format!("{o:?}")).collect();
+        assert_eq!(moves.len(), 2, "{moves:?}");
+        assert!(matches!(&out[0], Output::Forget { peer: ServerId(2) }));
+        assert!(
+            matches!(&out[1], Output::Address { peer: ServerId(4), address } if address == "10.0.0.4:7")
+        );
+        assert_eq!(m.change().left[0].id, ServerId(2));
+        assert_eq!(m.change().joined[0].id, ServerId(4));
+
+        let (heard, out) = told(&mut m, 2, Message::View(view(6, &[1, 2])));
+        assert_eq!((heard, out.len(), m.view().version), (Heard::Taken, 0, 7));
+    }
+
+    #[test]
+    fn unknown_to_the_coordinator_means_expelled() {
+        let mut m = joined(Role::Shard);
+        assert_eq!(told(&mut m, 1, reply(0, false)).0, Heard::Expelled);
+        assert_eq!(m.wakeup(), None);
+        // Nothing brings it back.
+        assert_eq!(told(&mut m, 2, enlisted(1, view(9, &[1]))).0, Heard::Taken);
+        assert!(!m.is_enlisted());
+    }
+
+    #[test]
+    fn a_view_that_omits_us_means_expelled() {
+        let mut m = joined(Role::Backup);
+        assert_eq!(
+            told(&mut m, 1, Message::View(view(6, &[2, 3]))).0,
+            Heard::Expelled
+        );
+    }
+
+    /// Gateways are not recorded, so a restarted coordinator does not know them.
+    #[test]
+    fn a_gateway_enlists_again() {
+        let mut m = joined(Role::Gateway);
+        assert_eq!(told(&mut m, 1, reply(0, false)).0, Heard::Taken);
+        let mut out = Outputs::default();
+        m.tick(at(1), &mut out);
+        assert!(matches!(sent(&out.list)[..], [Message::Enlist(_)]));
+        assert_eq!(
+            told(&mut m, 2, enlisted(1, view(8, &[1]))).0,
+            Heard::ViewChanged
+        );
+        assert_eq!(
+            told(&mut m, 3, Message::View(view(9, &[2]))).0,
+            Heard::Taken
+        );
+        assert!(!m.is_enlisted());
+    }
+
+    #[test]
+    fn a_broken_stream_is_reported_at_once() {
+        let mut m = joined(Role::Shard);
+        let mut out = Outputs::default();
+        m.peer_lost(at(1), ServerId(2), true, &mut out);
+        assert!(matches!(
+            sent(&out.list)[..],
+            [Message::Suspect {
+                server: ServerId(2),
+                ended: true
+            }]
+        ));
+        let mut out = Outputs::default();
+        m.peer_lost(at(1), ServerId(99), false, &mut out); // already declared dead
+        m.peer_lost(at(1), ServerId::COORDINATOR, false, &mut out);
+        assert!(out.list.is_empty());
+    }
+
+    #[test]
+    fn a_silent_peer_becomes_a_suspect() {
+        let mut m = joined(Role::Shard);
+        let mut suspects = 0;
+        for ms in 0..1_000 {
+            let mut out = Outputs::default();
+            m.tick(at(ms), &mut out);
+            for output in out.list {
+                match output {
+                    Output::Send {
+                        to,
+                        message: Message::Ping { nonce },
+                    } if to == ServerId(2) => {
+                        let mut out = Outputs::default();
+                        m.handle(at(ms), to, &Message::Pong { nonce }, &mut out);
+                    }
+                    Output::Send {
+                        message: Message::Suspect { server, ended },
+                        ..
+                    } => {
+                        assert_eq!((server, ended), (ServerId(3), false));
+                        suspects += 1;
+                    }
+                    _ => {}
+                }
+            }
+        }
+        assert!(suspects >= 1);
+    }
+
+    #[test]
+    fn pings_are_answered_even_before_enlisting() {
+        let mut m = Membership::new(member(1, Role::Shard), 7);
+        let mut out = Outputs::default();
+        assert_eq!(
+            m.handle(at(0), ServerId(4), &Message::Ping { nonce: 8 }, &mut out),
+            Heard::Taken
+        );
+        assert!(matches!(
+            out.list[..],
+            [Output::Send {
+                to: ServerId(4),
+                message: Message::Pong { nonce: 8 }
+            }]
+        ));
+    }
+}

@@ -25,7 +25,6 @@ pub enum Probe {
 #[derive(Clone, Copy, Debug)]
 struct Outstanding {
     peer: ServerId,
-    nonce: u64,
     misses: u32,
 }
 
@@ -71,15 +70,11 @@ impl Prober {
             None => (peers[dice.below(peers.len() as u64) as usize], 0),
         };
         let nonce = dice.roll();
-        self.outstanding = Some(Outstanding {
-            peer,
-            nonce,
-            misses,
-        });
+        self.outstanding = Some(Outstanding { peer, misses });
         Some(Probe::Ping { peer, nonce })
     }
 
-    /// An answer. An older nonce counts too: it proves the same.
+    /// An answer, to the newest ping or an older one: it proves the same.
     pub fn pong(&mut self, from: ServerId) {
         if self.outstanding.is_some_and(|o| o.peer == from) {
             self.outstanding = None;
