@@ -1,0 +1,417 @@
+//! `holdfast bench load`: offers load to any server that speaks the Redis protocol and reports
+//! throughput, latency and what the server's processes spent on it.
+//!
+//! Closed loop: every connection keeps `pipeline` commands in flight. Open loop (`--rate`): commands
+//! are due at fixed times whatever the server does, and latency counts from when a command was due,
+//! so a stalled server cannot hide behind a waiting client.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use hdrhistogram::Histogram;
+use serde::Serialize;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::cpu::ProcessesCpu;
+use super::keys::{self, Random};
+use super::replies;
+
+/// Longest latency told apart; longer ones count as this.
+const LATENCY_MAX_US: u64 = 60_000_000;
+
+#[derive(Args, Debug, Clone)]
+#[command(after_help = "Examples:
+  holdfast bench load                                   # against `holdfast dev`, half reads
+  holdfast bench load --read-share 1 --pipeline 16      # GET only, 16 in flight per connection
+  holdfast bench load --rate 20000 --seconds 30         # open loop
+  holdfast bench load --address 127.0.0.1:6379          # the same against a redis-server")]
+pub struct LoadArgs {
+    /// RESP address of the server under load.
+    #[arg(long, default_value = "127.0.0.1:6380", env = "HOLDFAST_RESP")]
+    address: String,
+    /// Password, if the server asks for one.
+    #[arg(long, env = "HOLDFAST_PASSWORD", hide_env_values = true)]
+    password: Option<String>,
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    connections: u32,
+    /// Commands in flight on each connection.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pipeline: u32,
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
+    value_bytes: u32,
+    /// Sessions touched, uniformly.
+    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..))]
+    sessions: u64,
+    /// Share of GETs; the rest are SET … EX.
+    #[arg(long, default_value_t = 0.5)]
+    read_share: f64,
+    /// Seconds until a session written expires.
+    #[arg(long, default_value_t = 3600)]
+    ttl_seconds: u64,
+    #[arg(long, default_value_t = 10.0)]
+    seconds: f64,
+    /// Commands per second, offered whatever the server does. Default: as fast as it answers.
+    #[arg(long)]
+    rate: Option<f64>,
+    /// Do not write every session once before measuring.
+    #[arg(long)]
+    no_fill: bool,
+    /// Server processes whose CPU time is summed. Default: the one that INFO names.
+    #[arg(long, value_delimiter = ',')]
+    pids: Vec<u32>,
+    /// Take the processes from a ready file of `holdfast dev` instead.
+    #[arg(long, conflicts_with = "pids")]
+    ready_file: Option<PathBuf>,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize, Debug)]
+struct Report {
+    address: String,
+    connections: u32,
+    pipeline: u32,
+    value_bytes: u32,
+    read_share: f64,
+    offered_per_second: Option<f64>,
+    seconds: f64,
+    operations: u64,
+    errors: u64,
+    operations_per_second: f64,
+    p50_us: u64,
+    p99_us: u64,
+    p999_us: u64,
+    max_us: u64,
+    server_cpu_us_per_operation: Option<f64>,
+    server_processes: usize,
+}
+
+#[derive(Debug)]
+struct Tally {
+    latency_us: Histogram<u64>,
+    operations: u64,
+    errors: u64,
+    first_error: Option<String>,
+}
+
+impl Tally {
+    fn new() -> Tally {
+        let latency_us = Histogram::new_with_bounds(1, LATENCY_MAX_US, 3).expect("valid bounds");
+        Tally { latency_us, operations: 0, errors: 0, first_error: None }
+    }
+
+    fn count(&mut self, due: Instant, reply: &replies::Reply) {
+        let us = u64::try_from(due.elapsed().as_micros()).unwrap_or(LATENCY_MAX_US);
+        self.latency_us.saturating_record(us.max(1));
+        self.operations += 1;
+        if let replies::Reply::Error(text) = reply {
+            self.errors += 1;
+            self.first_error.get_or_insert_with(|| text.clone());
+        }
+    }
+
+    fn add(&mut self, other: Tally) {
+        self.latency_us.add(&other.latency_us).expect("same bounds");
+        self.operations += other.operations;
+        self.errors += other.errors;
+        if self.first_error.is_none() {
+            self.first_error = other.first_error;
+        }
+    }
+}
+
+/// Runs the load and prints its report.
+pub async fn run(args: LoadArgs) -> Result<(), Box<dyn std::error::Error>> {
+    if !(0.0..=1.0).contains(&args.read_share) {
+        return Err("--read-share lies between 0 (only SET) and 1 (only GET)".into());
+    }
+    if args.seconds <= 0.0 || args.rate.is_some_and(|rate| rate <= 0.0) {
+        return Err("--seconds and --rate must be positive".into());
+    }
+    let mut probe = Connection::open(&args).await?;
+    let pids = server_pids(&args, &mut probe).await?;
+    if !args.no_fill {
+        fill(&args).await?;
+    }
+
+    let before = ProcessesCpu::of(&pids);
+    let began = Instant::now();
+    let end = began + Duration::from_secs_f64(args.seconds);
+    let mut tasks = Vec::new();
+    for number in 0..args.connections {
+        let connection = Connection::open(&args).await?;
+        let args = args.clone();
+        tasks.push(tokio::spawn(async move {
+            match args.rate {
+                None => closed_loop(&args, number, connection, end).await,
+                Some(rate) => open_loop(&args, number, connection, rate, began, end).await,
+            }
+        }));
+    }
+    let mut tally = Tally::new();
+    for task in tasks {
+        tally.add(task.await??);
+    }
+    let seconds = began.elapsed().as_secs_f64();
+    let cpu_us = before.and_then(|before| before.spent_us(&pids));
+
+    let report = Report {
+        address: args.address.clone(),
+        connections: args.connections,
+        pipeline: args.pipeline,
+        value_bytes: args.value_bytes,
+        read_share: args.read_share,
+        offered_per_second: args.rate,
+        seconds,
+        operations: tally.operations,
+        errors: tally.errors,
+        operations_per_second: tally.operations as f64 / seconds,
+        p50_us: tally.latency_us.value_at_quantile(0.5),
+        p99_us: tally.latency_us.value_at_quantile(0.99),
+        p999_us: tally.latency_us.value_at_quantile(0.999),
+        max_us: tally.latency_us.max(),
+        server_cpu_us_per_operation: cpu_us.map(|us| us / tally.operations.max(1) as f64),
+        server_processes: pids.len(),
+    };
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print_report(&report);
+    }
+    match tally.first_error {
+        Some(text) => Err(format!("{} commands failed, the first with: {text}", report.errors).into()),
+        None => Ok(()),
+    }
+}
+
+fn print_report(report: &Report) {
+    println!(
+        "{} connections, pipeline {}, {} byte values, {:.0} % GET, {:.1} s",
+        report.connections,
+        report.pipeline,
+        report.value_bytes,
+        report.read_share * 100.0,
+        report.seconds
+    );
+    println!("  throughput   {:>10.0} operations/s", report.operations_per_second);
+    println!(
+        "  latency      p50 {} µs, p99 {} µs, p99.9 {} µs, max {} µs",
+        report.p50_us, report.p99_us, report.p999_us, report.max_us
+    );
+    match report.server_cpu_us_per_operation {
+        Some(us) => println!(
+            "  server CPU   {us:>10.2} µs per operation over {} process(es)",
+            report.server_processes
+        ),
+        None => println!("  server CPU   unknown: the server's processes are not on this machine"),
+    }
+}
+
+/// A loaded connection: its socket, and its reply parser's buffer.
+struct Connection {
+    stream: TcpStream,
+    replies: replies::Replies,
+}
+
+impl Connection {
+    async fn open(args: &LoadArgs) -> Result<Connection, Box<dyn std::error::Error + Send + Sync>> {
+        let stream = TcpStream::connect(&args.address)
+            .await
+            .map_err(|error| format!("cannot connect to {}: {error}", args.address))?;
+        stream.set_nodelay(true)?;
+        let mut connection = Connection { stream, replies: replies::Replies::default() };
+        if let Some(password) = &args.password {
+            let mut bytes = Vec::new();
+            replies::write_command(&mut bytes, &[b"AUTH", password.as_bytes()]);
+            connection.stream.write_all(&bytes).await?;
+            if let replies::Reply::Error(text) = connection.reply().await? {
+                return Err(format!("AUTH: {text}").into());
+            }
+        }
+        Ok(connection)
+    }
+
+    async fn reply(&mut self) -> std::io::Result<replies::Reply> {
+        loop {
+            if let Some(reply) = self.replies.take()? {
+                return Ok(reply);
+            }
+            if self.stream.read_buf(self.replies.buffer()).await? == 0 {
+                return Err(std::io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+    }
+}
+
+/// Writes the next command of the mix.
+struct Mix<'a> {
+    args: &'a LoadArgs,
+    random: Random,
+    value: Vec<u8>,
+    ttl: String,
+}
+
+impl<'a> Mix<'a> {
+    fn new(args: &'a LoadArgs, seed: u64) -> Mix<'a> {
+        let mut random = Random::new(seed);
+        let value = (0..args.value_bytes).map(|_| b'a' + (random.next() % 26) as u8).collect();
+        Mix { args, random, value, ttl: args.ttl_seconds.to_string() }
+    }
+
+    fn write_next(&mut self, out: &mut Vec<u8>) {
+        let session = self.random.next() % self.args.sessions;
+        if self.random.share() < self.args.read_share {
+            replies::write_command(out, &[b"GET", &keys::session(session)]);
+        } else {
+            self.write_set(out, session);
+        }
+    }
+
+    /// A value that differs from the last one written: rewriting equal bytes is only a touch.
+    fn write_set(&mut self, out: &mut Vec<u8>, session: u64) {
+        let stamp = self.random.next().to_le_bytes();
+        for (byte, stamp) in self.value.iter_mut().zip(stamp) {
+            *byte = b'a' + stamp % 26;
+        }
+        let key = keys::session(session);
+        replies::write_command(out, &[b"SET", &key, &self.value, b"EX", self.ttl.as_bytes()]);
+    }
+}
+
+type TaskResult = Result<Tally, Box<dyn std::error::Error + Send + Sync>>;
+
+async fn closed_loop(
+    args: &LoadArgs,
+    number: u32,
+    mut connection: Connection,
+    end: Instant,
+) -> TaskResult {
+    let mut mix = Mix::new(args, u64::from(number) + 1);
+    let mut tally = Tally::new();
+    let mut out = Vec::new();
+    while Instant::now() < end {
+        out.clear();
+        for _ in 0..args.pipeline {
+            mix.write_next(&mut out);
+        }
+        let sent = Instant::now();
+        connection.stream.write_all(&out).await?;
+        for _ in 0..args.pipeline {
+            let reply = connection.reply().await?;
+            tally.count(sent, &reply);
+        }
+    }
+    Ok(tally)
+}
+
+/// Sends what is due without waiting for replies, as long as `pipeline` × 64 are not yet answered
+/// (beyond that the backlog is counted as latency, for commands keep their due times).
+async fn open_loop(
+    args: &LoadArgs,
+    number: u32,
+    connection: Connection,
+    rate: f64,
+    began: Instant,
+    end: Instant,
+) -> TaskResult {
+    let interval = Duration::from_secs_f64(f64::from(args.connections) / rate);
+    let offset = interval.mul_f64(f64::from(number) / f64::from(args.connections));
+    let (sender, mut due_times) =
+        tokio::sync::mpsc::channel::<Instant>(args.pipeline as usize * 64);
+    let Connection { stream, mut replies } = connection;
+    let (mut read, mut write) = stream.into_split();
+    let writer_args = args.clone();
+    let writer = tokio::spawn(async move {
+        let mut mix = Mix::new(&writer_args, u64::from(number) + 1);
+        let mut out = Vec::new();
+        let mut due = began + offset;
+        while due < end {
+            tokio::time::sleep_until(due.into()).await;
+            out.clear();
+            let now = Instant::now();
+            while due <= now && due < end {
+                if sender.send(due).await.is_err() {
+                    return Ok(());
+                }
+                mix.write_next(&mut out);
+                due += interval;
+            }
+            write.write_all(&out).await?;
+        }
+        Ok::<_, std::io::Error>(())
+    });
+    let mut tally = Tally::new();
+    while let Some(due) = due_times.recv().await {
+        let reply = loop {
+            if let Some(reply) = replies.take()? {
+                break reply;
+            }
+            if read.read_buf(replies.buffer()).await? == 0 {
+                return Err("the server closed the connection".into());
+            }
+        };
+        tally.count(due, &reply);
+    }
+    writer.await??;
+    Ok(tally)
+}
+
+async fn fill(args: &LoadArgs) -> Result<(), Box<dyn std::error::Error>> {
+    let mut connection = Connection::open(args).await?;
+    let mut mix = Mix::new(args, 0);
+    let mut out = Vec::new();
+    let mut session = 0;
+    while session < args.sessions {
+        let batch = (args.sessions - session).min(500);
+        out.clear();
+        for number in session..session + batch {
+            mix.write_set(&mut out, number);
+        }
+        connection.stream.write_all(&out).await?;
+        for _ in 0..batch {
+            if let replies::Reply::Error(text) = connection.reply().await? {
+                return Err(format!("filling failed at about session {session}: {text}").into());
+            }
+        }
+        session += batch;
+    }
+    Ok(())
+}
+
+async fn server_pids(
+    args: &LoadArgs,
+    probe: &mut Connection,
+) -> Result<Vec<u32>, Box<dyn std::error::Error>> {
+    if !args.pids.is_empty() {
+        return Ok(args.pids.clone());
+    }
+    if let Some(path) = &args.ready_file {
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+        let ready: serde_json::Value = serde_json::from_str(&text)?;
+        let mut pids: Vec<u32> = ready["processes"]
+            .as_array()
+            .ok_or("the ready file lists no processes")?
+            .iter()
+            .filter_map(|process| process["pid"].as_u64())
+            .filter_map(|pid| u32::try_from(pid).ok())
+            .collect();
+        pids.sort_unstable();
+        pids.dedup();
+        return Ok(pids);
+    }
+    let mut out = Vec::new();
+    replies::write_command(&mut out, &[b"INFO", b"server"]);
+    probe.stream.write_all(&out).await?;
+    let pid = match probe.reply().await? {
+        replies::Reply::Bulk(text) => String::from_utf8_lossy(&text)
+            .lines()
+            .find_map(|line| line.strip_prefix("process_id:").map(str::to_owned))
+            .and_then(|pid| pid.trim().parse().ok()),
+        _ => None,
+    };
+    Ok(pid.into_iter().collect())
+}

@@ -1,0 +1,6 @@
+//! `holdfast bench`: load and recovery, measured from outside as a client sees them.
+
+pub mod cpu;
+pub mod keys;
+pub mod load;
+pub mod replies;

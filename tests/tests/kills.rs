@@ -1,0 +1,172 @@
+//! One coordinator, three masters, four backups, R = 3. `kill -9` one after the other under load, then
+//! everything: no acknowledged write is lost, and nothing older than what was acknowledged is read.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use holdfast_tests::cluster::{Cluster, kill_9};
+use holdfast_tests::resp::{Reply, Resp};
+
+const WRITERS: u64 = 6;
+const KEYS_PER_WRITER: u64 = 200;
+
+/// What a writer knows of one key: the last acknowledged value and those sent after it whose
+/// outcome it never learned. A read must give one of these.
+#[derive(Debug, Clone, Default)]
+struct Known {
+    acknowledged: Option<Vec<u8>>,
+    unknown: Vec<Option<Vec<u8>>>,
+}
+
+impl Known {
+    fn admits(&self, read: &Option<Vec<u8>>) -> bool {
+        *read == self.acknowledged || self.unknown.contains(read)
+    }
+}
+
+type Ledger = Arc<Mutex<BTreeMap<String, Known>>>;
+
+/// Writers that own disjoint keys, so that each knows what its keys must hold.
+struct Load {
+    stop: Arc<AtomicBool>,
+    acknowledged: Arc<AtomicU64>,
+    ledger: Ledger,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Load {
+    fn start(address: &str, ledger: &Ledger, round: u64) -> Load {
+        let stop = Arc::new(AtomicBool::new(false));
+        let acknowledged = Arc::new(AtomicU64::new(0));
+        let threads = (0..WRITERS)
+            .map(|writer| {
+                let (stop, acknowledged, ledger, address) =
+                    (stop.clone(), acknowledged.clone(), ledger.clone(), address.to_owned());
+                std::thread::spawn(move || {
+                    write_until(&stop, &acknowledged, &ledger, &address, writer, round);
+                })
+            })
+            .collect();
+        Load { stop, acknowledged, ledger: ledger.clone(), threads }
+    }
+
+    /// Waits until `more` further writes have been acknowledged.
+    fn progress(&self, cluster: &Cluster, more: u64) {
+        let goal = self.acknowledged.load(Ordering::SeqCst) + more;
+        cluster.eventually("progress of the load", || {
+            (self.acknowledged.load(Ordering::SeqCst) >= goal).then_some(())
+        });
+    }
+
+    fn finish(self) -> u64 {
+        self.stop.store(true, Ordering::SeqCst);
+        for thread in self.threads {
+            thread.join().expect("a writer panicked: it read something impossible");
+        }
+        assert!(!self.ledger.lock().unwrap().is_empty());
+        self.acknowledged.load(Ordering::SeqCst)
+    }
+}
+
+fn write_until(
+    stop: &AtomicBool,
+    acknowledged: &AtomicU64,
+    ledger: &Ledger,
+    address: &str,
+    writer: u64,
+    round: u64,
+) {
+    let mut connection: Option<Resp> = None;
+    let mut count = 0u64;
+    while !stop.load(Ordering::SeqCst) {
+        let Some(resp) = connection.as_mut() else {
+            connection = Resp::connect(address, Duration::from_secs(20)).ok();
+            std::thread::sleep(Duration::from_millis(5));
+            continue;
+        };
+        count += 1;
+        let key = format!("w{writer}:{}", count * 7 % KEYS_PER_WRITER);
+        let mut known = ledger.lock().unwrap().get(&key).cloned().unwrap_or_default();
+        let step = match count % 10 {
+            0 => resp.call(&[b"DEL", key.as_bytes()]).map(|reply| (reply, Some(None))),
+            1..=3 => resp.call(&[b"GET", key.as_bytes()]).map(|reply| (reply, None)),
+            _ => {
+                let value = format!("{round}/{writer}/{count}/{}", "x".repeat(300)).into_bytes();
+                resp.call(&[b"SET", key.as_bytes(), &value, b"EX", b"3600"])
+                    .map(|reply| (reply, Some(Some(value))))
+            }
+        };
+        match step {
+            Ok((Reply::Bulk(read), None)) => {
+                assert!(known.admits(&read), "{key}: read {read:?}, knew {known:?}");
+                continue;
+            }
+            Ok((Reply::Simple(_) | Reply::Integer(_), Some(written))) => {
+                known = Known { acknowledged: written, unknown: Vec::new() };
+                acknowledged.fetch_add(1, Ordering::SeqCst);
+            }
+            // Refused or unknown: it may have happened or not.
+            Ok((Reply::Error(_), Some(written))) => known.unknown.push(written),
+            Ok((Reply::Error(_), None)) => continue,
+            Ok(other) => panic!("{key}: {other:?}"),
+            Err(_) => {
+                // The connection is gone; which value was in flight is told by the count alone.
+                connection = None;
+                if count % 10 == 0 {
+                    known.unknown.push(None);
+                } else if !(1..=3).contains(&(count % 10)) {
+                    let value =
+                        format!("{round}/{writer}/{count}/{}", "x".repeat(300)).into_bytes();
+                    known.unknown.push(Some(value));
+                }
+            }
+        }
+        ledger.lock().unwrap().insert(key, known);
+    }
+}
+
+/// Reads every key that was ever written; what is read becomes what is known.
+fn read_everything(cluster: &Cluster, ledger: &Ledger, after: &str) {
+    let mut resp = cluster.resp();
+    let mut ledger = ledger.lock().unwrap();
+    for (key, known) in ledger.iter_mut() {
+        let read = cluster.eventually("an answer to GET", || resp.get(key).ok());
+        assert!(known.admits(&read), "after {after}: {key} is {read:?}, knew {known:?}");
+        *known = Known { acknowledged: read, unknown: Vec::new() };
+    }
+}
+
+#[test]
+fn every_acknowledged_session_survives_every_kill() {
+    let mut cluster = Cluster::start(&[
+        "--processes", "--masters", "3", "--backups", "4", "--replicas", "3", "--memory", "64MiB",
+    ]);
+    let ledger = Ledger::default();
+    let mut round = 0;
+    let mut kill_under_load = |cluster: &Cluster, role: &str| {
+        round += 1;
+        let load = Load::start(&cluster.address("resp"), &ledger, round);
+        load.progress(cluster, 500);
+        let victim = cluster.processes(role)[0].clone();
+        kill_9(victim.pid);
+        load.progress(cluster, 1000);
+        cluster.eventually("a successor of the killed process", || {
+            let now = cluster.processes(role);
+            (!now.is_empty() && now.iter().all(|process| process.pid != victim.pid)).then_some(())
+        });
+        let acknowledged = load.finish();
+        assert!(acknowledged >= 1500);
+        read_everything(cluster, &ledger, &format!("the death of {}", victim.name));
+        cluster.wait_until_ready();
+    };
+    kill_under_load(&cluster, "master");
+    kill_under_load(&cluster, "backup");
+    kill_under_load(&cluster, "coordinator");
+
+    cluster.kill_everything();
+    cluster.launch();
+    read_everything(&cluster, &ledger, "the death of everything");
+}
