@@ -5,6 +5,7 @@
 
 pub mod command;
 pub mod message;
+pub mod resp;
 
 pub use command::*;
 pub use message::*;

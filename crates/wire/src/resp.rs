@@ -1,0 +1,646 @@
+//! RESP2 and RESP3 as bytes: requests taken apart without copying, replies written in place.
+//!
+//! A connection's driver hands over whatever arrived, in pieces of any size. `RespParser` keeps
+//! what does not yet make a whole command and remembers how far it has read, so that a command
+//! arriving byte by byte costs time in proportion to its length.
+//!
+//! P1. Nothing is allocated on the word of a length prefix: ranges and buffer grow with the bytes
+//!     that have really arrived, up to `RespLimits`.
+//! P2. Arguments of a whole command share the receive buffer (`Args::bytes` counts a reference).
+//! P3. After an error the stream has no meaning any more; the parser answers every later call with
+//!     the same error, and the connection is to be closed after the error is written.
+
+use std::ops::Range;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+/// Which version of the protocol replies are written in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Protocol {
+    #[default]
+    Resp2,
+    Resp3,
+}
+
+impl Protocol {
+    /// As HELLO names it.
+    pub fn number(self) -> i64 {
+        match self {
+            Protocol::Resp2 => 2,
+            Protocol::Resp3 => 3,
+        }
+    }
+}
+
+/// Bounds of one request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RespLimits {
+    /// The longest single argument.
+    pub bulk_bytes_max: u32,
+    /// The longest whole request, which also bounds what the parser buffers.
+    pub command_bytes_max: u32,
+    /// The most arguments.
+    pub arguments_max: u32,
+}
+
+impl RespLimits {
+    /// Limits for values up to `value_bytes_max`: room for one such value besides a key and options,
+    /// and as many keys as Redis allows in requests of at least 16 MiB.
+    pub fn for_values(value_bytes_max: u32) -> RespLimits {
+        let bulk_bytes_max = value_bytes_max.saturating_add(64 * 1024);
+        RespLimits {
+            bulk_bytes_max,
+            command_bytes_max: bulk_bytes_max.saturating_add(1024 * 1024).max(16 * 1024 * 1024),
+            arguments_max: 1024 * 1024,
+        }
+    }
+
+    /// What a connection may send before it has authenticated, as in Redis.
+    pub const UNAUTHENTICATED: RespLimits = RespLimits {
+        bulk_bytes_max: 16 * 1024,
+        command_bytes_max: 256 * 1024,
+        arguments_max: 10,
+    };
+}
+
+/// The longest inline request, and the longest length line, as in Redis.
+const LINE_BYTES_MAX: usize = 64 * 1024;
+
+/// Bytes that are no RESP request. `Display` is the error line without `-`, in Redis's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RespProtocolError {
+    #[error("ERR Protocol error: invalid multibulk length")]
+    InvalidMultibulkLength,
+    #[error("ERR Protocol error: unauthenticated multibulk length")]
+    UnauthenticatedMultibulkLength,
+    #[error("ERR Protocol error: too big mbulk count string")]
+    MultibulkLineTooLong,
+    #[error("ERR Protocol error: expected '$', got '{}'", printable(*.0))]
+    ExpectedBulk(u8),
+    #[error("ERR Protocol error: invalid bulk length")]
+    InvalidBulkLength,
+    #[error("ERR Protocol error: unauthenticated bulk length")]
+    UnauthenticatedBulkLength,
+    #[error("ERR Protocol error: too big bulk count string")]
+    BulkLineTooLong,
+    #[error("ERR Protocol error: too big inline request")]
+    InlineTooLong,
+    #[error("ERR Protocol error: unbalanced quotes in request")]
+    UnbalancedQuotes,
+    /// Redis closes without a word; a reason costs nothing.
+    #[error("ERR Protocol error: request over the limit of {limit} bytes")]
+    CommandTooLong { limit: u32 },
+}
+
+fn printable(byte: u8) -> char {
+    if byte.is_ascii_graphic() { char::from(byte) } else { '?' }
+}
+
+/// The arguments of one request, the command's name first. Reused from request to request.
+#[derive(Clone, Debug, Default)]
+pub struct Args {
+    frame: Bytes,
+    ranges: Vec<Range<u32>>,
+}
+
+impl Args {
+    /// Arguments from parts, as tests and in-process callers have them.
+    pub fn of(parts: &[&[u8]]) -> Args {
+        let mut frame = BytesMut::new();
+        let mut ranges = Vec::with_capacity(parts.len());
+        for part in parts {
+            let start = offset(frame.len());
+            frame.put_slice(part);
+            ranges.push(start..offset(frame.len()));
+        }
+        Args { frame: frame.freeze(), ranges }
+    }
+
+    /// How many there are, at least 1 after a successful `RespParser::next`.
+    pub fn len(&self) -> usize {
+        self.ranges.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.ranges.is_empty()
+    }
+
+    /// The argument; panics if there is none.
+    pub fn get(&self, index: usize) -> &[u8] {
+        let range = &self.ranges[index];
+        &self.frame[range.start as usize..range.end as usize]
+    }
+
+    /// The argument, sharing the receive buffer; panics if there is none.
+    pub fn bytes(&self, index: usize) -> Bytes {
+        let range = &self.ranges[index];
+        self.frame.slice(range.start as usize..range.end as usize)
+    }
+
+    /// Lets go of the receive buffer but keeps the room for ranges.
+    pub fn clear(&mut self) {
+        self.frame = Bytes::new();
+        self.ranges.clear();
+    }
+}
+
+/// Takes a connection's bytes apart into requests.
+#[derive(Debug)]
+pub struct RespParser {
+    limits: RespLimits,
+    authenticated: bool,
+    /// Bytes not yet parsed. As long as everything arrives whole they are the driver's own buffer
+    /// (`whole`); what is left of a command that came in pieces is gathered in `pieces`, and
+    /// then `whole` is empty.
+    whole: Bytes,
+    pieces: BytesMut,
+    /// How far the current command has been read.
+    at: usize,
+    /// Arguments still to come of the current multibulk; `None` before its first line.
+    remaining: Option<u32>,
+    /// Length of the bulk whose line has been read.
+    bulk: Option<u32>,
+    ranges: Vec<Range<u32>>,
+    failed: Option<RespProtocolError>,
+}
+
+impl RespParser {
+    /// A parser for a new connection. Until `set_authenticated` the narrower of `limits` and
+    /// `RespLimits::UNAUTHENTICATED` hold.
+    pub fn new(limits: RespLimits) -> RespParser {
+        RespParser {
+            limits,
+            authenticated: false,
+            whole: Bytes::new(),
+            pieces: BytesMut::new(),
+            at: 0,
+            remaining: None,
+            bulk: None,
+            ranges: Vec::new(),
+            failed: None,
+        }
+    }
+
+    /// Chooses between the full limits and those of a stranger, from the next length read on.
+    pub fn set_authenticated(&mut self, authenticated: bool) {
+        self.authenticated = authenticated;
+    }
+
+    /// Takes bytes that have arrived.
+    pub fn feed(&mut self, bytes: Bytes) {
+        if self.failed.is_some() {
+            return;
+        }
+        if self.whole.is_empty() && self.pieces.is_empty() {
+            self.whole = bytes;
+        } else {
+            self.gather();
+            self.pieces.extend_from_slice(&bytes);
+        }
+    }
+
+    /// Bytes taken and not yet given out as requests.
+    pub fn buffered_bytes(&self) -> usize {
+        self.whole.len() + self.pieces.len()
+    }
+
+    /// The next request into `args`; false if more bytes are needed. Empty requests (`*0`, an empty
+    /// line) are passed over, as in Redis.
+    pub fn next(&mut self, args: &mut Args) -> Result<bool, RespProtocolError> {
+        if let Some(error) = self.failed {
+            return Err(error);
+        }
+        args.clear();
+        loop {
+            match self.step() {
+                Ok(Step::Command(end)) => {
+                    args.frame = self.take(end);
+                    std::mem::swap(&mut self.ranges, &mut args.ranges);
+                    self.ranges.clear();
+                    if !args.is_empty() {
+                        return Ok(true);
+                    }
+                }
+                Ok(Step::Inline { line, end }) => {
+                    let taken = self.take(end);
+                    split_inline(&taken[..line], args).inspect_err(|&e| self.fail(e))?;
+                    if !args.is_empty() {
+                        return Ok(true);
+                    }
+                }
+                Ok(Step::NeedMore) => {
+                    // Give the driver's buffer back instead of pinning it under half a command.
+                    self.gather();
+                    return Ok(false);
+                }
+                Err(error) => {
+                    self.fail(error);
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    fn limits(&self) -> RespLimits {
+        let stranger = RespLimits::UNAUTHENTICATED;
+        if self.authenticated {
+            return self.limits;
+        }
+        RespLimits {
+            bulk_bytes_max: self.limits.bulk_bytes_max.min(stranger.bulk_bytes_max),
+            command_bytes_max: self.limits.command_bytes_max.min(stranger.command_bytes_max),
+            arguments_max: self.limits.arguments_max.min(stranger.arguments_max),
+        }
+    }
+
+    fn unparsed(&self) -> &[u8] {
+        if self.pieces.is_empty() { &self.whole } else { &self.pieces }
+    }
+
+    /// Reads on from `at` until the command is whole or bytes run out.
+    fn step(&mut self) -> Result<Step, RespProtocolError> {
+        let limits = self.limits();
+        let buffer = if self.pieces.is_empty() { &self.whole[..] } else { &self.pieces[..] };
+        let Some(&first) = buffer.first() else { return Ok(Step::NeedMore) };
+        if self.remaining.is_none() {
+            if first != b'*' {
+                return match find_line_end(buffer, b'\n') {
+                    Some(newline) => {
+                        let line = buffer[..newline].strip_suffix(b"\r").map_or(newline, <[u8]>::len);
+                        Ok(Step::Inline { line, end: newline + 1 })
+                    }
+                    None if buffer.len() < LINE_BYTES_MAX => Ok(Step::NeedMore),
+                    None => Err(RespProtocolError::InlineTooLong),
+                };
+            }
+            let Some(line) = length_line(&buffer[1..], RespProtocolError::MultibulkLineTooLong)? else {
+                return Ok(Step::NeedMore);
+            };
+            let count = parse_integer(line)
+                .filter(|&n| n <= i64::from(self.limits.arguments_max))
+                .ok_or(RespProtocolError::InvalidMultibulkLength)?;
+            if count > i64::from(limits.arguments_max) {
+                return Err(RespProtocolError::UnauthenticatedMultibulkLength);
+            }
+            self.at = 1 + line.len() + 2;
+            // Not positive: an empty request, as in Redis.
+            self.remaining = Some(u32::try_from(count).unwrap_or(0));
+        }
+        while self.remaining != Some(0) {
+            let length = match self.bulk {
+                Some(length) => length,
+                None => {
+                    let rest = &buffer[self.at..];
+                    match rest.first() {
+                        None => return Ok(Step::NeedMore),
+                        Some(b'$') => {}
+                        Some(&other) => return Err(RespProtocolError::ExpectedBulk(other)),
+                    }
+                    let Some(line) = length_line(&rest[1..], RespProtocolError::BulkLineTooLong)? else {
+                        return Ok(Step::NeedMore);
+                    };
+                    let length = parse_integer(line)
+                        .and_then(|n| u32::try_from(n).ok())
+                        .filter(|&n| n <= self.limits.bulk_bytes_max)
+                        .ok_or(RespProtocolError::InvalidBulkLength)?;
+                    if length > limits.bulk_bytes_max {
+                        return Err(RespProtocolError::UnauthenticatedBulkLength);
+                    }
+                    self.at += 1 + line.len() + 2;
+                    if self.at + length as usize + 2 > limits.command_bytes_max as usize {
+                        return Err(RespProtocolError::CommandTooLong { limit: limits.command_bytes_max });
+                    }
+                    self.bulk = Some(length);
+                    length
+                }
+            };
+            let end = self.at + length as usize;
+            if buffer.len() < end + 2 {
+                return Ok(Step::NeedMore);
+            }
+            // The two bytes after a bulk are passed over unread, as in Redis.
+            self.ranges.push(offset(self.at)..offset(end));
+            self.at = end + 2;
+            self.bulk = None;
+            self.remaining = self.remaining.map(|n| n - 1);
+        }
+        Ok(Step::Command(self.at))
+    }
+
+    /// Takes the first `end` bytes out and begins a new command.
+    fn take(&mut self, end: usize) -> Bytes {
+        self.at = 0;
+        self.remaining = None;
+        self.bulk = None;
+        if self.pieces.is_empty() {
+            self.whole.split_to(end)
+        } else {
+            let taken = self.pieces.split_to(end).freeze();
+            if self.pieces.is_empty() {
+                self.pieces = BytesMut::new();
+            }
+            taken
+        }
+    }
+
+    /// Moves what is left to `pieces`, with room for what is known to be coming.
+    fn gather(&mut self) {
+        if !self.whole.is_empty() {
+            self.pieces.extend_from_slice(&self.whole);
+            self.whole = Bytes::new();
+        }
+        // P1 bends here, once: a bulk's length is known and within the limits, and growing by
+        // doubling would copy a large value several times over. At most 64 KiB is taken on trust.
+        if let Some(length) = self.bulk {
+            let missing = (self.at + length as usize + 2).saturating_sub(self.pieces.len());
+            self.pieces.reserve(missing.min(64 * 1024));
+        }
+    }
+
+    fn fail(&mut self, error: RespProtocolError) {
+        self.failed = Some(error);
+        self.whole = Bytes::new();
+        self.pieces = BytesMut::new();
+        self.ranges = Vec::new();
+    }
+}
+
+enum Step {
+    NeedMore,
+    /// A multibulk command of so many bytes; its arguments are in `ranges`.
+    Command(usize),
+    Inline { line: usize, end: usize },
+}
+
+fn offset(at: usize) -> u32 {
+    u32::try_from(at).expect("requests are bounded by command_bytes_max, a u32")
+}
+
+fn find_line_end(buffer: &[u8], byte: u8) -> Option<usize> {
+    memchr::memchr(byte, &buffer[..buffer.len().min(LINE_BYTES_MAX)])
+}
+
+/// The digits before CRLF; `None` if the line is not whole yet.
+fn length_line(
+    buffer: &[u8],
+    too_long: RespProtocolError,
+) -> Result<Option<&[u8]>, RespProtocolError> {
+    // No valid length has more than 20 characters, so there is no need to look far.
+    match memchr::memchr(b'\r', &buffer[..buffer.len().min(64)]) {
+        Some(end) if buffer.len() > end + 1 => Ok(Some(&buffer[..end])),
+        None if buffer.len() >= 64 => Err(too_long),
+        _ => Ok(None),
+    }
+}
+
+/// A decimal integer as Redis's `string2ll` takes it: no plus, no leading zeros, no white space.
+pub(crate) fn parse_integer(text: &[u8]) -> Option<i64> {
+    let (negative, digits) = match text {
+        [b'-', rest @ ..] => (true, rest),
+        _ => (false, text),
+    };
+    match digits {
+        [b'0'] if !negative => return Some(0),
+        [b'1'..=b'9', ..] if digits.len() <= 19 => {}
+        _ => return None,
+    }
+    let mut value: i64 = 0;
+    for &digit in digits {
+        if !digit.is_ascii_digit() {
+            return None;
+        }
+        let digit = i64::from(digit - b'0');
+        // Built on the negative side, which is one longer.
+        value = value.checked_mul(10)?.checked_sub(digit)?;
+    }
+    if negative { Some(value) } else { value.checked_neg() }
+}
+
+/// Splits an inline request as Redis's `sdssplitargs`: white space, "…" with escapes, '…'.
+fn split_inline(line: &[u8], args: &mut Args) -> Result<(), RespProtocolError> {
+    // Redis reads a C string.
+    let mut rest = &line[..memchr::memchr(0, line).unwrap_or(line.len())];
+    let mut out = BytesMut::with_capacity(rest.len());
+    args.ranges.clear();
+    loop {
+        while let Some(b' ' | b'\t' | b'\r' | b'\n' | 0x0b | 0x0c) = rest.first() {
+            rest.advance(1);
+        }
+        if rest.is_empty() {
+            break;
+        }
+        let start = offset(out.len());
+        rest = split_inline_argument(rest, &mut out)?;
+        args.ranges.push(start..offset(out.len()));
+    }
+    args.frame = out.freeze();
+    Ok(())
+}
+
+fn split_inline_argument<'a>(
+    mut rest: &'a [u8],
+    out: &mut BytesMut,
+) -> Result<&'a [u8], RespProtocolError> {
+    let mut quote = None;
+    loop {
+        let Some((&byte, after)) = rest.split_first() else {
+            return if quote.is_some() { Err(RespProtocolError::UnbalancedQuotes) } else { Ok(rest) };
+        };
+        rest = after;
+        match (quote, byte) {
+            (None, b' ' | b'\t' | b'\r' | b'\n') => return Ok(rest),
+            (None, b'"' | b'\'') => quote = Some(byte),
+            (Some(b'"'), b'\\') => match rest {
+                [b'x', high, low, tail @ ..]
+                    if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() =>
+                {
+                    out.put_u8(hex_digit(*high) << 4 | hex_digit(*low));
+                    rest = tail;
+                }
+                [escaped, tail @ ..] => {
+                    out.put_u8(match escaped {
+                        b'n' => b'\n',
+                        b'r' => b'\r',
+                        b't' => b'\t',
+                        b'b' => 0x08,
+                        b'a' => 0x07,
+                        other => *other,
+                    });
+                    rest = tail;
+                }
+                [] => return Err(RespProtocolError::UnbalancedQuotes),
+            },
+            (Some(b'\''), b'\\') if rest.first() == Some(&b'\'') => {
+                out.put_u8(b'\'');
+                rest = &rest[1..];
+            }
+            (Some(open), byte) if byte == open => {
+                // A closing quote must end the argument.
+                return match rest.first() {
+                    None | Some(b' ' | b'\t' | b'\r' | b'\n' | 0x0b | 0x0c) => Ok(rest),
+                    Some(_) => Err(RespProtocolError::UnbalancedQuotes),
+                };
+            }
+            (_, byte) => out.put_u8(byte),
+        }
+    }
+}
+
+fn hex_digit(byte: u8) -> u8 {
+    match byte {
+        b'0'..=b'9' => byte - b'0',
+        b'a'..=b'f' => byte - b'a' + 10,
+        _ => byte - b'A' + 10,
+    }
+}
+
+/// Writes replies at the end of a connection's send buffer.
+///
+/// The caller counts: `array(n)` must be followed by `n` replies, `map(n)` by `2 n`.
+#[derive(Debug)]
+pub struct ReplyWriter<'a> {
+    out: &'a mut BytesMut,
+    protocol: Protocol,
+}
+
+impl<'a> ReplyWriter<'a> {
+    pub fn new(out: &'a mut BytesMut, protocol: Protocol) -> ReplyWriter<'a> {
+        ReplyWriter { out, protocol }
+    }
+
+    pub fn protocol(&self) -> Protocol {
+        self.protocol
+    }
+
+    /// `+OK`.
+    pub fn ok(&mut self) {
+        self.out.put_slice(b"+OK\r\n");
+    }
+
+    /// A status line. Line ends in it become spaces.
+    pub fn simple(&mut self, text: &str) {
+        self.line(b'+', text);
+    }
+
+    /// An error: `text` is the whole line with its code (`ERR …`), without the `-`. Line ends in it
+    /// become spaces, because it may quote what a client sent.
+    pub fn error(&mut self, text: &str) {
+        self.line(b'-', text);
+    }
+
+    /// An error from anything that displays as an error line.
+    pub fn refuse(&mut self, error: &impl std::fmt::Display) {
+        self.error(&error.to_string());
+    }
+
+    pub fn integer(&mut self, value: i64) {
+        self.header(b':', value);
+    }
+
+    pub fn bulk(&mut self, bytes: &[u8]) {
+        self.out.reserve(bytes.len() + 32);
+        self.length(b'$', bytes.len());
+        self.out.put_slice(bytes);
+        self.out.put_slice(b"\r\n");
+    }
+
+    /// Nothing there: `$-1`, or `_` in RESP3.
+    pub fn null(&mut self) {
+        self.out.put_slice(match self.protocol {
+            Protocol::Resp2 => b"$-1\r\n".as_slice(),
+            Protocol::Resp3 => b"_\r\n".as_slice(),
+        });
+    }
+
+    /// No array: `*-1`, or `_` in RESP3.
+    pub fn null_array(&mut self) {
+        self.out.put_slice(match self.protocol {
+            Protocol::Resp2 => b"*-1\r\n".as_slice(),
+            Protocol::Resp3 => b"_\r\n".as_slice(),
+        });
+    }
+
+    /// Begins an array of `count` replies.
+    pub fn array(&mut self, count: usize) {
+        self.length(b'*', count);
+    }
+
+    /// Begins a map of `count` pairs; in RESP2 an array of twice as many.
+    pub fn map(&mut self, count: usize) {
+        match self.protocol {
+            Protocol::Resp2 => self.length(b'*', 2 * count),
+            Protocol::Resp3 => self.length(b'%', count),
+        }
+    }
+
+    /// Begins a set; in RESP2 an array.
+    pub fn set(&mut self, count: usize) {
+        match self.protocol {
+            Protocol::Resp2 => self.length(b'*', count),
+            Protocol::Resp3 => self.length(b'~', count),
+        }
+    }
+
+    /// Begins an out-of-band push; in RESP2 an array.
+    pub fn push(&mut self, count: usize) {
+        match self.protocol {
+            Protocol::Resp2 => self.length(b'*', count),
+            Protocol::Resp3 => self.length(b'>', count),
+        }
+    }
+
+    /// Text for people; in RESP2 a bulk string.
+    pub fn verbatim(&mut self, text: &str) {
+        match self.protocol {
+            Protocol::Resp2 => self.bulk(text.as_bytes()),
+            Protocol::Resp3 => {
+                self.length(b'=', text.len() + 4);
+                self.out.put_slice(b"txt:");
+                self.out.put_slice(text.as_bytes());
+                self.out.put_slice(b"\r\n");
+            }
+        }
+    }
+
+    /// A number with a fraction; in RESP2 a bulk string.
+    pub fn double(&mut self, value: f64) {
+        let text = if value.is_nan() {
+            "nan".to_owned()
+        } else if value.is_infinite() {
+            if value > 0.0 { "inf".to_owned() } else { "-inf".to_owned() }
+        } else {
+            value.to_string()
+        };
+        match self.protocol {
+            Protocol::Resp2 => self.bulk(text.as_bytes()),
+            Protocol::Resp3 => self.line(b',', &text),
+        }
+    }
+
+    /// True or false; in RESP2 1 or 0.
+    pub fn boolean(&mut self, value: bool) {
+        match self.protocol {
+            Protocol::Resp2 => self.integer(i64::from(value)),
+            Protocol::Resp3 => self.out.put_slice(if value { b"#t\r\n" } else { b"#f\r\n" }),
+        }
+    }
+
+    fn line(&mut self, kind: u8, text: &str) {
+        self.out.reserve(text.len() + 3);
+        self.out.put_u8(kind);
+        for byte in text.bytes() {
+            self.out.put_u8(if byte == b'\r' || byte == b'\n' { b' ' } else { byte });
+        }
+        self.out.put_slice(b"\r\n");
+    }
+
+    fn length(&mut self, kind: u8, length: usize) {
+        self.header(kind, i64::try_from(length).expect("lengths are below isize::MAX"));
+    }
+
+    fn header(&mut self, kind: u8, value: i64) {
+        self.out.put_u8(kind);
+        self.out.put_slice(itoa::Buffer::new().format(value).as_bytes());
+        self.out.put_slice(b"\r\n");
+    }
+}
