@@ -30,7 +30,10 @@ pub struct SlotRange {
 
 impl SlotRange {
     /// Every slot.
-    pub const ALL: SlotRange = SlotRange { first: Slot(0), last: Slot(SLOTS - 1) };
+    pub const ALL: SlotRange = SlotRange {
+        first: Slot(0),
+        last: Slot(SLOTS - 1),
+    };
 
     /// True if `slot` lies in the range.
     pub fn contains(&self, slot: Slot) -> bool {
@@ -50,7 +53,11 @@ const CRC16_TABLE: [u16; 256] = {
         let mut crc = (i as u16) << 8;
         let mut bit = 0;
         while bit < 8 {
-            crc = if crc & 0x8000 != 0 { (crc << 1) ^ 0x1021 } else { crc << 1 };
+            crc = if crc & 0x8000 != 0 {
+                (crc << 1) ^ 0x1021
+            } else {
+                crc << 1
+            };
             bit += 1;
         }
         table[i] = crc;
@@ -60,9 +67,9 @@ const CRC16_TABLE: [u16; 256] = {
 };
 
 fn crc16(bytes: &[u8]) -> u16 {
-    bytes
-        .iter()
-        .fold(0, |crc, &b| (crc << 8) ^ CRC16_TABLE[usize::from((crc >> 8) as u8 ^ b)])
+    bytes.iter().fold(0, |crc, &b| {
+        (crc << 8) ^ CRC16_TABLE[usize::from((crc >> 8) as u8 ^ b)]
+    })
 }
 
 #[cfg(test)]
@@ -73,7 +80,10 @@ mod tests {
     fn slots_match_redis_cluster() {
         assert_eq!(crc16(b"123456789"), 0x31C3);
         assert_eq!(Slot::of(b"foo"), Slot(12182));
-        assert_eq!(Slot::of(b"{user1000}.following"), Slot::of(b"{user1000}.followers"));
+        assert_eq!(
+            Slot::of(b"{user1000}.following"),
+            Slot::of(b"{user1000}.followers")
+        );
         assert_eq!(Slot::of(b"foo{}{bar}"), Slot(crc16(b"foo{}{bar}") % SLOTS));
         assert_eq!(Slot::of(b"foo{{bar}}zap"), Slot(crc16(b"{bar") % SLOTS));
         assert_eq!(Slot::of(b"foo{bar}{zap}"), Slot::of(b"bar"));
