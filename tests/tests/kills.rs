@@ -1,6 +1,8 @@
 //! One coordinator, three masters, four backups, R = 3. `kill -9` one after the other under load, then
 //! everything: no acknowledged write is lost, and nothing older than what was acknowledged is read.
 
+#![allow(clippy::disallowed_methods)] // threads and clocks: these are real processes
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
