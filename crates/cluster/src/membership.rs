@@ -414,11 +414,12 @@ mod tests {
     }
 
     fn sent(outputs: &[Output]) -> Vec<&Message> {
-        let send = |output| match output {
-            Output::Send { message, .. } => Some(message),
-            _ => None,
-        };
-        outputs.iter().filter_map(send).collect()
+        (outputs.iter())
+            .filter_map(|output| match output {
+                Output::Send { message, .. } => Some(message),
+                _ => None,
+            })
+            .collect()
     }
 
     fn joined(role: Role) -> Membership {
