@@ -1,0 +1,925 @@
+//! Everything a client has asked for and not yet been answered, and what to do about it next.
+//!
+//! ```text
+//!             released            owner known            flush             answer
+//! submitted ----------> routed ---------------> queued ---------> sent ---------> done
+//!              order.rs    ^  no owner: parked     ^   lane.rs      |
+//!                          '-----------------------'--- refused, stream broken, silence, new view
+//! ```
+//!
+//! C1. Every submitted command is answered exactly once through `take_done`, at the latest when its
+//!     time is over.
+//! C2. The identity of a write (`Once`) is fixed when it is first sent and goes with every
+//!     repetition; only `acknowledged` moves.
+//! C3. A command that is given up is answered `Unreachable` or `Busy` only if every attempt was
+//!     refused, `OutcomeUnknown` otherwise.
+//! C4. A key-space command speaks for one view: if the tablets change on the way, all of it is
+//!     asked again.
+//!
+//! Bounds: `Config::pending_max` commands of `pending_bytes_max` bytes, `window_max` of them on
+//! their way to each shard. A key-space command counts once and has one part per shard.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use holdfast_cluster::{Dice, Now, Outputs};
+use holdfast_format::{ClientId, ClusterMs, KeyHash, ServerId, Slot};
+use holdfast_wire::{
+    Command, Failure, Message, Once, Op, Outcome, Request, Requests, Responses, View,
+};
+
+use crate::config::Config;
+use crate::lane::Lane;
+use crate::order::{Kind, OrderKey, Ordering, Ticket};
+use crate::routes::Routes;
+
+/// A shard that does not serve a tablet (yet) is asked about it again after pauses that double from
+/// here to there; a new view ends them.
+const REFUSED_PAUSE_MIN_US: u64 = 5_000;
+const REFUSED_PAUSE_MAX_US: u64 = 80_000;
+
+/// Scan positions handed out are multiples of 2^11, so that a cursor divided by it fits the 53 bits
+/// that clients keep exactly which read cursors as floating-point numbers.
+pub const SCAN_STEP: u64 = 1 << 11;
+
+/// Requests in one message; a shard executes a message in one step.
+const BATCH_ITEMS_MAX: usize = 512;
+
+/// Which part of the key space a key-space command concerns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Scope {
+    /// All of it: every shard that owns a tablet is asked, and the answers are merged.
+    #[default]
+    All,
+    /// What one shard owns.
+    Shard(ServerId),
+}
+
+/// How a command is to be treated.
+#[derive(Clone, Copy, Debug)]
+pub struct Submit {
+    /// The submitter's own name for it, given back with the outcome.
+    pub token: u64,
+    /// A write's identity if the submitter has its own; the core's otherwise.
+    pub once: Option<Once>,
+    /// Whose order it keeps (`order.rs`).
+    pub order: Option<OrderKey>,
+    /// For how long to try.
+    pub within_ms: u32,
+    /// For key-space commands.
+    pub scope: Scope,
+}
+
+/// Counters since the start, and two levels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Figures {
+    pub submitted: u64,
+    /// Streams begun again, each repeating what was unanswered.
+    pub restarts: u64,
+    /// Commands sent more than once, counted each time.
+    pub repeated: u64,
+    pub refused_busy: u64,
+    pub given_up: u64,
+    pub pending: u64,
+    pub pending_bytes: u64,
+}
+
+/// The client core. Drive it with `submit`, `handle`, `peer_lost` and `view_changed`; then `flush`,
+/// then `take_done`; come back by `wakeup`.
+#[derive(Debug)]
+pub struct Core {
+    client: ClientId,
+    config: Config,
+    dice: Dice,
+    routes: Routes,
+    ordering: Ordering,
+    pending: BTreeMap<Ticket, Pending>,
+    pending_bytes: u64,
+    /// Key-space commands under way.
+    fans: BTreeMap<Ticket, Fan>,
+    lanes: BTreeMap<ServerId, Lane>,
+    /// Released, but nobody may be asked about their slot now.
+    parked: BTreeSet<Ticket>,
+    /// Tablets, by first slot, whose owner has refused.
+    refusing: BTreeMap<Slot, Refusing>,
+    /// Own sequence numbers of writes without an outcome.
+    open_sequences: BTreeSet<u64>,
+    next_ticket: Ticket,
+    next_sequence: u64,
+    next_stream: u64,
+    /// No pending command's time is over before this.
+    deadline_floor_us: u64,
+    done: Vec<(u64, Outcome)>,
+    released: Vec<Ticket>,
+    figures: Figures,
+}
+
+#[derive(Debug)]
+struct Pending {
+    token: u64,
+    command: Command,
+    once: Option<Once>,
+    /// `once` is the core's own and its sequence stands in `open_sequences`.
+    own_sequence: bool,
+    order: Option<OrderKey>,
+    deadline_us: u64,
+    target: Target,
+    place: Place,
+    sent_us: u64,
+    /// The latest attempt is out and was not refused; an earlier one may have been executed.
+    attempted: bool,
+    unsure: bool,
+    refused_busy: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Target {
+    Slot(Slot),
+    /// A key-space command; `Fan` has the rest.
+    Fan,
+    /// The part of a key-space command that one shard is asked.
+    Part { fan: Ticket, shard: ServerId },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// Not released yet (`order.rs`).
+    Waiting,
+    Parked,
+    Queued(ServerId),
+    Sent(ServerId),
+    /// A key-space command whose parts are under way, or will be at `Fan::retry_us`.
+    Fanned,
+}
+
+#[derive(Debug)]
+struct Fan {
+    scope: Scope,
+    parts: BTreeMap<ServerId, Part>,
+    /// Begin (again) then; `None` while parts are under way or no view would do.
+    retry_us: Option<u64>,
+    tries: u32,
+    limit: u32,
+    /// A part of it may have been executed.
+    unsure: bool,
+}
+
+#[derive(Debug)]
+enum Part {
+    Asked(Ticket),
+    Answered(Outcome),
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Refusing {
+    until_us: u64,
+    tries: u32,
+    /// `until_us` has not come yet.
+    armed: bool,
+}
+
+impl Core {
+    /// A core for one incarnation of one client: `client` must never have been used before.
+    pub fn new(client: ClientId, config: Config, seed: u64) -> Core {
+        Core {
+            client,
+            config,
+            dice: Dice::new(seed),
+            routes: Routes::empty(),
+            ordering: Ordering::default(),
+            pending: BTreeMap::new(),
+            pending_bytes: 0,
+            fans: BTreeMap::new(),
+            lanes: BTreeMap::new(),
+            parked: BTreeSet::new(),
+            refusing: BTreeMap::new(),
+            open_sequences: BTreeSet::new(),
+            next_ticket: 1,
+            next_sequence: 1,
+            next_stream: 1,
+            deadline_floor_us: u64::MAX,
+            done: Vec::new(),
+            released: Vec::new(),
+            figures: Figures::default(),
+        }
+    }
+
+    pub fn client(&self) -> ClientId {
+        self.client
+    }
+
+    pub fn routes(&self) -> &Routes {
+        &self.routes
+    }
+
+    pub fn figures(&self) -> Figures {
+        let pending = (self.pending.len() - self.parts()) as u64;
+        Figures { pending, pending_bytes: self.pending_bytes, ..self.figures }
+    }
+
+    /// Takes a command on. Its outcome comes out of `take_done`, at once if it is `Busy`.
+    pub fn submit(&mut self, now: Now, command: Command, how: Submit) {
+        self.figures.submitted += 1;
+        let bytes = command_bytes(&command);
+        let full = self.pending.len() >= self.config.pending_max + self.parts()
+            || self.pending_bytes + bytes > self.config.pending_bytes_max;
+        if full {
+            self.figures.refused_busy += 1;
+            self.done.push((how.token, Outcome::Failed(Failure::Busy)));
+            return;
+        }
+        let ticket = self.take_ticket();
+        let is_write = command.op.is_write();
+        let target = if command.op.is_keyspace() {
+            let limit = match command.op {
+                Op::Scan { limit, .. } => limit.max(1),
+                _ => 0,
+            };
+            let fan = Fan {
+                scope: how.scope,
+                parts: BTreeMap::new(),
+                retry_us: None,
+                tries: 0,
+                limit,
+                unsure: false,
+            };
+            self.fans.insert(ticket, fan);
+            Target::Fan
+        } else {
+            Target::Slot(Slot::of(&command.key))
+        };
+        let pending = Pending {
+            token: how.token,
+            once: how.once.filter(|_| is_write && target != Target::Fan),
+            command,
+            own_sequence: false,
+            order: how.order,
+            deadline_us: now.mono_us.saturating_add(u64::from(how.within_ms) * 1_000),
+            target,
+            place: Place::Waiting,
+            sent_us: 0,
+            attempted: false,
+            unsure: false,
+            refused_busy: false,
+        };
+        self.deadline_floor_us = self.deadline_floor_us.min(pending.deadline_us);
+        self.pending_bytes += bytes;
+        let kind = pending.kind();
+        self.pending.insert(ticket, pending);
+        let go = how.order.is_none_or(|order| self.ordering.admit(order, ticket, kind));
+        if go {
+            self.release(now, ticket);
+        }
+    }
+
+    /// Takes a shard's answers.
+    pub fn handle(&mut self, now: Now, from: ServerId, responses: Responses) {
+        if responses.client != self.client {
+            return;
+        }
+        let current = self.lanes.get(&from).is_some_and(|lane| lane.stream == responses.stream);
+        let mut restart = false;
+        for response in responses.items {
+            match response.outcome {
+                Outcome::Failed(why @ (Failure::NotOwner | Failure::NotReady | Failure::Busy)) => {
+                    restart |= current && self.refused(now, from, response.token, why);
+                }
+                outcome => self.answered(now, from, response.token, outcome),
+            }
+        }
+        if restart {
+            self.restart(now, from);
+        }
+    }
+
+    /// The stream to `peer` broke: what was on its way may or may not have arrived.
+    pub fn peer_lost(&mut self, now: Now, peer: ServerId) {
+        if let Some(lane) = self.lanes.get_mut(&peer) {
+            lane.pause(now.mono_us, self.dice.below(256));
+            self.restart(now, peer);
+        }
+    }
+
+    /// Takes a newer view: what waits for shards that are gone goes to the new owners.
+    pub fn view_changed(&mut self, now: Now, view: &View) {
+        let routes = Routes::new(view);
+        let same_tablets = routes.tablets() == self.routes.tablets();
+        self.routes = routes;
+        self.refusing.clear();
+        if !same_tablets {
+            let fans: Vec<Ticket> = self.fans.keys().copied().collect();
+            for fan in fans {
+                self.cancel_parts(fan);
+            }
+        }
+        // Everything routed is routed again, in order of submission. What stays with its shard
+        // keeps its place in the stream.
+        let mut moving: Vec<Ticket> = self.parked.iter().copied().collect();
+        self.parked.clear();
+        for (&shard, lane) in &self.lanes {
+            for &ticket in lane.sent.iter().chain(&lane.queue) {
+                let Some(pending) = self.pending.get(&ticket) else { continue };
+                let here = matches!(pending.place, Place::Sent(at) | Place::Queued(at) if at == shard);
+                let stays = match pending.target {
+                    Target::Slot(slot) => self.routes.owner(slot) == Some(shard),
+                    Target::Part { .. } => self.routes.is_shard(shard),
+                    Target::Fan => unreachable!("a key-space command is sent in parts"),
+                };
+                if here && !stays {
+                    moving.push(ticket);
+                }
+            }
+        }
+        moving.sort_unstable();
+        moving.dedup();
+        for ticket in moving {
+            self.unplace(ticket);
+            self.route(now, ticket);
+        }
+        let routes = &self.routes;
+        self.lanes.retain(|&shard, _| routes.is_shard(shard));
+        self.start_fans(now);
+    }
+
+    /// Gives up what is overdue, repeats what was met with silence, and sends what may be sent.
+    /// `cluster_time` stamps the writes sent for the first time; they wait while it is unknown.
+    pub fn flush(&mut self, now: Now, cluster_time: Option<ClusterMs>, out: &mut Outputs) {
+        self.give_up_overdue(now);
+        self.end_refusals(now);
+        if self.fans.values().any(|fan| fan.retry_us.is_some_and(|at| at <= now.mono_us)) {
+            self.start_fans(now);
+        }
+        self.break_silences(now);
+        let shards: Vec<ServerId> = self
+            .lanes
+            .iter()
+            .filter(|(_, lane)| !lane.queue.is_empty() && lane.not_before_us <= now.mono_us)
+            .map(|(&shard, _)| shard)
+            .collect();
+        for shard in shards {
+            while self.send_batch(now, shard, cluster_time, out) {}
+        }
+    }
+
+    /// Hands over what has been answered, in the order in which it was.
+    pub fn take_done(&mut self, done: &mut Vec<(u64, Outcome)>) {
+        done.append(&mut self.done);
+    }
+
+    /// True if `take_done` has something.
+    pub fn has_done(&self) -> bool {
+        !self.done.is_empty()
+    }
+
+    /// When to call `flush` next, in `Now::mono_us`.
+    pub fn wakeup(&self) -> Option<u64> {
+        let mut at = if self.pending.is_empty() { u64::MAX } else { self.deadline_floor_us };
+        for lane in self.lanes.values() {
+            if !lane.queue.is_empty() && lane.in_flight < self.config.window_max {
+                at = at.min(lane.not_before_us);
+            }
+            if let Some(sent_us) = self.oldest_sent_us(lane) {
+                at = at.min(sent_us + lane.silence_us(&self.config));
+            }
+        }
+        for refusing in self.refusing.values().filter(|refusing| refusing.armed) {
+            at = at.min(refusing.until_us);
+        }
+        for fan in self.fans.values() {
+            at = at.min(fan.retry_us.unwrap_or(u64::MAX));
+        }
+        (at != u64::MAX).then_some(at)
+    }
+
+    fn take_ticket(&mut self) -> Ticket {
+        self.next_ticket += 1;
+        self.next_ticket - 1
+    }
+
+    fn take_stream(&mut self) -> u64 {
+        self.next_stream += 1;
+        self.next_stream - 1
+    }
+
+    fn parts(&self) -> usize {
+        self.fans.values().map(|fan| fan.parts.len()).sum()
+    }
+
+    /// `order.rs` lets a command go.
+    fn release(&mut self, now: Now, ticket: Ticket) {
+        if self.fans.contains_key(&ticket) {
+            let pending = self.pending.get_mut(&ticket).expect("a fan has its command");
+            pending.place = Place::Fanned;
+            self.start_fan(now, ticket);
+        } else {
+            self.route(now, ticket);
+        }
+    }
+
+    /// Queues a released command at the shard to ask, or parks it.
+    fn route(&mut self, now: Now, ticket: Ticket) {
+        let Some(pending) = self.pending.get(&ticket) else { return };
+        let shard = match pending.target {
+            Target::Slot(slot) => {
+                let refusing = !self.refusing.is_empty()
+                    && self.routes.tablet(slot).is_some_and(|tablet| {
+                        self.refusing.get(&tablet.range.first).is_some_and(|r| r.until_us > now.mono_us)
+                    });
+                if refusing { None } else { self.routes.owner(slot) }
+            }
+            Target::Part { shard, .. } => Some(shard).filter(|&shard| self.routes.is_shard(shard)),
+            Target::Fan => unreachable!("a key-space command is sent in parts"),
+        };
+        let place = match shard {
+            Some(shard) => {
+                if !self.lanes.contains_key(&shard) {
+                    let stream = self.take_stream();
+                    self.lanes.insert(shard, Lane::new(stream));
+                }
+                self.lanes.get_mut(&shard).expect("inserted above").enqueue(ticket);
+                Place::Queued(shard)
+            }
+            None => {
+                self.parked.insert(ticket);
+                Place::Parked
+            }
+        };
+        self.pending.get_mut(&ticket).expect("looked up above").place = place;
+    }
+
+    /// Takes a command out of its lane or out of the park. Entries in `Lane::sent` stay behind and
+    /// are recognised by the command's place.
+    fn unplace(&mut self, ticket: Ticket) {
+        let Some(pending) = self.pending.get_mut(&ticket) else { return };
+        match pending.place {
+            Place::Sent(shard) => {
+                if let Some(lane) = self.lanes.get_mut(&shard) {
+                    lane.in_flight -= 1;
+                }
+            }
+            Place::Queued(shard) => {
+                if let Some(lane) = self.lanes.get_mut(&shard)
+                    && let Ok(at) = lane.queue.binary_search(&ticket)
+                {
+                    lane.queue.remove(at);
+                }
+            }
+            Place::Parked => {
+                self.parked.remove(&ticket);
+            }
+            Place::Waiting | Place::Fanned => {}
+        }
+        pending.place = Place::Parked;
+    }
+
+    /// Begins a new stream to `shard` and routes everything unanswered again, in order (O1).
+    fn restart(&mut self, now: Now, shard: ServerId) {
+        let stream = self.take_stream();
+        let Some(lane) = self.lanes.get_mut(&shard) else { return };
+        let mut again: Vec<Ticket> = lane.sent.drain(..).chain(lane.queue.drain(..)).collect();
+        lane.restart(stream);
+        self.figures.restarts += 1;
+        again.sort_unstable();
+        again.dedup();
+        for ticket in again {
+            let Some(pending) = self.pending.get_mut(&ticket) else { continue };
+            if !matches!(pending.place, Place::Sent(at) | Place::Queued(at) if at == shard) {
+                continue;
+            }
+            if matches!(pending.place, Place::Sent(_)) {
+                self.figures.repeated += 1;
+            }
+            self.route(now, ticket);
+        }
+    }
+
+    /// A shard declined a command it has not executed; true if its stream must begin again.
+    fn refused(&mut self, now: Now, from: ServerId, ticket: Ticket, why: Failure) -> bool {
+        let Some(pending) = self.pending.get_mut(&ticket) else { return false };
+        if pending.place != Place::Sent(from) {
+            return false;
+        }
+        pending.attempted = false;
+        pending.refused_busy = why == Failure::Busy;
+        if why == Failure::Busy {
+            if let Some(lane) = self.lanes.get_mut(&from)
+                && lane.not_before_us <= now.mono_us
+            {
+                lane.pause(now.mono_us, self.dice.below(256));
+            }
+            return true;
+        }
+        match pending.target {
+            Target::Slot(slot) => {
+                let first = self.routes.tablet(slot).map_or(slot, |tablet| tablet.range.first);
+                let refusing = self
+                    .refusing
+                    .entry(first)
+                    .or_insert(Refusing { until_us: 0, tries: 0, armed: false });
+                if refusing.until_us <= now.mono_us {
+                    refusing.until_us = now.mono_us + refused_pause_us(refusing.tries, &mut self.dice);
+                    refusing.tries = refusing.tries.saturating_add(1);
+                    refusing.armed = true;
+                }
+            }
+            Target::Part { fan, .. } => {
+                self.cancel_parts(fan);
+                let fan = self.fans.get_mut(&fan).expect("a part has its fan");
+                fan.retry_us = Some(now.mono_us + refused_pause_us(fan.tries, &mut self.dice));
+                fan.tries = fan.tries.saturating_add(1);
+            }
+            Target::Fan => unreachable!("a key-space command is sent in parts"),
+        }
+        true
+    }
+
+    /// A shard executed a command, or refused it for good. True whichever stream the answer came by.
+    fn answered(&mut self, now: Now, from: ServerId, ticket: Ticket, outcome: Outcome) {
+        let Some(pending) = self.pending.get(&ticket) else { return };
+        // Never sent, so not an answer to it: the world's mistake.
+        if !pending.attempted && !pending.unsure {
+            return;
+        }
+        let (target, sent_us) = (pending.target, pending.sent_us);
+        if pending.place == Place::Sent(from)
+            && let Some(lane) = self.lanes.get_mut(&from)
+        {
+            lane.answered(now.mono_us, sent_us);
+            while lane.sent.front().is_some_and(|front| {
+                *front == ticket
+                    || self.pending.get(front).is_none_or(|p| p.place != Place::Sent(from))
+            }) {
+                lane.sent.pop_front();
+            }
+        }
+        match target {
+            Target::Slot(slot) => {
+                if !self.refusing.is_empty()
+                    && let Some(tablet) = self.routes.tablet(slot)
+                {
+                    self.refusing.remove(&tablet.range.first);
+                    if self.refusing.is_empty() || !self.parked.is_empty() {
+                        self.route_parked(now);
+                    }
+                }
+                self.finish(now, ticket, outcome);
+            }
+            Target::Part { fan, shard } => {
+                self.drop_part(ticket);
+                let parts = &mut self.fans.get_mut(&fan).expect("a part has its fan").parts;
+                let failed = matches!(outcome, Outcome::Failed(_));
+                parts.insert(shard, Part::Answered(outcome.clone()));
+                if failed {
+                    self.finish(now, fan, outcome);
+                } else if parts.values().all(|part| matches!(part, Part::Answered(_))) {
+                    self.merge(now, fan);
+                }
+            }
+            Target::Fan => unreachable!("a key-space command is sent in parts"),
+        }
+    }
+
+    /// Ends a command: its outcome goes out and whatever waited for it is released.
+    fn finish(&mut self, now: Now, ticket: Ticket, outcome: Outcome) {
+        self.cancel_parts(ticket);
+        self.fans.remove(&ticket);
+        let was_released =
+            self.pending.get(&ticket).is_some_and(|pending| pending.place != Place::Waiting);
+        self.unplace(ticket);
+        let pending = self.pending.remove(&ticket).expect("the caller has just found it");
+        self.pending_bytes -= command_bytes(&pending.command);
+        self.close_sequence(&pending);
+        self.done.push((pending.token, outcome));
+        if let Some(order) = pending.order {
+            let mut released = std::mem::take(&mut self.released);
+            self.ordering.finished(order, ticket, pending.kind(), was_released, &mut released);
+            for ticket in released.drain(..) {
+                self.release(now, ticket);
+            }
+            self.released = released;
+        }
+    }
+
+    fn close_sequence(&mut self, pending: &Pending) {
+        if let (true, Some(once)) = (pending.own_sequence, pending.once) {
+            self.open_sequences.remove(&once.sequence);
+        }
+    }
+
+    // ---- key-space commands ----
+
+    /// Begins every key-space command that is released and has no parts under way.
+    fn start_fans(&mut self, now: Now) {
+        let idle: Vec<Ticket> = self
+            .fans
+            .iter()
+            .filter(|(ticket, fan)| {
+                fan.parts.is_empty()
+                    && fan.retry_us.is_none_or(|at| at <= now.mono_us)
+                    && self.pending[ticket].place == Place::Fanned
+            })
+            .map(|(&ticket, _)| ticket)
+            .collect();
+        for ticket in idle {
+            self.start_fan(now, ticket);
+        }
+    }
+
+    /// Asks every shard concerned, if the view names one for all of the key space.
+    fn start_fan(&mut self, now: Now, ticket: Ticket) {
+        let parent = &self.pending[&ticket];
+        let mut command = parent.command.clone();
+        let fan = self.fans.get_mut(&ticket).expect("the caller has just found it");
+        assert!(fan.parts.is_empty(), "a key-space command was begun twice");
+        fan.retry_us = None;
+        if let Op::Scan { limit, .. } = &mut command.op {
+            *limit = fan.limit;
+        }
+        let shards: Vec<ServerId> = match fan.scope {
+            Scope::All if self.routes.complete() => self.routes.owners().to_vec(),
+            Scope::Shard(shard) if self.routes.is_shard(shard) => vec![shard],
+            Scope::All | Scope::Shard(_) => return,
+        };
+        for shard in shards {
+            let part = self.take_ticket();
+            let pending = Pending {
+                token: 0,
+                command: command.clone(),
+                once: None,
+                own_sequence: false,
+                order: None,
+                deadline_us: u64::MAX,
+                target: Target::Part { fan: ticket, shard },
+                place: Place::Parked,
+                sent_us: 0,
+                attempted: false,
+                unsure: false,
+                refused_busy: false,
+            };
+            self.pending.insert(part, pending);
+            let fan = self.fans.get_mut(&ticket).expect("looked up above");
+            fan.parts.insert(shard, Part::Asked(part));
+            self.route(now, part);
+        }
+    }
+
+    /// Forgets the parts of a key-space command, answered or not. An answer that comes yet is to
+    /// nobody's question. An unanswered part of a flush may yet be executed, but before whatever is
+    /// sent later to its shard, so never after the command's own end.
+    fn cancel_parts(&mut self, ticket: Ticket) {
+        let Some(fan) = self.fans.get_mut(&ticket) else { return };
+        for (_, part) in std::mem::take(&mut fan.parts) {
+            if let Part::Asked(part) = part {
+                self.drop_part(part);
+            }
+        }
+    }
+
+    fn drop_part(&mut self, part: Ticket) {
+        self.unplace(part);
+        let pending = self.pending.remove(&part).expect("a part lives until it is dropped");
+        self.close_sequence(&pending);
+        if let Target::Part { fan, .. } = pending.target
+            && let Some(fan) = self.fans.get_mut(&fan)
+        {
+            fan.unsure |= pending.attempted || pending.unsure;
+        }
+    }
+
+    /// Puts the answers of all shards together.
+    fn merge(&mut self, now: Now, ticket: Ticket) {
+        let pending = &self.pending[&ticket];
+        let fan = self.fans.get_mut(&ticket).expect("the caller has just found it");
+        let answers = std::mem::take(&mut fan.parts).into_values().filter_map(|part| match part {
+            Part::Answered(outcome) => Some(outcome),
+            Part::Asked(_) => None,
+        });
+        let outcome = match pending.command.op {
+            Op::Scan { from, .. } => match merge_scans(from, answers) {
+                Some(outcome) => outcome,
+                None => {
+                    // More keys than asked for lie within one step: ask for more at a time.
+                    fan.limit = fan.limit.saturating_mul(2);
+                    return self.start_fan(now, ticket);
+                }
+            },
+            Op::Count => merge_counts(answers),
+            _ => Outcome::Flushed,
+        };
+        self.finish(now, ticket, outcome);
+    }
+
+    // ---- time ----
+
+    fn give_up_overdue(&mut self, now: Now) {
+        if now.mono_us < self.deadline_floor_us {
+            return;
+        }
+        let overdue: Vec<Ticket> = self
+            .pending
+            .iter()
+            .filter(|(_, pending)| pending.deadline_us <= now.mono_us)
+            .map(|(&ticket, _)| ticket)
+            .collect();
+        for ticket in overdue {
+            // Collected above, and only parts end together with something else.
+            self.cancel_parts(ticket);
+            let pending = &self.pending[&ticket];
+            let unsure = pending.unsure
+                || pending.attempted
+                || self.fans.get(&ticket).is_some_and(|fan| fan.unsure);
+            let failure = if unsure && pending.command.op.is_write() {
+                Failure::OutcomeUnknown
+            } else if pending.refused_busy {
+                Failure::Busy
+            } else {
+                Failure::Unreachable
+            };
+            self.figures.given_up += 1;
+            self.finish(now, ticket, Outcome::Failed(failure));
+        }
+        self.deadline_floor_us =
+            self.pending.values().map(|pending| pending.deadline_us).min().unwrap_or(u64::MAX);
+    }
+
+    fn end_refusals(&mut self, now: Now) {
+        let mut ended = false;
+        for refusing in self.refusing.values_mut() {
+            if refusing.armed && refusing.until_us <= now.mono_us {
+                refusing.armed = false;
+                ended = true;
+            }
+        }
+        if ended {
+            self.route_parked(now);
+        }
+    }
+
+    fn route_parked(&mut self, now: Now) {
+        for ticket in std::mem::take(&mut self.parked) {
+            self.route(now, ticket);
+        }
+    }
+
+    fn break_silences(&mut self, now: Now) {
+        let silent: Vec<ServerId> = self
+            .lanes
+            .iter()
+            .filter(|(_, lane)| {
+                self.oldest_sent_us(lane)
+                    .is_some_and(|sent_us| now.mono_us >= sent_us + lane.silence_us(&self.config))
+            })
+            .map(|(&shard, _)| shard)
+            .collect();
+        for shard in silent {
+            self.lanes.get_mut(&shard).expect("listed above").note_silence();
+            self.restart(now, shard);
+        }
+    }
+
+    fn oldest_sent_us(&self, lane: &Lane) -> Option<u64> {
+        if lane.in_flight == 0 {
+            return None;
+        }
+        lane.sent.iter().find_map(|ticket| {
+            let pending = self.pending.get(ticket)?;
+            matches!(pending.place, Place::Sent(_)).then_some(pending.sent_us)
+        })
+    }
+
+    /// Sends one message of what is queued for `shard`; true if there may be more to send.
+    fn send_batch(
+        &mut self,
+        now: Now,
+        shard: ServerId,
+        cluster_time: Option<ClusterMs>,
+        out: &mut Outputs,
+    ) -> bool {
+        let lane = self.lanes.get_mut(&shard).expect("the caller has just found it");
+        let mut items = Vec::new();
+        let mut bytes = 0;
+        let first = lane.next_index;
+        while lane.in_flight < self.config.window_max && items.len() < BATCH_ITEMS_MAX {
+            let Some(&ticket) = lane.queue.front() else { break };
+            let pending = self.pending.get_mut(&ticket).expect("ended commands leave their queue");
+            assert_eq!(pending.place, Place::Queued(shard), "a command is queued where it is not");
+            let size = command_bytes(&pending.command) as usize;
+            if !items.is_empty() && bytes + size > self.config.batch_bytes_max {
+                break;
+            }
+            if pending.command.op.is_write() && pending.once.is_none() {
+                // C2: the identity is made here and lasts.
+                let Some(cluster_time) = cluster_time else { break };
+                let sequence = self.next_sequence;
+                self.next_sequence += 1;
+                self.open_sequences.insert(sequence);
+                pending.own_sequence = true;
+                pending.once = Some(Once {
+                    client: self.client,
+                    sequence,
+                    acknowledged: 0,
+                    lease_until: cluster_time.plus_ms(self.config.lease_ms),
+                });
+            }
+            if pending.own_sequence
+                && let Some(once) = &mut pending.once
+            {
+                once.acknowledged = *self.open_sequences.first().expect("its own is among them");
+            }
+            pending.unsure |= pending.attempted;
+            pending.attempted = true;
+            pending.sent_us = now.mono_us;
+            pending.place = Place::Sent(shard);
+            items.push(Request {
+                token: ticket,
+                once: pending.once,
+                command: pending.command.clone(),
+            });
+            bytes += size;
+            lane.queue.pop_front();
+            lane.sent.push_back(ticket);
+            lane.in_flight += 1;
+            lane.next_index += 1;
+        }
+        if items.is_empty() {
+            return false;
+        }
+        // Answers out of order leave entries behind the oldest unanswered one; do not let them grow.
+        if lane.sent.len() > 4 * self.config.window_max {
+            let pending = &self.pending;
+            lane.sent.retain(|ticket| {
+                pending.get(ticket).is_some_and(|p| p.place == Place::Sent(shard))
+            });
+        }
+        let stream = lane.stream;
+        out.send(shard, Message::Requests(Requests { client: self.client, stream, first, items }));
+        true
+    }
+}
+
+impl Pending {
+    fn kind(&self) -> Kind {
+        match self.target {
+            Target::Slot(slot) if self.command.op.is_write() => Kind::Write(slot),
+            Target::Slot(slot) => Kind::Read(slot),
+            Target::Fan | Target::Part { .. } => Kind::KeySpace,
+        }
+    }
+}
+
+/// Bytes a command holds on to: key, value and condition, and a little for itself.
+fn command_bytes(command: &Command) -> u64 {
+    use holdfast_wire::{Condition, TouchCondition};
+    let condition = match &command.op {
+        Op::Put { condition: Condition::ValueIs(bytes), .. }
+        | Op::Delete { condition: Condition::ValueIs(bytes), .. }
+        | Op::Touch { condition: TouchCondition::ValueIs(bytes), .. } => bytes.len(),
+        _ => 0,
+    };
+    let value = match &command.op {
+        Op::Put { value, .. } => value.len(),
+        _ => 0,
+    };
+    (64 + command.key.len() + condition + value) as u64
+}
+
+fn refused_pause_us(tries: u32, dice: &mut Dice) -> u64 {
+    let pause_us = (REFUSED_PAUSE_MIN_US << tries.min(10)).min(REFUSED_PAUSE_MAX_US);
+    pause_us / 2 + dice.below(pause_us / 2)
+}
+
+/// One scan out of every shard's, or `None` if it would not move on. The position is the lowest that
+/// any shard reached, rounded down to a whole step; what was seen beyond it will be seen again.
+fn merge_scans(from: KeyHash, answers: impl Iterator<Item = Outcome>) -> Option<Outcome> {
+    let mut all = Vec::new();
+    let mut lowest: Option<KeyHash> = None;
+    for answer in answers {
+        if let Outcome::Scanned { keys, next } = answer {
+            all.extend(keys);
+            lowest = match (lowest, next) {
+                (Some(a), Some(b)) => Some(a.min(b)),
+                (a, b) => a.or(b),
+            };
+        }
+    }
+    let next = lowest.map(|hash| KeyHash(hash.0 - hash.0 % SCAN_STEP));
+    if let Some(next) = next {
+        if next <= from {
+            return None;
+        }
+        all.retain(|(hash, _)| *hash < next);
+    }
+    all.sort_unstable();
+    // After a takeover two shards may have answered for one key.
+    all.dedup();
+    Some(Outcome::Scanned { keys: all, next })
+}
+
+fn merge_counts(answers: impl Iterator<Item = Outcome>) -> Outcome {
+    let mut total = (0u64, 0u64);
+    for answer in answers {
+        if let Outcome::Counted { sessions, with_deadline } = answer {
+            total = (total.0.saturating_add(sessions), total.1.saturating_add(with_deadline));
+        }
+    }
+    Outcome::Counted { sessions: total.0, with_deadline: total.1 }
+}
