@@ -22,12 +22,24 @@ pub enum Op {
     /// The times without the value (EXISTS, TTL, …). Answers `Value` with an empty value, or `Absent`.
     Stat,
     /// Stores a value. Answers `Done`, or `Refused` when `condition` does not hold.
-    Put { value: Bytes, condition: Condition, expiry: ExpiryChange, return_old: bool },
+    Put {
+        value: Bytes,
+        condition: Condition,
+        expiry: ExpiryChange,
+        return_old: bool,
+    },
     /// Changes when a session expires. Answers `Done`, `Refused` or `Absent`.
     /// With `return_value` it is GETEX: answers `Value` (with the new times) or `Absent`.
-    Touch { condition: TouchCondition, expiry: ExpiryChange, return_value: bool },
+    Touch {
+        condition: TouchCondition,
+        expiry: ExpiryChange,
+        return_value: bool,
+    },
     /// Removes a session. Answers `Done` (with the old value if asked), `Refused` or `Absent`.
-    Delete { condition: Condition, return_old: bool },
+    Delete {
+        condition: Condition,
+        return_old: bool,
+    },
     /// Keys whose hash is at or above `from`, in hash order, about `limit` of them. Answers `Scanned`.
     Scan { from: KeyHash, limit: u32 },
     /// How many sessions there are in the namespace. Answers `Counted`.
@@ -95,7 +107,10 @@ pub enum ExpiryChange {
     /// At this moment: EXAT, PXAT, EXPIREAT. In the past: at once.
     At { deadline: ClusterMs },
     /// A session: expires after `idle_ms` without a touch, and at `absolute` whatever happens.
-    Session { idle_ms: Option<u32>, absolute: Option<AbsoluteDeadline> },
+    Session {
+        idle_ms: Option<u32>,
+        absolute: Option<AbsoluteDeadline>,
+    },
     /// Touch by the session's own idle time-to-live; without one, as `Keep`.
     Slide,
 }
@@ -121,17 +136,35 @@ pub struct Meta {
 /// The answer to a `Command`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    Value { value: Bytes, meta: Meta },
+    Value {
+        value: Bytes,
+        meta: Meta,
+    },
     /// Not there. `version` is the shard's counter: every later version is greater.
-    Absent { version: Version },
+    Absent {
+        version: Version,
+    },
     /// Done. `meta.version` is the version written (a delete's is that of its tombstone).
-    Done { meta: Meta, old: Option<Bytes> },
+    Done {
+        meta: Meta,
+        old: Option<Bytes>,
+    },
     /// The condition did not hold; nothing changed. `current` tells the session's state, `None` if
     /// absent; `old` holds the current value when the command asked for it.
-    Refused { version: Version, current: Option<Meta>, old: Option<Bytes> },
+    Refused {
+        version: Version,
+        current: Option<Meta>,
+        old: Option<Bytes>,
+    },
     /// Part of a scan. Keys with a hash in `[from, next)`, all of them; `next == None`: the end.
-    Scanned { keys: Vec<(KeyHash, Bytes)>, next: Option<KeyHash> },
-    Counted { sessions: u64, with_deadline: u64 },
+    Scanned {
+        keys: Vec<(KeyHash, Bytes)>,
+        next: Option<KeyHash>,
+    },
+    Counted {
+        sessions: u64,
+        with_deadline: u64,
+    },
     Flushed,
     Failed(Failure),
 }

@@ -5,6 +5,7 @@
 
 pub mod command;
 pub mod message;
+pub mod redis;
 pub mod resp;
 
 pub use command::*;

@@ -5,9 +5,7 @@
 //! it safe. `docs/protocol.md` gives the bytes.
 
 use bytes::Bytes;
-use holdfast_format::{
-    ClientId, ClusterMs, Epoch, LogId, SegmentId, ServerId, SlotRange, Version,
-};
+use holdfast_format::{ClientId, ClusterMs, Epoch, LogId, SegmentId, ServerId, SlotRange, Version};
 
 use crate::command::{Command, Once, Outcome};
 
@@ -24,43 +22,83 @@ pub enum Message {
     Heartbeat(Heartbeat),
     HeartbeatReply(HeartbeatReply),
     /// Are you there? Between any two members. Answered by `Pong` with the same nonce.
-    Ping { nonce: u64 },
-    Pong { nonce: u64 },
+    Ping {
+        nonce: u64,
+    },
+    Pong {
+        nonce: u64,
+    },
     /// To the coordinator: a stream to `server` broke, or it did not answer probes. The coordinator
     /// verifies before it believes.
-    Suspect { server: ServerId, ended: bool },
+    Suspect {
+        server: ServerId,
+        ended: bool,
+    },
 
     // ---- replication (shard <-> backup) ----
     Append(Append),
     Appended(Appended),
     AppendRefused(AppendRefused),
     /// The log needs these replicas no more. Idempotent; unknown ones are ignored.
-    Free { log: LogId, segments: Vec<SegmentId> },
+    Free {
+        log: LogId,
+        segments: Vec<SegmentId>,
+    },
     /// Shard to coordinator: every replica of the log's open segments now carries `epoch`; replicas
     /// open at an older one must never count as a head. Repeated until recorded.
-    RaiseEpoch { log: LogId, epoch: Epoch },
-    EpochRecorded { log: LogId, epoch: Epoch },
+    RaiseEpoch {
+        log: LogId,
+        epoch: Epoch,
+    },
+    EpochRecorded {
+        log: LogId,
+        epoch: Epoch,
+    },
 
     // ---- recovery ----
     /// Coordinator to every backup: from now on refuse appends of `log` below `epoch`, and tell what
     /// you hold. Repeated until answered.
-    Fence { log: LogId, epoch: Epoch },
+    Fence {
+        log: LogId,
+        epoch: Epoch,
+    },
     Inventory(Inventory),
     /// Coordinator to a recovery master: take over `ranges` of `log`. Repeated until `Recovered` or
     /// `RecoveryFailed`; idempotent by (log, attempt).
     Recover(Recover),
     /// Recovery master to coordinator: entries replayed so far, for reports.
-    RecoveryProgress { log: LogId, attempt: u64, entries: u64, bytes: u64 },
+    RecoveryProgress {
+        log: LogId,
+        attempt: u64,
+        entries: u64,
+        bytes: u64,
+    },
     /// The ranges are in the recovery master's own log, replicated and in a durable digest. Repeated
     /// until the view shows the new owner.
-    Recovered { log: LogId, attempt: u64, entries: u64, bytes: u64, timings: ReplayTimings },
-    RecoveryFailed { log: LogId, attempt: u64, reason: RecoveryFailure },
+    Recovered {
+        log: LogId,
+        attempt: u64,
+        entries: u64,
+        bytes: u64,
+        timings: ReplayTimings,
+    },
+    RecoveryFailed {
+        log: LogId,
+        attempt: u64,
+        reason: RecoveryFailure,
+    },
     /// Recovery master to backup: the entries of one replica that lie in `ranges`.
     Fetch(Fetch),
     FetchPart(FetchPart),
-    FetchFailed { log: LogId, segment: SegmentId, attempt: u64 },
+    FetchFailed {
+        log: LogId,
+        segment: SegmentId,
+        attempt: u64,
+    },
     /// Coordinator to backups: nobody will recover from this log again; its frames may go.
-    LogGone { log: LogId },
+    LogGone {
+        log: LogId,
+    },
 
     // ---- data (client core <-> shard) ----
     Requests(Requests),

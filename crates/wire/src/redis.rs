@@ -14,9 +14,9 @@ mod parse;
 mod script;
 mod shape;
 
-pub use commands::{COMMAND_COUNT, CommandQuery, lookup};
+pub use commands::{COMMAND_COUNT, CommandInfo, CommandQuery, lookup};
 pub use glob::glob_matches;
-pub use parse::parse;
+pub use parse::{NAMESPACES, parse};
 pub use script::{EvalCall, ScriptRef, Scripts, sha1_hex};
 pub use shape::{AfterRead, Join, Next, ReplyShape, write_failure};
 
@@ -31,14 +31,22 @@ use crate::resp::{Protocol, ReplyWriter};
 pub enum RespRequest {
     // ---- sessions ----
     /// One command for the owner of one key; `shape` turns its outcome into the reply.
-    One { command: Command, shape: ReplyShape },
+    One {
+        command: Command,
+        shape: ReplyShape,
+    },
     /// The same command for every key; `join` turns the outcomes, in key order, into one reply.
     Many(Many),
     /// Ask `read` first; `then` says what its outcome leads to.
-    ReadThen { read: Command, then: AfterRead },
+    ReadThen {
+        read: Command,
+        then: AfterRead,
+    },
     Scan(Scan),
     /// KEYS: every key that matches, as one array.
-    Keys { pattern: Bytes },
+    Keys {
+        pattern: Bytes,
+    },
     /// DBSIZE: the sessions of the connection's namespace.
     DbSize,
     /// FLUSHDB: every session of the connection's namespace.
@@ -48,29 +56,47 @@ pub enum RespRequest {
     /// EVAL and EVALSHA: `Scripts::resolve` turns it into `One` or `ReadThen`, or refuses it.
     Eval(EvalCall),
     /// SCRIPT LOAD: `Scripts::load`, answered with the SHA-1 as a bulk string.
-    ScriptLoad { text: Bytes },
+    ScriptLoad {
+        text: Bytes,
+    },
     /// SCRIPT EXISTS: an array of 0 and 1, one for each `Scripts::knows`.
-    ScriptExists { sha1s: Vec<Bytes> },
+    ScriptExists {
+        sha1s: Vec<Bytes>,
+    },
     /// SCRIPT FLUSH: `Scripts::clear`, answered with +OK.
     ScriptFlush,
 
     // ---- the connection ----
     Hello(Hello),
-    Auth { user: Option<Bytes>, password: Bytes },
+    Auth {
+        user: Option<Bytes>,
+        password: Bytes,
+    },
     /// +PONG, or the message as a bulk string.
-    Ping { message: Option<Bytes> },
-    Echo { message: Bytes },
+    Ping {
+        message: Option<Bytes>,
+    },
+    Echo {
+        message: Bytes,
+    },
     /// +OK, then close.
     Quit,
     /// Back to the state of a new connection (RESP2, no name, namespace 0, not authenticated);
     /// answered with +RESET.
     Reset,
-    Select { namespace: Namespace },
+    Select {
+        namespace: Namespace,
+    },
     ClientId,
     ClientGetName,
     /// An empty name takes it away.
-    ClientSetName { name: Bytes },
-    ClientSetInfo { attribute: ClientAttribute, value: Bytes },
+    ClientSetName {
+        name: Bytes,
+    },
+    ClientSetInfo {
+        attribute: ClientAttribute,
+        value: Bytes,
+    },
     ClientList,
     ClientInfo,
 
@@ -80,7 +106,9 @@ pub enum RespRequest {
     Info(InfoSections),
     Cluster(Cluster),
     /// CONFIG GET: names to be matched as globs; a map of those that exist.
-    ConfigGet { patterns: Vec<Bytes> },
+    ConfigGet {
+        patterns: Vec<Bytes>,
+    },
     /// Unix time as an array of two bulk strings: seconds, and microseconds within the second.
     Time,
     /// How many replicas hold the connection's writes: as many as the cluster keeps, since nothing
@@ -97,7 +125,10 @@ impl RespRequest {
     pub fn allowed_before_auth(&self) -> bool {
         matches!(
             self,
-            RespRequest::Hello(_) | RespRequest::Auth { .. } | RespRequest::Quit | RespRequest::Reset
+            RespRequest::Hello(_)
+                | RespRequest::Auth { .. }
+                | RespRequest::Quit
+                | RespRequest::Reset
         )
     }
 }
@@ -214,7 +245,9 @@ pub enum Cluster {
     Info,
     MyId,
     /// Answered with `Slot::of(key)`.
-    KeySlot { key: Bytes },
+    KeySlot {
+        key: Bytes,
+    },
 }
 
 /// Requests that Holdfast accepts and that change nothing.
@@ -272,8 +305,6 @@ pub enum RespError {
     InvalidCursor,
     #[error("ERR DB index is out of range")]
     NamespaceOutOfRange,
-    #[error("ERR invalid DB index")]
-    InvalidNamespace,
     #[error("NOPROTO unsupported protocol version")]
     UnsupportedProtocol,
     #[error("ERR Protocol version is not an integer or out of range")]

@@ -50,7 +50,9 @@ impl RespLimits {
         let bulk_bytes_max = value_bytes_max.saturating_add(64 * 1024);
         RespLimits {
             bulk_bytes_max,
-            command_bytes_max: bulk_bytes_max.saturating_add(1024 * 1024).max(16 * 1024 * 1024),
+            command_bytes_max: bulk_bytes_max
+                .saturating_add(1024 * 1024)
+                .max(16 * 1024 * 1024),
             arguments_max: 1024 * 1024,
         }
     }
@@ -93,7 +95,11 @@ pub enum RespProtocolError {
 }
 
 fn printable(byte: u8) -> char {
-    if byte.is_ascii_graphic() { char::from(byte) } else { '?' }
+    if byte.is_ascii_graphic() {
+        char::from(byte)
+    } else {
+        '?'
+    }
 }
 
 /// The arguments of one request, the command's name first. Reused from request to request.
@@ -113,7 +119,10 @@ impl Args {
             frame.put_slice(part);
             ranges.push(start..offset(frame.len()));
         }
-        Args { frame: frame.freeze(), ranges }
+        Args {
+            frame: frame.freeze(),
+            ranges,
+        }
     }
 
     /// How many there are, at least 1 after a successful `RespParser::next`.
@@ -248,32 +257,43 @@ impl RespParser {
         }
         RespLimits {
             bulk_bytes_max: self.limits.bulk_bytes_max.min(stranger.bulk_bytes_max),
-            command_bytes_max: self.limits.command_bytes_max.min(stranger.command_bytes_max),
+            command_bytes_max: self
+                .limits
+                .command_bytes_max
+                .min(stranger.command_bytes_max),
             arguments_max: self.limits.arguments_max.min(stranger.arguments_max),
         }
-    }
-
-    fn unparsed(&self) -> &[u8] {
-        if self.pieces.is_empty() { &self.whole } else { &self.pieces }
     }
 
     /// Reads on from `at` until the command is whole or bytes run out.
     fn step(&mut self) -> Result<Step, RespProtocolError> {
         let limits = self.limits();
-        let buffer = if self.pieces.is_empty() { &self.whole[..] } else { &self.pieces[..] };
-        let Some(&first) = buffer.first() else { return Ok(Step::NeedMore) };
+        let buffer = if self.pieces.is_empty() {
+            &self.whole[..]
+        } else {
+            &self.pieces[..]
+        };
+        let Some(&first) = buffer.first() else {
+            return Ok(Step::NeedMore);
+        };
         if self.remaining.is_none() {
             if first != b'*' {
                 return match find_line_end(buffer, b'\n') {
                     Some(newline) => {
-                        let line = buffer[..newline].strip_suffix(b"\r").map_or(newline, <[u8]>::len);
-                        Ok(Step::Inline { line, end: newline + 1 })
+                        let line = buffer[..newline]
+                            .strip_suffix(b"\r")
+                            .map_or(newline, <[u8]>::len);
+                        Ok(Step::Inline {
+                            line,
+                            end: newline + 1,
+                        })
                     }
                     None if buffer.len() < LINE_BYTES_MAX => Ok(Step::NeedMore),
                     None => Err(RespProtocolError::InlineTooLong),
                 };
             }
-            let Some(line) = length_line(&buffer[1..], RespProtocolError::MultibulkLineTooLong)? else {
+            let Some(line) = length_line(&buffer[1..], RespProtocolError::MultibulkLineTooLong)?
+            else {
                 return Ok(Step::NeedMore);
             };
             let count = parse_integer(line)
@@ -296,7 +316,8 @@ impl RespParser {
                         Some(b'$') => {}
                         Some(&other) => return Err(RespProtocolError::ExpectedBulk(other)),
                     }
-                    let Some(line) = length_line(&rest[1..], RespProtocolError::BulkLineTooLong)? else {
+                    let Some(line) = length_line(&rest[1..], RespProtocolError::BulkLineTooLong)?
+                    else {
                         return Ok(Step::NeedMore);
                     };
                     let length = parse_integer(line)
@@ -308,7 +329,9 @@ impl RespParser {
                     }
                     self.at += 1 + line.len() + 2;
                     if self.at + length as usize + 2 > limits.command_bytes_max as usize {
-                        return Err(RespProtocolError::CommandTooLong { limit: limits.command_bytes_max });
+                        return Err(RespProtocolError::CommandTooLong {
+                            limit: limits.command_bytes_max,
+                        });
                     }
                     self.bulk = Some(length);
                     length
@@ -369,7 +392,10 @@ enum Step {
     NeedMore,
     /// A multibulk command of so many bytes; its arguments are in `ranges`.
     Command(usize),
-    Inline { line: usize, end: usize },
+    Inline {
+        line: usize,
+        end: usize,
+    },
 }
 
 fn offset(at: usize) -> u32 {
@@ -413,7 +439,11 @@ pub(crate) fn parse_integer(text: &[u8]) -> Option<i64> {
         // Built on the negative side, which is one longer.
         value = value.checked_mul(10)?.checked_sub(digit)?;
     }
-    if negative { Some(value) } else { value.checked_neg() }
+    if negative {
+        Some(value)
+    } else {
+        value.checked_neg()
+    }
 }
 
 /// Splits an inline request as Redis's `sdssplitargs`: white space, "…" with escapes, '…'.
@@ -444,7 +474,11 @@ fn split_inline_argument<'a>(
     let mut quote = None;
     loop {
         let Some((&byte, after)) = rest.split_first() else {
-            return if quote.is_some() { Err(RespProtocolError::UnbalancedQuotes) } else { Ok(rest) };
+            return if quote.is_some() {
+                Err(RespProtocolError::UnbalancedQuotes)
+            } else {
+                Ok(rest)
+            };
         };
         rest = after;
         match (quote, byte) {
@@ -607,7 +641,11 @@ impl<'a> ReplyWriter<'a> {
         let text = if value.is_nan() {
             "nan".to_owned()
         } else if value.is_infinite() {
-            if value > 0.0 { "inf".to_owned() } else { "-inf".to_owned() }
+            if value > 0.0 {
+                "inf".to_owned()
+            } else {
+                "-inf".to_owned()
+            }
         } else {
             value.to_string()
         };
@@ -621,7 +659,9 @@ impl<'a> ReplyWriter<'a> {
     pub fn boolean(&mut self, value: bool) {
         match self.protocol {
             Protocol::Resp2 => self.integer(i64::from(value)),
-            Protocol::Resp3 => self.out.put_slice(if value { b"#t\r\n" } else { b"#f\r\n" }),
+            Protocol::Resp3 => self
+                .out
+                .put_slice(if value { b"#t\r\n" } else { b"#f\r\n" }),
         }
     }
 
@@ -629,18 +669,26 @@ impl<'a> ReplyWriter<'a> {
         self.out.reserve(text.len() + 3);
         self.out.put_u8(kind);
         for byte in text.bytes() {
-            self.out.put_u8(if byte == b'\r' || byte == b'\n' { b' ' } else { byte });
+            self.out.put_u8(if byte == b'\r' || byte == b'\n' {
+                b' '
+            } else {
+                byte
+            });
         }
         self.out.put_slice(b"\r\n");
     }
 
     fn length(&mut self, kind: u8, length: usize) {
-        self.header(kind, i64::try_from(length).expect("lengths are below isize::MAX"));
+        self.header(
+            kind,
+            i64::try_from(length).expect("lengths are below isize::MAX"),
+        );
     }
 
     fn header(&mut self, kind: u8, value: i64) {
         self.out.put_u8(kind);
-        self.out.put_slice(itoa::Buffer::new().format(value).as_bytes());
+        self.out
+            .put_slice(itoa::Buffer::new().format(value).as_bytes());
         self.out.put_slice(b"\r\n");
     }
 }
