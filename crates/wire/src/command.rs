@@ -7,7 +7,7 @@ use bytes::Bytes;
 use holdfast_format::{ClientId, ClusterMs, KeyHash, Namespace, Version};
 
 /// What a client asks of the owner of a key (or of one shard).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Command {
     pub namespace: Namespace,
     /// Empty for commands on the key space (`Scan`, `Count`, `Flush`).
@@ -15,7 +15,7 @@ pub struct Command {
     pub op: Op,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Op {
     /// The value and its times. Answers `Value` or `Absent`.
     Get,
@@ -60,7 +60,7 @@ impl Op {
 }
 
 /// What must hold for a `Put` or `Delete` to happen.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
 pub enum Condition {
     #[default]
     Always,
@@ -75,7 +75,7 @@ pub enum Condition {
 }
 
 /// What must hold for a `Touch`.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
 pub enum TouchCondition {
     #[default]
     Always,
@@ -95,7 +95,7 @@ pub enum TouchCondition {
 
 /// How a command changes expiry. Relative times are turned into deadlines by the shard's cluster
 /// time when it executes the command.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub enum ExpiryChange {
     /// No expiry at all: plain SET, PERSIST (an absolute deadline, if any, still holds for PERSIST).
     #[default]
@@ -115,14 +115,14 @@ pub enum ExpiryChange {
     Slide,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum AbsoluteDeadline {
     At(ClusterMs),
     InMs(u64),
 }
 
 /// The times and version of a session as it now is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub struct Meta {
     pub version: Version,
     /// When it expires if nobody touches it; `None` never.
@@ -134,7 +134,7 @@ pub struct Meta {
 }
 
 /// The answer to a `Command`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Outcome {
     Value {
         value: Bytes,
@@ -170,7 +170,7 @@ pub enum Outcome {
 }
 
 /// Why a command was not executed, and so what to do next.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Failure {
     /// Ask whoever owns it by a newer view.
     #[error("this shard does not own the key's slot")]
@@ -206,7 +206,7 @@ pub enum Failure {
 /// it has it (`acknowledged`) or `lease_until` has passed. A retry must carry the same values as
 /// the first attempt but for `acknowledged`; after `lease_until` it is refused as stale, so that a
 /// forgotten outcome can never lead to a second execution.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Once {
     pub client: ClientId,
     /// 1, 2, 3, … per client.

@@ -9,7 +9,7 @@ use holdfast_format::{ClientId, ClusterMs, Epoch, LogId, SegmentId, ServerId, Sl
 
 use crate::command::{Command, Once, Outcome};
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Message {
     // ---- membership (coordinator <-> everyone) ----
     /// Repeated until `Enlisted` comes. Idempotent by `member.id`.
@@ -105,7 +105,7 @@ pub enum Message {
     Responses(Responses),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Role {
     Coordinator,
     /// One shard of a master process.
@@ -115,7 +115,7 @@ pub enum Role {
 }
 
 /// A member as the view describes it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Member {
     pub id: ServerId,
     pub role: Role,
@@ -133,7 +133,7 @@ pub struct Member {
     pub store: u64,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Enlist {
     pub member: Member,
     /// Backups: every log of which the store holds replicas; the coordinator answers with `LogGone`
@@ -141,7 +141,7 @@ pub struct Enlist {
     pub logs: Vec<LogId>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Enlisted {
     pub id: ServerId,
     pub config: ClusterConfig,
@@ -149,7 +149,7 @@ pub struct Enlisted {
 }
 
 /// What must be the same everywhere, so the coordinator says it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ClusterConfig {
     pub cluster: u64,
     /// Replicas of every segment; 0 is allowed and loses data when a master dies.
@@ -163,7 +163,7 @@ pub struct ClusterConfig {
 }
 
 /// Who is alive and who owns what. Complete: a newer view replaces an older one.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
 pub struct View {
     pub version: u64,
     /// Members that are up. One that is missing here and was here before has been declared dead;
@@ -175,7 +175,7 @@ pub struct View {
 }
 
 /// A contiguous slot range and the log that owns it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Tablet {
     pub range: SlotRange,
     pub owner: LogId,
@@ -185,7 +185,7 @@ pub struct Tablet {
     pub available: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Heartbeat {
     pub from: ServerId,
     /// The sender's own clock, echoed in the reply.
@@ -195,7 +195,7 @@ pub struct Heartbeat {
 }
 
 /// A member's figures for status, placement and planning. Unused ones are 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub struct Figures {
     pub sessions: u64,
     pub bytes_used: u64,
@@ -211,7 +211,7 @@ pub struct Figures {
     pub clock_error_us: u64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct HeartbeatReply {
     pub sent_us: u64,
     /// Cluster time in microseconds since the Unix epoch, when the coordinator answered.
@@ -223,7 +223,7 @@ pub struct HeartbeatReply {
 }
 
 /// What the master vouches for in one replica: bytes past `length` never count (design §1).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub struct Certificate {
     pub length: u32,
     /// CRC32C of bytes `[0, length)` of the replica.
@@ -234,7 +234,7 @@ pub struct Certificate {
 ///
 /// With no bytes and nothing to change it only renews the lease. Safe to repeat: a backup that
 /// already holds the bytes acknowledges again.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Append {
     pub log: LogId,
     pub epoch: Epoch,
@@ -254,7 +254,7 @@ pub struct Append {
     pub expiry_ceiling: ClusterMs,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Appended {
     pub log: LogId,
     pub epoch: Epoch,
@@ -267,14 +267,14 @@ pub struct Appended {
     pub lease_ms: u32,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct AppendRefused {
     pub log: LogId,
     pub segment: SegmentId,
     pub why: Refusal,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Refusal {
     /// The log is fenced at this epoch: the sender may be dead and not know it. Ask the coordinator.
     Fenced { epoch: Epoch },
@@ -287,7 +287,7 @@ pub enum Refusal {
 }
 
 /// What one backup holds of a fenced log.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Inventory {
     pub log: LogId,
     pub epoch: Epoch,
@@ -298,7 +298,7 @@ pub struct Inventory {
     pub expiry_ceiling: ClusterMs,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ReplicaState {
     pub segment: SegmentId,
     /// Epoch of the last append it accepted (not of the fence).
@@ -312,7 +312,7 @@ pub struct ReplicaState {
     pub digest: Option<Vec<SegmentId>>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Recover {
     pub log: LogId,
     /// Rises with every attempt at this log's recovery.
@@ -326,14 +326,14 @@ pub struct Recover {
     pub lease_remaining_ms: u32,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RecoverSegment {
     pub segment: SegmentId,
     pub length: u32,
     pub holders: Vec<ServerId>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RecoveryFailure {
     OutOfMemory,
     /// No holder could serve this segment.
@@ -341,14 +341,14 @@ pub enum RecoveryFailure {
 }
 
 /// Milliseconds since the recovery master received `Recover`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub struct ReplayTimings {
     pub first_byte_ms: u32,
     pub replayed_ms: u32,
     pub replicated_ms: u32,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Fetch {
     pub log: LogId,
     pub segment: SegmentId,
@@ -360,7 +360,7 @@ pub struct Fetch {
 
 /// Whole entries, as they stand in the replica, whose slot lies in the ranges of the `Fetch`.
 /// `part` counts from 0; a receiver that misses one fetches the segment again.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct FetchPart {
     pub log: LogId,
     pub segment: SegmentId,
@@ -376,7 +376,7 @@ pub struct FetchPart {
 /// `items[0]`, and a shard executes indexes without gaps, so commands of one client keep their
 /// order even over a network that loses or reorders. After silence or a broken connection the
 /// client starts a higher stream and sends everything unanswered again, in order.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Requests {
     pub client: ClientId,
     pub stream: u64,
@@ -384,7 +384,7 @@ pub struct Requests {
     pub items: Vec<Request>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Request {
     /// The client's own number for the request, echoed in the response.
     pub token: u64,
@@ -393,14 +393,14 @@ pub struct Request {
     pub command: Command,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Responses {
     pub client: ClientId,
     pub stream: u64,
     pub items: Vec<Response>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Response {
     pub token: u64,
     pub outcome: Outcome,
