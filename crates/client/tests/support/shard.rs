@@ -1,0 +1,302 @@
+//! A shard as simple as can be: a map, streams, and completion records. No log and no durability,
+//! but the protocol of `docs/design-notes.md`, "Requests", to the letter.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use holdfast_format::{ClientId, ClusterMs, KeyHash, Namespace, Slot, Version};
+use holdfast_wire::{
+    AbsoluteDeadline, Command, Condition, ExpiryChange, Failure, Meta, Op, Outcome, Request,
+    Requests, Response, Responses, TouchCondition,
+};
+
+#[derive(Clone, Debug)]
+struct Session {
+    value: Bytes,
+    version: Version,
+    deadline: Option<ClusterMs>,
+    idle_ms: Option<u32>,
+    absolute: Option<ClusterMs>,
+}
+
+/// What all shards of a test share: where the sessions are, so that an owner can change without a
+/// recovery, and what has been executed.
+#[derive(Debug, Default)]
+pub struct Store {
+    pub now: ClusterMs,
+    sessions: BTreeMap<(Namespace, Bytes), Session>,
+    completions: BTreeMap<(ClientId, u64), Outcome>,
+    version: u64,
+    pub executed: Vec<Command>,
+}
+
+#[derive(Debug)]
+pub struct Shard {
+    pub owned: Vec<bool>,
+    /// Refuse everything like this.
+    pub refuse: Option<Failure>,
+    streams: BTreeMap<ClientId, Stream>,
+    pub value_bytes_max: u64,
+    pub out_of_memory: bool,
+}
+
+#[derive(Debug, Default)]
+struct Stream {
+    number: u64,
+    next: u64,
+    ended: bool,
+}
+
+impl Store {
+    pub fn new(now: ClusterMs) -> Store {
+        Store { now, ..Store::default() }
+    }
+}
+
+impl Shard {
+    /// Owns nothing yet.
+    pub fn new() -> Shard {
+        Shard {
+            owned: vec![false; 16384],
+            refuse: None,
+            streams: BTreeMap::new(),
+            value_bytes_max: 1 << 20,
+            out_of_memory: false,
+        }
+    }
+
+    pub fn handle(&mut self, store: &mut Store, requests: Requests) -> Responses {
+        let mut items = Vec::new();
+        let stream = self.streams.entry(requests.client).or_default();
+        if requests.stream > stream.number {
+            *stream = Stream { number: requests.stream, ..Stream::default() };
+        }
+        if requests.stream == stream.number {
+            for (index, request) in (requests.first..).zip(requests.items) {
+                let stream = self.streams.get_mut(&requests.client).expect("made above");
+                if index != stream.next || stream.ended {
+                    continue;
+                }
+                stream.next += 1;
+                let outcome = self.answer(store, &request);
+                if matches!(
+                    outcome,
+                    Outcome::Failed(Failure::NotOwner | Failure::NotReady | Failure::Busy)
+                ) {
+                    self.streams.get_mut(&requests.client).expect("made above").ended = true;
+                }
+                items.push(Response { token: request.token, outcome });
+            }
+        }
+        Responses { client: requests.client, stream: requests.stream, items }
+    }
+
+    fn answer(&mut self, store: &mut Store, request: &Request) -> Outcome {
+        let command = &request.command;
+        if let Some(failure) = &self.refuse {
+            return Outcome::Failed(failure.clone());
+        }
+        let slot = Slot::of(&command.key);
+        if !command.op.is_keyspace() && !self.owned[slot.0 as usize] {
+            return Outcome::Failed(Failure::NotOwner);
+        }
+        let Some(once) = request.once else {
+            assert!(!command.op.is_write(), "a write without an identity");
+            return self.execute(store, command);
+        };
+        store.completions.retain(|(client, sequence), _| {
+            *client != once.client || *sequence >= once.acknowledged
+        });
+        if let Some(outcome) = store.completions.get(&(once.client, once.sequence)) {
+            return outcome.clone();
+        }
+        if once.sequence < once.acknowledged || once.lease_until < store.now {
+            return Outcome::Failed(Failure::StaleClient);
+        }
+        let outcome = self.execute(store, command);
+        store.completions.insert((once.client, once.sequence), outcome.clone());
+        outcome
+    }
+
+    fn execute(&mut self, store: &mut Store, command: &Command) -> Outcome {
+        store.executed.push(command.clone());
+        let now = store.now;
+        store.sessions.retain(|_, s| s.deadline.is_none_or(|d| d > now));
+        let at = (command.namespace, command.key.clone());
+        let counter = Version(store.version);
+        let current = store.sessions.get(&at).cloned();
+        let meta = current.as_ref().map(|s| meta_of(s, now));
+        let refused = |return_old: bool| Outcome::Refused {
+            version: current.as_ref().map_or(counter, |s| s.version),
+            current: meta,
+            old: current.as_ref().filter(|_| return_old).map(|s| s.value.clone()),
+        };
+        match &command.op {
+            Op::Get | Op::Stat => match &current {
+                Some(session) => Outcome::Value {
+                    value: match command.op {
+                        Op::Get => session.value.clone(),
+                        _ => Bytes::new(),
+                    },
+                    meta: meta_of(session, now),
+                },
+                None => Outcome::Absent { version: counter },
+            },
+            Op::Put { value, condition, expiry, return_old } => {
+                if value.len() as u64 > self.value_bytes_max {
+                    let limit = self.value_bytes_max;
+                    let bytes = value.len() as u64;
+                    return Outcome::Failed(Failure::ValueTooLarge { bytes, limit });
+                }
+                if self.out_of_memory {
+                    return Outcome::Failed(Failure::OutOfMemory);
+                }
+                if !holds(condition, current.as_ref()) {
+                    return refused(*return_old);
+                }
+                store.version += 1;
+                let old = current.as_ref().filter(|_| *return_old).map(|s| s.value.clone());
+                let mut session = current.unwrap_or(Session {
+                    value: Bytes::new(),
+                    version: Version(0),
+                    deadline: None,
+                    idle_ms: None,
+                    absolute: None,
+                });
+                session.value = value.clone();
+                session.version = Version(store.version);
+                if *expiry == ExpiryChange::Clear {
+                    session.absolute = None;
+                }
+                apply(&mut session, *expiry, now);
+                let meta = meta_of(&session, now);
+                store.sessions.insert(at, session);
+                Outcome::Done { meta, old }
+            }
+            Op::Touch { condition, expiry, return_value } => {
+                let Some(mut session) = current.clone() else {
+                    return Outcome::Absent { version: counter };
+                };
+                let mut changed = session.clone();
+                apply(&mut changed, *expiry, now);
+                let far = |d: Option<ClusterMs>| d.map_or(u64::MAX, |d| d.0);
+                let allowed = match condition {
+                    TouchCondition::Always => true,
+                    TouchCondition::NoDeadline => session.deadline.is_none(),
+                    TouchCondition::HasDeadline => session.deadline.is_some(),
+                    TouchCondition::Later => far(changed.deadline) > far(session.deadline),
+                    TouchCondition::Earlier => far(changed.deadline) < far(session.deadline),
+                    TouchCondition::Version(version) => session.version == *version,
+                    TouchCondition::ValueIs(value) => session.value == *value,
+                };
+                if !allowed {
+                    return refused(false);
+                }
+                session = changed;
+                let (meta, value) = (meta_of(&session, now), session.value.clone());
+                store.sessions.insert(at, session);
+                if *return_value {
+                    Outcome::Value { value, meta }
+                } else {
+                    Outcome::Done { meta, old: None }
+                }
+            }
+            Op::Delete { condition, return_old } => {
+                let Some(session) = &current else {
+                    return Outcome::Absent { version: counter };
+                };
+                if !holds(condition, Some(session)) {
+                    return refused(*return_old);
+                }
+                store.version += 1;
+                store.sessions.remove(&at);
+                let meta = Meta { version: Version(store.version), ..Meta::default() };
+                let old = current.as_ref().filter(|_| *return_old).map(|s| s.value.clone());
+                Outcome::Done { meta, old }
+            }
+            Op::Scan { from, limit } => {
+                let mut keys: Vec<(KeyHash, Bytes)> = self
+                    .mine(store, command.namespace)
+                    .map(|key| (KeyHash::of(command.namespace, key), key.clone()))
+                    .filter(|(hash, _)| hash >= from)
+                    .collect();
+                keys.sort();
+                let next = keys.get(*limit as usize).map(|(hash, _)| *hash);
+                keys.retain(|(hash, _)| next.is_none_or(|next| *hash < next));
+                Outcome::Scanned { keys, next }
+            }
+            Op::Count => {
+                let keys: Vec<Bytes> = self.mine(store, command.namespace).cloned().collect();
+                let with_deadline = keys
+                    .iter()
+                    .filter(|key| {
+                        store.sessions[&(command.namespace, (*key).clone())].deadline.is_some()
+                    })
+                    .count() as u64;
+                Outcome::Counted { sessions: keys.len() as u64, with_deadline }
+            }
+            Op::Flush => {
+                store.sessions.retain(|(namespace, key), _| {
+                    *namespace != command.namespace || !self.owned[Slot::of(key).0 as usize]
+                });
+                Outcome::Flushed
+            }
+        }
+    }
+
+    fn mine<'a>(&'a self, store: &'a Store, namespace: Namespace) -> impl Iterator<Item = &'a Bytes> {
+        store
+            .sessions
+            .keys()
+            .filter(move |(n, key)| *n == namespace && self.owned[Slot::of(key).0 as usize])
+            .map(|(_, key)| key)
+    }
+}
+
+fn holds(condition: &Condition, current: Option<&Session>) -> bool {
+    match condition {
+        Condition::Always => true,
+        Condition::Absent => current.is_none(),
+        Condition::Present => current.is_some(),
+        Condition::Version(version) => current.is_some_and(|s| s.version == *version),
+        Condition::ValueIs(value) => current.is_some_and(|s| s.value == *value),
+    }
+}
+
+fn apply(session: &mut Session, expiry: ExpiryChange, now: ClusterMs) {
+    let idle = |session: &Session| session.idle_ms.map(|ms| now.plus_ms(u64::from(ms)));
+    match expiry {
+        ExpiryChange::Clear => {
+            session.deadline = session.absolute;
+            session.idle_ms = None;
+        }
+        ExpiryChange::Keep => {}
+        ExpiryChange::In { ms } => {
+            session.deadline = Some(ClusterMs(now.0.saturating_add_signed(ms)));
+        }
+        ExpiryChange::At { deadline } => session.deadline = Some(deadline),
+        ExpiryChange::Session { idle_ms, absolute } => {
+            session.idle_ms = idle_ms;
+            session.absolute = absolute.map(|absolute| match absolute {
+                AbsoluteDeadline::At(at) => at,
+                AbsoluteDeadline::InMs(ms) => now.plus_ms(ms),
+            });
+            session.deadline = idle(session).or(session.absolute);
+        }
+        ExpiryChange::Slide => {
+            if session.idle_ms.is_some() {
+                session.deadline = idle(session);
+            }
+        }
+    }
+}
+
+fn meta_of(session: &Session, now: ClusterMs) -> Meta {
+    Meta {
+        version: session.version,
+        deadline: session.deadline,
+        idle_ms: session.idle_ms,
+        absolute: session.absolute,
+        remaining_ms: session.deadline.map(|d| d.0.saturating_sub(now.0).max(1)),
+    }
+}
