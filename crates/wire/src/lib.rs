@@ -3,7 +3,9 @@
 //! Floor 1. No sockets: this crate turns bytes into domain types and back, and refuses bytes that
 //! make no sense. Generated protobuf types never leave it (feature `grpc`).
 
+pub mod codec;
 pub mod command;
+pub mod handshake;
 pub mod message;
 pub mod redis;
 pub mod resp;
