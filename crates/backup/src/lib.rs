@@ -1,1 +1,29 @@
-//! Replicas, frames, flush and recovery splitting as a state machine over disk effects
+//! A backup: keeps replicas of other members' segments in frames, and serves them when their master dies.
+//!
+//! Floor 3. A state machine over messages and disk effects: no socket, clock, thread or file in
+//! here. It never interprets what sessions say, never decides that anybody is dead, and never
+//! vouches for a byte that its master's certificate does not cover.
+//!
+//! ```text
+//!  Append --> [append] ---------> frames ----> DiskOp::Write, Sync   (flush)
+//!  Fence  --> [survey] --reads--> frames ----> Inventory
+//!  Fetch  --> [fetch]  --reads--> frames ----> FetchPart
+//! ```
+//!
+//! Start at `backup.rs`. `header.rs` has the only bytes that are a backup's own; everything past a
+//! frame's header is the master's.
+
+mod append;
+mod backup;
+mod config;
+mod fetch;
+mod flush;
+mod frames;
+mod header;
+mod reads;
+mod replica;
+mod survey;
+mod upkeep;
+
+pub use backup::Backup;
+pub use config::{BackupConfig, ConfigError};

@@ -1,0 +1,256 @@
+//! Serving recovery masters: the entries of a replica that lie in the slots they take over.
+//!
+//! Fetches wait in one queue. The first few are worked on: read (or found in the cache), verified,
+//! and cut into parts, one part per step, so that neither a step nor the memory in use grows with
+//! what is asked for.
+
+use bytes::{Bytes, BytesMut};
+use holdfast_cluster::{FrameId, Level, Outputs};
+use holdfast_format::{BadEntry, Entries, ServerId, SlotRange};
+use holdfast_wire::{Fetch, FetchPart, Message};
+
+use crate::backup::Backup;
+
+/// One fetch, waiting or being served.
+#[derive(Debug)]
+pub(crate) struct FetchJob {
+    to: ServerId,
+    fetch: Fetch,
+    frame: FrameId,
+    /// A read of the frame was asked for, on this one's or another's behalf.
+    asked: bool,
+    /// The verified replica up to the sealed length.
+    bytes: Option<Bytes>,
+    /// Bytes examined so far.
+    at: usize,
+    part: u32,
+}
+
+impl Backup {
+    pub(crate) fn take_fetch(&mut self, from: ServerId, fetch: Fetch, out: &mut Outputs) {
+        let is_same = |job: &FetchJob| {
+            let key = |fetch: &Fetch| (fetch.log, fetch.segment, fetch.attempt);
+            job.to == from && key(&job.fetch) == key(&fetch)
+        };
+        if self.fetches.iter().any(is_same) {
+            return;
+        }
+        self.counts.fetches += 1;
+        let of_requester = self.fetches.iter().filter(|job| job.to == from).count();
+        let full = self.fetches.len() >= self.config.fetches_queued_max as usize
+            || of_requester >= self.config.fetches_per_requester_max as usize;
+        let Some(frame) = self.source(&fetch).filter(|_| !full) else {
+            return self.fail_fetch(from, &fetch, out);
+        };
+        self.fetches.push_back(FetchJob {
+            to: from,
+            fetch,
+            frame,
+            asked: false,
+            bytes: None,
+            at: 0,
+            part: 0,
+        });
+    }
+
+    /// The replica to serve it from: one that reaches the length, closed ones first.
+    fn source(&self, fetch: &Fetch) -> Option<FrameId> {
+        let copies = self.frames.of_segment(fetch.log, fetch.segment).iter();
+        copies
+            .filter_map(|&id| {
+                let replica = self.frames.replica(id)?;
+                let certificate = replica.certificate?;
+                let exact = certificate.length == fetch.length;
+                (certificate.length >= fetch.length).then_some((replica.closed, exact, id))
+            })
+            .max()
+            .map(|(_, _, id)| id)
+    }
+
+    /// Gets bytes for the first few fetches.
+    pub(crate) fn pump_fetches(&mut self, _out: &mut Outputs) {
+        for job in self
+            .fetches
+            .iter_mut()
+            .take(self.config.reads_in_flight_max as usize)
+        {
+            if job.bytes.is_some() || job.asked {
+                continue;
+            }
+            let length = job.fetch.length;
+            let replica = self
+                .frames
+                .replica(job.frame)
+                .expect("fetches go with their replica");
+            match self.cache.get(job.frame, replica.birth, length) {
+                Some(bytes) => {
+                    self.counts.cache_hits += 1;
+                    job.bytes = Some(bytes.slice(..length as usize));
+                }
+                None => {
+                    job.asked = true;
+                    self.reads.want(job.frame);
+                }
+            }
+        }
+    }
+
+    /// The replica in `id` has been read and verified.
+    pub(crate) fn fetch_read(&mut self, id: FrameId, bytes: &Bytes, out: &mut Outputs) {
+        let mut failed = Vec::new();
+        self.fetches.retain_mut(|job| {
+            if job.frame != id || !job.asked || job.bytes.is_some() {
+                return true;
+            }
+            let length = job.fetch.length as usize;
+            if bytes.len() < length {
+                // Part of it had not reached the disk: another holder has all.
+                failed.push((job.to, job.fetch.clone()));
+                return false;
+            }
+            job.bytes = Some(bytes.slice(..length));
+            true
+        });
+        for (to, fetch) in failed {
+            self.fail_fetch(to, &fetch, out);
+        }
+    }
+
+    pub(crate) fn is_fetched(&self, id: FrameId) -> bool {
+        self.fetches.iter().any(|job| job.frame == id)
+    }
+
+    pub(crate) fn has_fetch_work(&self) -> bool {
+        let active = self
+            .fetches
+            .iter()
+            .take(self.config.reads_in_flight_max as usize);
+        active.into_iter().any(|job| job.bytes.is_some())
+    }
+
+    /// Sends the next part of one fetch: of the one that had the fewest.
+    pub(crate) fn serve_fetch(&mut self, out: &mut Outputs) {
+        let active = self
+            .fetches
+            .iter()
+            .take(self.config.reads_in_flight_max as usize);
+        let next = active
+            .enumerate()
+            .filter(|(_, job)| job.bytes.is_some())
+            .min_by_key(|(_, job)| job.part)
+            .map(|(index, _)| index);
+        let Some(index) = next else {
+            return;
+        };
+        let job = &mut self.fetches[index];
+        let bytes = job.bytes.as_ref().expect("chosen for having them");
+        let part_bytes = self.config.fetch_part_bytes as usize;
+        let cut = cut_part(bytes, job.at, &job.fetch.ranges, part_bytes);
+        let (entries, next) = match cut {
+            Ok(cut) => cut,
+            Err(bad) => {
+                let job = self.fetches.remove(index).expect("indexed above");
+                let (log, segment) = (job.fetch.log, job.fetch.segment);
+                out.event(
+                    Level::Error,
+                    format!("segment {segment} of log {log} is as its master certified it, and makes no sense: {bad}"),
+                );
+                return self.fail_fetch(job.to, &job.fetch, out);
+            }
+        };
+        job.at = next;
+        let last = next == bytes.len();
+        if last || !entries.is_empty() {
+            self.counts.fetched_bytes += entries.len() as u64;
+            let part = FetchPart {
+                log: job.fetch.log,
+                segment: job.fetch.segment,
+                attempt: job.fetch.attempt,
+                part: job.part,
+                last,
+                entries,
+            };
+            job.part += 1;
+            out.send(job.to, Message::FetchPart(part));
+        }
+        if last {
+            self.fetches.remove(index);
+        }
+    }
+
+    /// The replica in `id` is about to go: who still waits for its bytes must ask elsewhere. Those whose
+    /// bytes have been read and verified are served.
+    pub(crate) fn fail_fetches(&mut self, id: FrameId, out: &mut Outputs) {
+        let mut failed = Vec::new();
+        self.fetches.retain(|job| {
+            let waits = job.frame == id && job.bytes.is_none();
+            if waits {
+                failed.push((job.to, job.fetch.clone()));
+            }
+            !waits
+        });
+        for (to, fetch) in failed {
+            self.fail_fetch(to, &fetch, out);
+        }
+    }
+
+    pub(crate) fn forget_requester(&mut self, peer: ServerId) {
+        self.fetches.retain(|job| job.to != peer);
+    }
+
+    fn fail_fetch(&mut self, to: ServerId, fetch: &Fetch, out: &mut Outputs) {
+        self.counts.fetches_failed += 1;
+        let (log, segment, attempt) = (fetch.log, fetch.segment, fetch.attempt);
+        out.send(
+            to,
+            Message::FetchFailed {
+                log,
+                segment,
+                attempt,
+            },
+        );
+    }
+}
+
+/// Entries from `at` on that concern `ranges`, and where to go on. Examines about `part_bytes`, at least
+/// one entry. What lies together is handed out without a copy.
+fn cut_part(
+    bytes: &Bytes,
+    at: usize,
+    ranges: &[SlotRange],
+    part_bytes: usize,
+) -> Result<(Bytes, usize), BadEntry> {
+    let mut runs: Vec<(usize, usize)> = Vec::new();
+    let mut entries = Entries::new(&bytes[at..]);
+    while entries.offset() < part_bytes {
+        let Some(located) = entries.next() else {
+            break;
+        };
+        let located = located.map_err(|bad| BadEntry {
+            offset: at + bad.offset,
+            ..bad
+        })?;
+        if !located.entry.concerns(ranges) {
+            continue;
+        }
+        let (from, to) = (at + located.offset, at + located.offset + located.length);
+        match runs.last_mut() {
+            Some((_, end)) if *end == from => *end = to,
+            _ => runs.push((from, to)),
+        }
+    }
+    let next = at + entries.offset();
+    let part = match runs[..] {
+        [] => Bytes::new(),
+        [(from, to)] => bytes.slice(from..to),
+        _ => {
+            let length = runs.iter().map(|(from, to)| to - from).sum();
+            let mut part = BytesMut::with_capacity(length);
+            for (from, to) in runs {
+                part.extend_from_slice(&bytes[from..to]);
+            }
+            part.freeze()
+        }
+    };
+    Ok((part, next))
+}
