@@ -4,3 +4,4 @@ pub mod cpu;
 pub mod keys;
 pub mod load;
 pub mod replies;
+pub mod recovery;
