@@ -1,0 +1,201 @@
+//! Answers that were computed and must not be heard yet.
+//!
+//! A command executes at once, but what it saw or did may still be lost with this process. Every
+//! answer therefore waits for a position of the log to be durable, and then for a flush that finds
+//! the shard with a lease:
+//!
+//! ```text
+//! execute --hold--> waiting (by position) --durable--> durable --release, lease held--> sent
+//! ```
+//!
+//! A1. An answer about a key waits at least for the newest append about that key at execution; `nil`
+//!     after a delete that is not durable waits for the tombstone.
+//! A2. An answer about the key space, and everything about a namespace that was flushed, waits for the
+//!     end of the log at that moment.
+//! A3. What is remembered per key is forgotten as acknowledgements pass it, so it never holds more than
+//!     the appends not yet durable.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use holdfast_format::{ClientId, FixedMap, KeyHash, Namespace, Position, ServerId};
+use holdfast_wire::Outcome;
+
+/// One answer and whom it is for.
+#[derive(Clone, Debug)]
+pub(crate) struct Answer {
+    pub to: ServerId,
+    pub client: ClientId,
+    pub stream: u64,
+    pub token: u64,
+    pub outcome: Outcome,
+}
+
+/// What an append concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Concern {
+    Key(KeyHash),
+    Namespace(Namespace),
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Answers {
+    durable: Position,
+    keys: FixedMap<KeyHash, Position>,
+    namespaces: BTreeMap<Namespace, Position>,
+    /// Everything in `keys` and `namespaces`, in log order, older positions of the same included.
+    appended: VecDeque<(Position, Concern)>,
+    waiting: BTreeMap<Position, Vec<Answer>>,
+    released: VecDeque<Answer>,
+    held: usize,
+}
+
+impl Answers {
+    /// An append that ends at `position` changed something about `concern`.
+    pub fn appended(&mut self, concern: Concern, position: Position) {
+        if position <= self.durable {
+            return;
+        }
+        match concern {
+            Concern::Key(hash) => self.keys.insert(hash, position),
+            Concern::Namespace(namespace) => self.namespaces.insert(namespace, position),
+        };
+        self.appended.push_back((position, concern));
+    }
+
+    /// What an answer about this key has to wait for (A1, A2).
+    pub fn needs(&self, namespace: Namespace, hash: KeyHash) -> Position {
+        let key = self.keys.get(&hash).copied().unwrap_or_default();
+        let all = self.namespaces.get(&namespace).copied().unwrap_or_default();
+        key.max(all)
+    }
+
+    /// Keeps an answer until `position` is durable.
+    pub fn hold(&mut self, position: Position, answer: Answer) {
+        self.held += 1;
+        if position <= self.durable {
+            self.released.push_back(answer);
+        } else {
+            self.waiting.entry(position).or_default().push(answer);
+        }
+    }
+
+    /// Everything up to `position` is durable.
+    pub fn durable(&mut self, position: Position) {
+        assert!(self.durable <= position, "what was durable became not so");
+        self.durable = position;
+        while let Some(&(at, concern)) = self.appended.front() {
+            if at > position {
+                break;
+            }
+            self.appended.pop_front();
+            // A newer append about the same has moved the entry on; it stays (A3).
+            match concern {
+                Concern::Key(hash) if self.keys.get(&hash) == Some(&at) => {
+                    self.keys.remove(&hash);
+                }
+                Concern::Namespace(namespace) if self.namespaces.get(&namespace) == Some(&at) => {
+                    self.namespaces.remove(&namespace);
+                }
+                Concern::Key(_) | Concern::Namespace(_) => {}
+            }
+        }
+        while let Some(first) = self.waiting.first_entry() {
+            if *first.key() > position {
+                break;
+            }
+            self.released.extend(first.remove());
+        }
+    }
+
+    /// Takes every answer that waits for nothing but a lease, oldest first.
+    pub fn release(&mut self) -> VecDeque<Answer> {
+        self.held -= self.released.len();
+        std::mem::take(&mut self.released)
+    }
+
+    /// Answers held, durable or not.
+    pub fn held(&self) -> usize {
+        self.held
+    }
+
+    /// Answers that wait for nothing but a lease.
+    pub fn releasable(&self) -> usize {
+        self.released.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use holdfast_format::{SegmentId, Version};
+
+    const N: Namespace = Namespace(0);
+    const H: KeyHash = KeyHash(7);
+
+    fn at(segment: u64, offset: u32) -> Position {
+        Position {
+            segment: SegmentId(segment),
+            offset,
+        }
+    }
+
+    fn answer(token: u64) -> Answer {
+        Answer {
+            to: ServerId(1),
+            client: ClientId(1),
+            stream: 0,
+            token,
+            outcome: Outcome::Absent {
+                version: Version(0),
+            },
+        }
+    }
+
+    fn released(answers: &mut Answers) -> Vec<u64> {
+        answers
+            .release()
+            .iter()
+            .map(|answer| answer.token)
+            .collect()
+    }
+
+    #[test]
+    fn an_answer_about_a_key_waits_for_the_newest_append_about_it() {
+        let mut answers = Answers::default();
+        answers.appended(Concern::Key(H), at(1, 100));
+        answers.appended(Concern::Key(H), at(1, 200));
+        answers.appended(Concern::Key(KeyHash(8)), at(1, 300));
+        answers.hold(answers.needs(N, H), answer(1));
+        answers.hold(answers.needs(N, KeyHash(9)), answer(2));
+        assert_eq!(released(&mut answers), [2]);
+        answers.durable(at(1, 100));
+        assert_eq!(answers.needs(N, H), at(1, 200));
+        assert_eq!(released(&mut answers), [0; 0]);
+        answers.durable(at(1, 250));
+        assert_eq!(answers.needs(N, H), Position::default());
+        assert_eq!(released(&mut answers), [1]);
+        assert_eq!(answers.held(), 0);
+    }
+
+    #[test]
+    fn everything_about_a_flushed_namespace_waits() {
+        let mut answers = Answers::default();
+        answers.appended(Concern::Namespace(N), at(2, 40));
+        assert_eq!(answers.needs(N, H), at(2, 40));
+        assert_eq!(answers.needs(Namespace(1), H), Position::default());
+        answers.durable(at(3, 0));
+        assert_eq!(answers.needs(N, H), Position::default());
+    }
+
+    #[test]
+    fn what_is_remembered_goes_as_acknowledgements_come() {
+        let mut answers = Answers::default();
+        for i in 0..100 {
+            answers.appended(Concern::Key(KeyHash(u64::from(i % 10))), at(1, i));
+        }
+        answers.durable(at(1, 99));
+        assert!(answers.keys.is_empty() && answers.appended.is_empty());
+        answers.appended(Concern::Key(H), at(1, 50));
+        assert!(answers.keys.is_empty(), "already durable");
+    }
+}

@@ -1,0 +1,81 @@
+//! What a shard is told when it starts.
+
+use holdfast_wire::{Member, Role};
+
+/// Why a configuration cannot work.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    #[error("the member of a shard must have role shard, and an id other than the coordinator's")]
+    NotAShard,
+    #[error(
+        "unreplicated_bytes_max is {given}, less than one largest value of {value_bytes_max}: no such write could ever be taken"
+    )]
+    UnreplicatedTooSmall { given: u64, value_bytes_max: u32 },
+    #[error("{0} must not be 0")]
+    Zero(&'static str),
+    #[error("the log cannot work so: {0}")]
+    Log(#[from] holdfast_log::ConfigError),
+}
+
+/// A shard's configuration. What must be the same everywhere (replicas, lease) comes from the
+/// coordinator instead, when the shard enlists.
+#[derive(Clone, Debug)]
+pub struct ShardConfig {
+    pub member: Member,
+    pub log: holdfast_log::Config,
+    /// Bytes appended and not yet on all replicas; beyond it writes are refused as `Busy`. It bounds
+    /// what one append can carry and how long a write can wait behind others.
+    pub unreplicated_bytes_max: u64,
+    /// Answers withheld because something they depend on is not durable, or for want of a lease;
+    /// beyond it every command is refused as `Busy`.
+    pub queued_requests_max: u32,
+    /// Clients whose streams are remembered. A further one is refused as `Busy` unless some client
+    /// has been silent for so long that nothing of it can still be under way.
+    pub clients_max: u32,
+}
+
+impl ShardConfig {
+    /// The usual bounds around the given log.
+    pub fn new(member: Member, log: holdfast_log::Config) -> ShardConfig {
+        let value_bytes_max = u64::from(log.value_bytes_max);
+        ShardConfig {
+            member,
+            // A tenth of a second at 160 MB/s, and several of the largest values.
+            unreplicated_bytes_max: (16 << 20).max(4 * value_bytes_max),
+            // At 1 million operations a second and 5 ms until durable, 5,000 wait; ten times that.
+            queued_requests_max: 50_000,
+            clients_max: 65_536,
+            log,
+        }
+    }
+
+    /// Small and fast.
+    pub fn for_testing(member: Member) -> ShardConfig {
+        ShardConfig {
+            unreplicated_bytes_max: 256 << 10,
+            queued_requests_max: 1_000,
+            clients_max: 64,
+            ..ShardConfig::new(member, holdfast_log::Config::for_testing())
+        }
+    }
+
+    /// Says what cannot work and why.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if self.member.role != Role::Shard || self.member.id.0 == 0 {
+            return Err(ConfigError::NotAShard);
+        }
+        if self.unreplicated_bytes_max < u64::from(self.log.value_bytes_max) {
+            return Err(ConfigError::UnreplicatedTooSmall {
+                given: self.unreplicated_bytes_max,
+                value_bytes_max: self.log.value_bytes_max,
+            });
+        }
+        if self.queued_requests_max == 0 {
+            return Err(ConfigError::Zero("queued_requests_max"));
+        }
+        if self.clients_max == 0 {
+            return Err(ConfigError::Zero("clients_max"));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,620 @@
+//! This shard as a recovery master: takes over ranges of a dead shard's log.
+//!
+//! ```text
+//! Recover -> Fetching -> Committing -> Committed --the view names us--> (gone; served after the old lease)
+//!                \-> failed: aborted, told, and told again whenever asked
+//! ```
+//!
+//! V1. Nothing of the ranges is served before they are committed (replicated, and named by a durable digest),
+//!     the view names this shard, and what the old owner may still answer has run out.
+//! V2. A recovery that ends in any other way leaves nothing in the log (`replay_abort`): another shard's
+//!     newer state must not find our older one if the ranges come back some day.
+//! V3. A segment that cannot be had from one holder is had from another; only when none of them gives it,
+//!     round after round, has the recovery failed.
+//!
+//! Bounds: `RECOVERIES_MAX` at once, `FETCHES_MAX` segments in flight for each, one part replayed per step.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+use holdfast_cluster::{Level, Now, Outputs, ViewExt};
+use holdfast_format::{ClusterMs, LogId, SegmentId, ServerId, Slot, SlotRange};
+use holdfast_log::{Log, ReplayError, ReplayId};
+use holdfast_wire::{
+    Fetch, FetchPart, Message, Recover, RecoverSegment, RecoveryFailure, ReplayTimings, View,
+};
+
+/// Recoveries under way at once. More are taken up when one has ended; the coordinator repeats itself.
+const RECOVERIES_MAX: usize = 8;
+
+/// Segments of one recovery in flight: their entries wait in memory, so at most 4 × 8 MiB.
+const FETCHES_MAX: usize = 4;
+
+/// A fetch that brings nothing for so long is sent to the next holder; doubles with each round.
+const FETCH_TIMEOUT_US: u64 = 700_000;
+
+/// So many rounds over all holders, then the segment is missing: the last pause is 11 seconds, longer than
+/// a backup needs to come back from anything it can come back from.
+const ROUNDS_MAX: u32 = 4;
+
+/// Reports are repeated so often.
+const REPORT_US: u64 = 100_000;
+const PROGRESS_US: u64 = 250_000;
+
+/// Bytes replayed in one step, about a millisecond's work; a part that is larger is replayed alone.
+const REPLAY_STEP_BYTES: usize = 512 << 10;
+
+/// Failures remembered, to be told again; the oldest attempts go first.
+const FAILURES_MAX: usize = 64;
+
+/// One segment that is being fetched.
+#[derive(Debug)]
+struct Fetching {
+    segment: RecoverSegment,
+    holder: usize,
+    round: u32,
+    next_part: u32,
+    received_all: bool,
+    parts: VecDeque<Bytes>,
+    due_us: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Fetching,
+    Committing,
+    Committed,
+}
+
+#[derive(Debug)]
+struct Recovery {
+    attempt: u64,
+    recover: Recover,
+    replay: ReplayId,
+    stage: Stage,
+    waiting: VecDeque<RecoverSegment>,
+    fetching: Vec<Fetching>,
+    entries: u64,
+    bytes: u64,
+    timings: ReplayTimings,
+    started_us: u64,
+    serve_after_us: u64,
+    report_due_us: u64,
+}
+
+/// Why a recovery stops before it is committed.
+enum Stop {
+    Failed(RecoveryFailure),
+    Superseded(&'static str),
+}
+
+/// All recoveries of this shard, and the ranges that must wait for an old lease to run out.
+#[derive(Debug, Default)]
+pub(crate) struct Recoveries {
+    running: BTreeMap<(LogId, u64), Recovery>,
+    failures: BTreeMap<(LogId, u64), RecoveryFailure>,
+    leased: Vec<(SlotRange, u64)>,
+    expiry_floor: ClusterMs,
+    done: u64,
+    entries: u64,
+    bytes: u64,
+}
+
+impl Recoveries {
+    /// The coordinator asks for a recovery, perhaps not for the first time.
+    pub fn recover(
+        &mut self,
+        now: Now,
+        recover: Recover,
+        view: &View,
+        log: &mut Log,
+        out: &mut Outputs,
+    ) {
+        let id = (recover.log, recover.attempt);
+        if let Some(reason) = self.failures.get(&id) {
+            out.send(ServerId::COORDINATOR, failed(id, *reason));
+            return;
+        }
+        if self.running.contains_key(&id) || recover.log == log.id() {
+            return;
+        }
+        // A late duplicate of something that is over, or a view that we have not seen yet; in the
+        // second case the coordinator will ask again.
+        let still_dead = |range: &SlotRange| {
+            covering(view, *range).all(|owner| owner.is_some_and(|owner| owner == recover.log))
+        };
+        if recover.ranges.is_empty() || !recover.ranges.iter().all(still_dead) {
+            return;
+        }
+        let older: Vec<(LogId, u64)> = (self.running.iter())
+            .filter(|((log, _), running)| {
+                *log == recover.log && overlap(&running.recover.ranges, &recover.ranges)
+            })
+            .map(|(id, _)| *id)
+            .collect();
+        if older.iter().any(|(_, attempt)| *attempt > recover.attempt) {
+            return;
+        }
+        for older in older {
+            // The same ranges of the same sealed log: what is done so far is as good for this attempt.
+            if self.running[&older].recover.ranges == recover.ranges {
+                let mut running = self.running.remove(&older).expect("listed from there");
+                self.expiry_floor = self.expiry_floor.max(recover.expiry_floor);
+                running.renew(now, recover);
+                self.running.insert(id, running);
+                return;
+            }
+            self.stop(
+                older,
+                Stop::Superseded("a newer attempt cuts the ranges anew"),
+                log,
+                out,
+            );
+        }
+        if self.running.len() >= RECOVERIES_MAX {
+            return;
+        }
+        let text = format!(
+            "recovering {} segments of {} (attempt {})",
+            recover.segments.len(),
+            recover.log,
+            recover.attempt
+        );
+        out.event(Level::Info, text);
+        // From now on, whatever comes of it: the clock of the ranges' new owner starts no earlier.
+        self.expiry_floor = self.expiry_floor.max(recover.expiry_floor);
+        // The newest segments first: what they hold need not be kept twice.
+        let mut segments = recover.segments.clone();
+        segments.sort_unstable_by_key(|segment| std::cmp::Reverse(segment.segment));
+        let recovery = Recovery {
+            attempt: recover.attempt,
+            replay: log.replay_begin(),
+            stage: Stage::Fetching,
+            waiting: segments.into(),
+            fetching: Vec::new(),
+            entries: 0,
+            bytes: 0,
+            timings: ReplayTimings::default(),
+            started_us: now.mono_us,
+            serve_after_us: now.mono_us + u64::from(recover.lease_remaining_ms) * 1_000,
+            report_due_us: now.mono_us + PROGRESS_US,
+            recover,
+        };
+        self.running.insert(id, recovery);
+    }
+
+    /// Entries have come.
+    pub fn part(&mut self, now: Now, from: ServerId, part: FetchPart) {
+        let Some(recovery) = self.running.get_mut(&(part.log, part.attempt)) else {
+            return;
+        };
+        let timings = &mut recovery.timings;
+        let elapsed_ms = ms_since(recovery.started_us, now);
+        let Some(fetching) = recovery
+            .fetching
+            .iter_mut()
+            .find(|f| f.segment.segment == part.segment && f.segment.holders[f.holder] == from)
+        else {
+            return;
+        };
+        if fetching.received_all || part.part < fetching.next_part {
+            return;
+        }
+        if part.part > fetching.next_part {
+            // One is missing: from the start, and at once.
+            fetching.due_us = now.mono_us;
+            return;
+        }
+        if timings.first_byte_ms == 0 {
+            timings.first_byte_ms = elapsed_ms.max(1);
+        }
+        fetching.next_part += 1;
+        fetching.received_all = part.last;
+        fetching.parts.push_back(part.entries);
+        fetching.due_us = now.mono_us + timeout_us(fetching.round);
+    }
+
+    /// A holder cannot serve a segment.
+    pub fn fetch_failed(&mut self, now: Now, from: ServerId, id: (LogId, u64), segment: SegmentId) {
+        let Some(recovery) = self.running.get_mut(&id) else {
+            return;
+        };
+        for fetching in &mut recovery.fetching {
+            let asked = fetching.segment.holders[fetching.holder] == from;
+            if fetching.segment.segment == segment && asked && !fetching.received_all {
+                fetching.due_us = now.mono_us;
+            }
+        }
+    }
+
+    /// The stream to a backup broke; whatever it was sending is asked of the next holder.
+    pub fn peer_lost(&mut self, now: Now, peer: ServerId) {
+        for recovery in self.running.values_mut() {
+            for fetching in &mut recovery.fetching {
+                if fetching.segment.holders[fetching.holder] == peer && !fetching.received_all {
+                    fetching.due_us = now.mono_us;
+                }
+            }
+        }
+    }
+
+    /// Ends what the view says is over, one way or the other (V1, V2).
+    pub fn conclude(&mut self, view: &View, log: &mut Log, out: &mut Outputs) {
+        let ids: Vec<(LogId, u64)> = self.running.keys().copied().collect();
+        let own = log.id();
+        for id in ids {
+            let recovery = &self.running[&id];
+            let ranges = &recovery.recover.ranges;
+            let owners = || ranges.iter().flat_map(|range| covering(view, *range));
+            if recovery.stage == Stage::Committed && owners().all(|owner| owner == Some(own)) {
+                let until_us = recovery.serve_after_us;
+                self.leased
+                    .extend(ranges.iter().map(|range| (*range, until_us)));
+                self.done += 1;
+                self.entries += recovery.entries;
+                self.bytes += recovery.bytes;
+                let text = format!(
+                    "took over {} entries of {} ({} ranges)",
+                    recovery.entries,
+                    id.0,
+                    ranges.len()
+                );
+                out.event(Level::Info, text);
+                self.running.remove(&id);
+            } else if owners().any(|owner| owner.is_some_and(|o| o != id.0 && o != own)) {
+                self.stop(
+                    id,
+                    Stop::Superseded("another shard has taken the ranges over"),
+                    log,
+                    out,
+                );
+            }
+        }
+    }
+
+    /// Does a bounded piece of work for each recovery; true if there is more to do at once.
+    pub fn work(
+        &mut self,
+        now: Now,
+        clock: ClusterMs,
+        view: &View,
+        log: &mut Log,
+        out: &mut Outputs,
+    ) -> bool {
+        self.leased.retain(|(_, until_us)| now.mono_us < *until_us);
+        let ids: Vec<(LogId, u64)> = self.running.keys().copied().collect();
+        let mut more = false;
+        for id in ids {
+            let recovery = self.running.get_mut(&id).expect("listed from there");
+            match recovery.work(now, clock.max(self.expiry_floor), view, log, out) {
+                Ok(again) => more |= again,
+                Err(stop) => self.stop(id, stop, log, out),
+            }
+        }
+        self.conclude(view, log, out);
+        more
+    }
+
+    /// True if nothing may be said about this slot yet: it is not recovered, or the old owner may still
+    /// be answering (V1).
+    pub fn withholds(&self, now: Now, slot: Slot) -> bool {
+        let contains = |range: &SlotRange| range.contains(slot);
+        let leased =
+            |(range, until_us): &(SlotRange, u64)| now.mono_us < *until_us && range.contains(slot);
+        self.leased.iter().any(leased)
+            || self
+                .running
+                .values()
+                .any(|running| running.recover.ranges.iter().any(contains))
+    }
+
+    /// True if `withholds` any slot of these ranges.
+    pub fn withholds_any(&self, now: Now, owned: &[SlotRange]) -> bool {
+        self.leased
+            .iter()
+            .any(|(_, until_us)| now.mono_us < *until_us)
+            || self
+                .running
+                .values()
+                .any(|running| overlap(&running.recover.ranges, owned))
+    }
+
+    /// Answers of former owners were judged by expiry clocks up to this one.
+    pub fn expiry_floor(&self) -> ClusterMs {
+        self.expiry_floor
+    }
+
+    /// Recoveries under way.
+    pub fn running(&self) -> usize {
+        self.running.len()
+    }
+
+    /// Recoveries finished, entries and bytes replayed since start.
+    pub fn totals(&self) -> (u64, u64, u64) {
+        (self.done, self.entries, self.bytes)
+    }
+
+    /// When `work` has something to do even if nothing happens.
+    pub fn wakeup(&self) -> Option<u64> {
+        let reports = self.running.values().map(|recovery| recovery.report_due_us);
+        let fetches = (self.running.values())
+            .flat_map(|recovery| &recovery.fetching)
+            .filter(|fetching| !fetching.received_all)
+            .map(|fetching| fetching.due_us);
+        reports
+            .chain(fetches)
+            .chain(self.leased.iter().map(|(_, until_us)| *until_us))
+            .min()
+    }
+
+    fn stop(&mut self, id: (LogId, u64), stop: Stop, log: &mut Log, out: &mut Outputs) {
+        let recovery = self
+            .running
+            .remove(&id)
+            .expect("only running ones are stopped");
+        log.replay_abort(recovery.replay, &recovery.recover.ranges);
+        let why = match stop {
+            Stop::Failed(reason) => {
+                if self.failures.len() >= FAILURES_MAX {
+                    self.failures.pop_first();
+                }
+                self.failures.insert(id, reason);
+                out.send(ServerId::COORDINATOR, failed(id, reason));
+                match reason {
+                    RecoveryFailure::OutOfMemory => "out of memory".to_owned(),
+                    RecoveryFailure::SegmentMissing(segment) => {
+                        format!("no holder gives segment {segment}")
+                    }
+                }
+            }
+            Stop::Superseded(why) => why.to_owned(),
+        };
+        let text = format!("gave up recovering {} (attempt {}): {why}", id.0, id.1);
+        out.event(Level::Warn, text);
+    }
+}
+
+impl Recovery {
+    /// A newer attempt at the same ranges: perhaps other holders, and another name to report under.
+    fn renew(&mut self, now: Now, recover: Recover) {
+        let lease_us = u64::from(recover.lease_remaining_ms) * 1_000;
+        self.serve_after_us = self.serve_after_us.max(now.mono_us + lease_us);
+        self.attempt = recover.attempt;
+        self.report_due_us = now.mono_us;
+        let newer = |segment: &mut RecoverSegment| {
+            let named = recover
+                .segments
+                .iter()
+                .find(|named| named.segment == segment.segment);
+            if let Some(named) = named.filter(|named| !named.holders.is_empty()) {
+                segment.holders = named.holders.clone();
+            }
+        };
+        self.waiting.iter_mut().for_each(newer);
+        for fetching in &mut self.fetching {
+            if !fetching.received_all {
+                newer(&mut fetching.segment);
+                fetching.holder = 0;
+                fetching.round = 0;
+                fetching.due_us = now.mono_us;
+            }
+        }
+        self.recover.attempt = recover.attempt;
+    }
+
+    fn work(
+        &mut self,
+        now: Now,
+        clock: ClusterMs,
+        view: &View,
+        log: &mut Log,
+        out: &mut Outputs,
+    ) -> Result<bool, Stop> {
+        let mut more = false;
+        if self.stage == Stage::Fetching {
+            self.fetch(now, view, out)?;
+            more = self.replay(now, clock, log, out)?;
+            if self.waiting.is_empty() && self.fetching.is_empty() {
+                log.replay_finish(self.replay, self.recover.version_ceiling);
+                self.timings.replayed_ms = ms_since(self.started_us, now);
+                self.stage = Stage::Committing;
+            }
+        }
+        if self.stage == Stage::Committing && log.replay_committed(self.replay) {
+            self.timings.replicated_ms = ms_since(self.started_us, now);
+            self.stage = Stage::Committed;
+            self.report_due_us = now.mono_us;
+        }
+        if self.report_due_us <= now.mono_us {
+            let (log, attempt) = (self.recover.log, self.attempt);
+            let (entries, bytes) = (self.entries, self.bytes);
+            let message = if self.stage == Stage::Committed {
+                self.report_due_us = now.mono_us + REPORT_US;
+                let timings = self.timings;
+                Message::Recovered {
+                    log,
+                    attempt,
+                    entries,
+                    bytes,
+                    timings,
+                }
+            } else {
+                self.report_due_us = now.mono_us + PROGRESS_US;
+                Message::RecoveryProgress {
+                    log,
+                    attempt,
+                    entries,
+                    bytes,
+                }
+            };
+            out.send(ServerId::COORDINATOR, message);
+        }
+        Ok(more)
+    }
+
+    /// Keeps a few segments in flight, and turns to the next holder for those that do not come.
+    fn fetch(&mut self, now: Now, view: &View, out: &mut Outputs) -> Result<(), Stop> {
+        while self.fetching.len() < FETCHES_MAX
+            && let Some(segment) = self.waiting.pop_front()
+        {
+            if segment.holders.is_empty() {
+                let missing = RecoveryFailure::SegmentMissing(segment.segment);
+                return Err(Stop::Failed(missing));
+            }
+            // Shards begin with different holders, so that all backups are read from.
+            let spread = segment
+                .segment
+                .0
+                .wrapping_add(u64::from(self.recover.ranges[0].first.0));
+            let mut fetching = Fetching {
+                holder: (spread % segment.holders.len() as u64) as usize,
+                segment,
+                round: 0,
+                next_part: 0,
+                received_all: false,
+                parts: VecDeque::new(),
+                due_us: 0,
+            };
+            if !view.is_up(fetching.segment.holders[fetching.holder]) {
+                fetching.next_holder(view);
+            }
+            self.ask(now, &mut fetching, out);
+            self.fetching.push(fetching);
+        }
+        let mut fetchings = std::mem::take(&mut self.fetching);
+        for fetching in &mut fetchings {
+            if fetching.received_all || now.mono_us < fetching.due_us {
+                continue;
+            }
+            fetching.next_holder(view);
+            if fetching.round >= ROUNDS_MAX {
+                let missing = RecoveryFailure::SegmentMissing(fetching.segment.segment);
+                return Err(Stop::Failed(missing));
+            }
+            self.ask(now, fetching, out);
+        }
+        self.fetching = fetchings;
+        Ok(())
+    }
+
+    fn ask(&self, now: Now, fetching: &mut Fetching, out: &mut Outputs) {
+        // What has been replayed of it does no harm: replay takes duplicates.
+        fetching.parts.clear();
+        fetching.next_part = 0;
+        fetching.received_all = false;
+        fetching.due_us = now.mono_us + timeout_us(fetching.round);
+        let fetch = Fetch {
+            log: self.recover.log,
+            segment: fetching.segment.segment,
+            attempt: self.attempt,
+            length: fetching.segment.length,
+            ranges: self.recover.ranges.clone(),
+        };
+        out.send(
+            fetching.segment.holders[fetching.holder],
+            Message::Fetch(fetch),
+        );
+    }
+
+    /// Replays some of what has come; true if there is more.
+    fn replay(
+        &mut self,
+        now: Now,
+        clock: ClusterMs,
+        log: &mut Log,
+        out: &mut Outputs,
+    ) -> Result<bool, Stop> {
+        let mut budget = REPLAY_STEP_BYTES;
+        for fetching in &mut self.fetching {
+            while budget > 0
+                && let Some(part) = fetching.parts.pop_front()
+            {
+                match log.replay(self.replay, &part, clock) {
+                    Ok(replayed) => {
+                        self.entries += replayed.entries;
+                        self.bytes += replayed.bytes;
+                    }
+                    Err(ReplayError::OutOfMemory) => {
+                        return Err(Stop::Failed(RecoveryFailure::OutOfMemory));
+                    }
+                    Err(ReplayError::Corrupt { offset, error }) => {
+                        // V3. Its holder verified it before it sent, so this is rare: say it.
+                        let holder = fetching.segment.holders[fetching.holder];
+                        let segment = fetching.segment.segment;
+                        let text =
+                            format!("{holder} sent a bad entry of {segment} at {offset}: {error}");
+                        out.event(Level::Error, text);
+                        fetching.parts.clear();
+                        fetching.received_all = false;
+                        fetching.due_us = now.mono_us;
+                    }
+                }
+                budget = budget.saturating_sub(part.len().max(1));
+            }
+        }
+        let done = |fetching: &Fetching| fetching.received_all && fetching.parts.is_empty();
+        self.fetching.retain(|fetching| !done(fetching));
+        Ok(self
+            .fetching
+            .iter()
+            .any(|fetching| !fetching.parts.is_empty())
+            || (self.fetching.len() < FETCHES_MAX && !self.waiting.is_empty()))
+    }
+}
+
+impl Fetching {
+    /// Turns to the next holder that is up, or simply the next one if none is.
+    fn next_holder(&mut self, view: &View) {
+        let holders = &self.segment.holders;
+        for _ in 0..holders.len() {
+            self.holder += 1;
+            if self.holder == holders.len() {
+                self.holder = 0;
+                self.round += 1;
+            }
+            if view.is_up(holders[self.holder]) {
+                return;
+            }
+        }
+    }
+}
+
+fn timeout_us(round: u32) -> u64 {
+    FETCH_TIMEOUT_US << round.min(ROUNDS_MAX)
+}
+
+fn ms_since(started_us: u64, now: Now) -> u32 {
+    u32::try_from(now.mono_us.saturating_sub(started_us) / 1_000).unwrap_or(u32::MAX)
+}
+
+fn failed(id: (LogId, u64), reason: RecoveryFailure) -> Message {
+    Message::RecoveryFailed {
+        log: id.0,
+        attempt: id.1,
+        reason,
+    }
+}
+
+/// The available owners of a range, one per tablet that it touches; `None` where the owner is not known or
+/// (being recovered) is the dead one and so still counts as itself.
+fn covering(view: &View, range: SlotRange) -> impl Iterator<Item = Option<LogId>> + '_ {
+    let touched = view
+        .tablets
+        .iter()
+        .filter(move |tablet| tablet.range.first <= range.last && range.first <= tablet.range.last);
+    let slots: u32 = touched
+        .clone()
+        .map(|tablet| {
+            let first = tablet.range.first.max(range.first);
+            let last = tablet.range.last.min(range.last);
+            SlotRange { first, last }.slots()
+        })
+        .sum();
+    let gap = (slots < range.slots()).then_some(None);
+    touched.map(|tablet| Some(tablet.owner)).chain(gap)
+}
+
+fn overlap(a: &[SlotRange], b: &[SlotRange]) -> bool {
+    a.iter()
+        .any(|a| b.iter().any(|b| a.first <= b.last && b.first <= a.last))
+}

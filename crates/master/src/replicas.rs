@@ -1,0 +1,872 @@
+//! Keeps R replicas of every segment of the log that must have them (`docs/design-notes.md`,
+//! "Replication").
+//!
+//! ```text
+//! Log::goals --sync--> wanted --next_step--> Append --Appended--> held on all R --settle--> Log::set_durable
+//! ```
+//!
+//! Everything is driven by comparing what is wanted with what was acknowledged, at every flush. The rules
+//! R1 to R6 of the design notes are kept as follows.
+//!
+//! R1. `next_step` continues at what was acknowledged; the checksum of each replica grows with it.
+//! R2. `wanted_of`: a head's bytes past its opening wait until the one before is `sealed` (closed on all
+//!     R), and a head is closed only when its successor's opening is on all R.
+//! R3. `settle` goes through the open heads in order and stops at the first that is not closed.
+//! R4. `lose` raises the epoch if the backup may believe the lost replica an open one that counts. Until
+//!     the coordinator has recorded it `settle` does nothing, and the lost backup's last lease bounds ours.
+//! R5. Replicas are freed only when the log says so, by `take_freed`.
+//! R6. A segment with fewer than R replicas is not durable (`on_all`), so writers wait.
+//!
+//! Bounds: one append in flight per replica; copies of at most `COPIES_MAX` segments besides the heads under
+//! way at once; appends are bounded by a segment's length.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use bytes::Bytes;
+use holdfast_cluster::{Dice, Level, Now, Outputs, ViewExt};
+use holdfast_format::{ClusterMs, Epoch, LogId, Position, SegmentId, ServerId, crc32c_extend};
+use holdfast_log::{Log, SegmentGoal, SegmentKind};
+use holdfast_wire::{
+    Append, AppendRefused, Appended, Certificate, ClusterConfig, Member, Message, Refusal, View,
+};
+
+use crate::placement::{Choice, choose};
+use crate::replica::{Held, InFlight, Replica, Wanted, next_step};
+
+/// Segments besides the open heads that are copied at the same time: 8 × 3 pieces of 1 MiB keep a 10 Gbit/s
+/// link busy and bound what the copies hold in send buffers.
+const COPIES_MAX: usize = 8;
+
+/// The first repetition of an unacknowledged append; doubles up to the maximum. A backup that is alive answers
+/// in a millisecond or, when it syncs to disk, in some tens; a broken stream is told by `PeerLost`.
+const RESEND_MIN_US: u64 = 150_000;
+const RESEND_MAX_US: u64 = 1_000_000;
+
+/// After `PeerLost` the append is repeated this much later, so that a refused connection does not spin.
+const RECONNECT_US: u64 = 20_000;
+
+/// How long a full or broken backup is not chosen again.
+const AVOID_US: u64 = 5_000_000;
+
+/// How long a replica that refused us as fenced is left alone. If we are dead, the next heartbeat says so.
+const FENCED_PAUSE_US: u64 = 200_000;
+
+/// `RaiseEpoch` is repeated so often until it is recorded.
+const RAISE_REPEAT_US: u64 = 200_000;
+
+/// `Free` has no answer, so each is said three times: at once, and after these pauses.
+const FREE_REPEATS_US: [u64; 2] = [1_000_000, 5_000_000];
+
+/// Frees that are to be repeated. When full the oldest is not repeated again: at worst its frame is
+/// free only when the whole log is gone.
+const FREES_MAX: usize = 4_096;
+
+/// The share of a lease that is not used, in percent: clocks may drift apart by so much (design §4).
+const DRIFT_PERCENT: u64 = 5;
+
+/// What shipping needs to know of the world.
+pub(crate) struct Surroundings<'a> {
+    pub view: &'a View,
+    pub own: &'a Member,
+    pub config: &'a ClusterConfig,
+    /// No answer is judged by a later expiry clock than this one, until a later one is acknowledged.
+    pub ceiling: ClusterMs,
+}
+
+/// What the replicas of the open heads allow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub(crate) struct Standing {
+    /// Answers may be released before this.
+    pub lease_until_us: u64,
+    /// Every one of them remembers at least this expiry ceiling.
+    pub ceiling: ClusterMs,
+}
+
+/// Counters since start.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counts {
+    pub appends: u64,
+    pub append_bytes: u64,
+    pub resends: u64,
+    pub replicas_lost: u64,
+    pub epochs_raised: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Raise {
+    Settled,
+    /// Not all replicas of the open heads carry the new epoch yet.
+    Telling,
+    /// They do; the coordinator is asked to record it.
+    Recording {
+        due_us: u64,
+    },
+}
+
+#[derive(Debug)]
+struct Segment {
+    goal: SegmentGoal,
+    replicas: Vec<Replica>,
+    /// Backups that were given up alive and may hold something of it.
+    former: Vec<ServerId>,
+    /// It was closed on all R replicas once; from then on it counts only closed.
+    sealed: bool,
+    /// Its opening was on all R replicas once: its backups may be asked for the end of the log.
+    established: bool,
+    /// It lost a replica, or found no place for one, and is not whole again.
+    short: bool,
+    reported: u32,
+}
+
+#[derive(Debug)]
+struct Freeing {
+    due_us: u64,
+    backup: ServerId,
+    segments: Vec<SegmentId>,
+    repeats: usize,
+}
+
+/// The replicas of one log.
+#[derive(Debug)]
+pub(crate) struct Replicas {
+    log: LogId,
+    /// `None` until the coordinator has told how many replicas there are to be.
+    wanted: Option<usize>,
+    lease_ms: u32,
+    epoch: Epoch,
+    raise: Raise,
+    /// While an epoch is being raised: the end of the lease that a lost replica's backup granted last.
+    orphan_lease_until_us: Option<u64>,
+    segments: BTreeMap<SegmentId, Segment>,
+    /// Heads not yet closed on all R, oldest first.
+    open_heads: Vec<SegmentId>,
+    /// Segments that are not closed on all R; contains `open_heads`.
+    busy: BTreeSet<SegmentId>,
+    /// No goals any more, and not yet freed.
+    retired: BTreeMap<SegmentId, Vec<ServerId>>,
+    frees: VecDeque<Freeing>,
+    seen_change: Option<u64>,
+    durable: Position,
+    avoided: BTreeMap<ServerId, u64>,
+    load: BTreeMap<ServerId, u32>,
+    last_stamp_us: u64,
+    due_us: Option<u64>,
+    dice: Dice,
+    counts: Counts,
+}
+
+impl Replicas {
+    pub fn new(log: LogId, seed: u64) -> Replicas {
+        Replicas {
+            log,
+            wanted: None,
+            lease_ms: 0,
+            epoch: Epoch(1),
+            raise: Raise::Settled,
+            orphan_lease_until_us: None,
+            segments: BTreeMap::new(),
+            open_heads: Vec::new(),
+            busy: BTreeSet::new(),
+            retired: BTreeMap::new(),
+            frees: VecDeque::new(),
+            seen_change: None,
+            durable: Position::default(),
+            avoided: BTreeMap::new(),
+            load: BTreeMap::new(),
+            last_stamp_us: 0,
+            due_us: None,
+            dice: Dice::new(seed),
+            counts: Counts::default(),
+        }
+    }
+
+    /// Brings what is closer to what should be: takes over the log's goals, tells the log what is
+    /// durable, places missing replicas and sends each what it needs next.
+    pub fn ship(&mut self, now: Now, around: &Surroundings<'_>, log: &mut Log, out: &mut Outputs) {
+        let wanted = usize::from(around.config.replicas);
+        self.wanted = Some(wanted);
+        self.lease_ms = around.config.lease_ms;
+        self.advance(log);
+        self.retire(now, log);
+        if wanted == 0 {
+            return;
+        }
+        self.avoided.retain(|_, until_us| now.mono_us < *until_us);
+        // Heads first, oldest first: everything that waits, waits for them.
+        let copies = (self.busy.iter())
+            .filter(|id| !self.open_heads.contains(id))
+            .take(COPIES_MAX);
+        let ids: Vec<SegmentId> = self.open_heads.iter().chain(copies).copied().collect();
+        for id in ids {
+            self.place(id, around);
+            self.send(now, id, around, log, out);
+        }
+        self.tell_coordinator(now, out);
+        self.repeat_frees(now, out);
+        self.due_us = self.next_due();
+    }
+
+    /// Everything up to here is durable (R3).
+    pub fn durable(&self) -> Position {
+        self.durable
+    }
+
+    /// What may be answered, and by which expiry clock.
+    pub fn standing(&self) -> Standing {
+        let Some(wanted) = self.wanted else {
+            return Standing::default();
+        };
+        if wanted == 0 {
+            return Standing {
+                lease_until_us: u64::MAX,
+                ceiling: ClusterMs(u64::MAX),
+            };
+        }
+        if self.open_heads.is_empty() {
+            return Standing::default();
+        }
+        let mut standing = Standing {
+            lease_until_us: self.orphan_lease_until_us.unwrap_or(u64::MAX),
+            ceiling: ClusterMs(u64::MAX),
+        };
+        for (at, id) in self.open_heads.iter().enumerate() {
+            let segment = &self.segments[id];
+            // Recovery could end the log at any head that was opened everywhere; a later one it can
+            // only find together with an open one before it.
+            if at > 0 && !segment.established {
+                break;
+            }
+            if segment.replicas.len() < wanted {
+                return Standing {
+                    lease_until_us: 0,
+                    ..standing
+                };
+            }
+            // A closed replica is never taken for the end of the log.
+            for replica in segment
+                .replicas
+                .iter()
+                .filter(|replica| !replica.held.closed)
+            {
+                standing.lease_until_us = standing.lease_until_us.min(replica.lease_until_us);
+                standing.ceiling = standing.ceiling.min(replica.ceiling);
+            }
+        }
+        standing
+    }
+
+    /// A backup has acknowledged an append. Late and doubled ones are ignored.
+    pub fn appended(&mut self, from: ServerId, ack: &Appended) {
+        if ack.log != self.log || ack.epoch > self.epoch {
+            return;
+        }
+        let Some(replica) = self.replica_mut(ack.segment, from) else {
+            return;
+        };
+        let Some(in_flight) = replica.in_flight else {
+            return;
+        };
+        let piece = in_flight.piece;
+        let ours = (in_flight.first_stamp_us..=in_flight.last_stamp_us).contains(&ack.sent_us);
+        // A backup may hold more than this append says if it got one that we gave up waiting for.
+        if !ours || ack.length < piece.to || (piece.close && !ack.closed) {
+            return;
+        }
+        replica.in_flight = None;
+        replica.held = Held {
+            opened: true,
+            length: piece.to,
+            checksum: in_flight.checksum,
+            certified: replica.held.certified || piece.certify,
+            closed: piece.close,
+            epoch: ack.epoch,
+        };
+        replica.ceiling = replica.ceiling.max(in_flight.ceiling);
+        let lease_us = u64::from(ack.lease_ms) * 1_000 * (100 - DRIFT_PERCENT) / 100;
+        replica.lease_until_us = replica.lease_until_us.max(ack.sent_us + lease_us);
+        replica.lease_sent_us = replica.lease_sent_us.max(ack.sent_us);
+    }
+
+    /// A backup has refused an append.
+    pub fn refused(
+        &mut self,
+        now: Now,
+        from: ServerId,
+        refused: &AppendRefused,
+        out: &mut Outputs,
+    ) {
+        if refused.log != self.log {
+            return;
+        }
+        let epoch = self.epoch;
+        let Some(replica) = self.replica_mut(refused.segment, from) else {
+            return;
+        };
+        let Some(in_flight) = replica.in_flight else {
+            return;
+        };
+        match refused.why {
+            // An answer to something that we have overtaken ourselves.
+            Refusal::Fenced { epoch: promised } if promised <= epoch => {}
+            Refusal::Fenced { .. } => {
+                replica.pause_until_us = now.mono_us + FENCED_PAUSE_US;
+                replica.lease_until_us = 0;
+            }
+            // It would fit: the refusal was meant for an earlier append.
+            Refusal::Reopen { length } if length == in_flight.piece.from => {}
+            Refusal::Reopen { .. } if in_flight.piece.open => {}
+            Refusal::Reopen { length } => {
+                let text = format!(
+                    "{from} has {length} bytes of {} and should have {}: copying it again",
+                    refused.segment, in_flight.piece.from
+                );
+                out.event(Level::Warn, text);
+                self.lose(refused.segment, from, out);
+                self.adopt(refused.segment, from);
+            }
+            Refusal::Full | Refusal::Broken => {
+                let text = match refused.why {
+                    Refusal::Full => format!("{from} has no room for {}", refused.segment),
+                    _ => format!("{from} failed to store {}", refused.segment),
+                };
+                out.event(Level::Warn, text);
+                self.avoided.insert(from, now.mono_us + AVOID_US);
+                self.lose(refused.segment, from, out);
+                if let Some(segment) = self.segments.get_mut(&refused.segment) {
+                    segment.former.push(from);
+                }
+            }
+        }
+    }
+
+    /// The stream to a backup broke: what was under way is repeated soon.
+    pub fn peer_lost(&mut self, now: Now, peer: ServerId) {
+        for id in &self.busy {
+            let segment = self.segments.get_mut(id).expect("busy segments are known");
+            for replica in &mut segment.replicas {
+                if let (true, Some(in_flight)) = (replica.backup == peer, &mut replica.in_flight) {
+                    in_flight.resend_at_us = in_flight.resend_at_us.min(now.mono_us + RECONNECT_US);
+                }
+            }
+        }
+        self.due_us = self.next_due();
+    }
+
+    /// Gives up the replicas on backups that the view no longer lists.
+    pub fn view_changed(&mut self, view: &View, out: &mut Outputs) {
+        let lost: Vec<(SegmentId, ServerId)> = (self.segments.iter())
+            .flat_map(|(id, segment)| segment.replicas.iter().map(|replica| (*id, replica.backup)))
+            .filter(|(_, backup)| !view.is_up(*backup))
+            .collect();
+        for (id, backup) in lost {
+            self.lose(id, backup, out);
+        }
+        self.load.retain(|backup, _| view.is_up(*backup));
+    }
+
+    /// The coordinator has recorded an epoch (R4).
+    pub fn epoch_recorded(&mut self, log: LogId, epoch: Epoch) {
+        let recording = matches!(self.raise, Raise::Recording { .. });
+        if log == self.log && epoch == self.epoch && recording {
+            self.raise = Raise::Settled;
+            self.orphan_lease_until_us = None;
+        }
+    }
+
+    /// Bytes of open heads that are not durable, as of the last `ship`.
+    pub fn unreplicated_bytes(&self) -> u64 {
+        (self.open_heads.iter())
+            .map(|id| &self.segments[id])
+            .map(|segment| u64::from(segment.goal.length - segment.reported))
+            .sum()
+    }
+
+    /// Segments that have fewer than R replicas and had them, or found no place for them.
+    pub fn under_replicated(&self) -> usize {
+        (self.busy.iter())
+            .filter(|id| self.segments[id].short)
+            .count()
+    }
+
+    /// The log's epoch, and whether the coordinator has recorded it.
+    pub fn epoch(&self) -> (Epoch, bool) {
+        (self.epoch, self.raise == Raise::Settled)
+    }
+
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// When `ship` has something to do even if nothing happens, in `Now::mono_us`.
+    pub fn wakeup(&self) -> Option<u64> {
+        self.due_us
+    }
+
+    // ---- what is wanted ----
+
+    /// Takes over goals and tells what is durable until neither changes anything. A durable
+    /// survivor makes the log open a new head, which makes another goal; it ends there.
+    fn advance(&mut self, log: &mut Log) {
+        for _ in 0..4 {
+            self.sync(log);
+            self.settle(log);
+            if self.seen_change == Some(log.change()) {
+                return;
+            }
+        }
+    }
+
+    fn sync(&mut self, log: &Log) {
+        if self.seen_change == Some(log.change()) {
+            for id in &self.busy {
+                let segment = self.segments.get_mut(id).expect("busy segments are known");
+                segment.goal = log.goal(*id).expect("a goal goes only with a change");
+            }
+            return;
+        }
+        self.seen_change = Some(log.change());
+        let mut gone: BTreeSet<SegmentId> = self.segments.keys().copied().collect();
+        for goal in log.goals() {
+            gone.remove(&goal.id);
+            if let Some(segment) = self.segments.get_mut(&goal.id) {
+                assert!(
+                    segment.goal.length <= goal.length,
+                    "a segment's bytes never change"
+                );
+                segment.goal = goal;
+                continue;
+            }
+            let segment = Segment {
+                goal,
+                replicas: Vec::new(),
+                former: Vec::new(),
+                sealed: false,
+                established: false,
+                short: false,
+                reported: 0,
+            };
+            self.segments.insert(goal.id, segment);
+            self.busy.insert(goal.id);
+            if let SegmentKind::Head { .. } = goal.kind {
+                self.open_heads.push(goal.id);
+            }
+        }
+        assert!(
+            self.open_heads.is_sorted(),
+            "heads are opened with rising ids"
+        );
+        for id in gone {
+            let segment = self.segments.remove(&id).expect("listed from there");
+            self.busy.remove(&id);
+            self.open_heads.retain(|head| *head != id);
+            let mut backups: Vec<ServerId> = segment
+                .replicas
+                .iter()
+                .map(|replica| replica.backup)
+                .collect();
+            for backup in &backups {
+                if let Some(load) = self.load.get_mut(backup) {
+                    *load -= 1;
+                }
+            }
+            backups.extend(segment.former);
+            self.retired.insert(id, backups);
+        }
+    }
+
+    /// Tells the log what is on all R replicas, heads in order (R3).
+    fn settle(&mut self, log: &mut Log) {
+        let wanted = self.wanted.expect("set before anything is shipped");
+        if self.raise != Raise::Settled {
+            return;
+        }
+        let sides: Vec<SegmentId> = (self.busy.iter())
+            .filter(|id| !self.open_heads.contains(id))
+            .copied()
+            .collect();
+        for id in sides {
+            let segment = self.segments.get_mut(&id).expect("busy segments are known");
+            if segment.goal.closed && segment.on_all(wanted, |held| held.closed) {
+                let length = segment.goal.length;
+                segment.short = false;
+                self.busy.remove(&id);
+                if !segment.sealed {
+                    segment.sealed = true;
+                    segment.reported = length;
+                    log.set_durable(id, length, true);
+                }
+            }
+        }
+        while let Some(&id) = self.open_heads.first() {
+            let segment = self.segments.get_mut(&id).expect("busy segments are known");
+            let length = match segment.on_all(wanted, |held| held.certified) {
+                true if wanted == 0 => segment.goal.length,
+                true => {
+                    let lengths = segment.replicas.iter().map(|replica| replica.held.length);
+                    lengths.min().expect("more than no replicas are wanted")
+                }
+                false => 0,
+            };
+            let closed = segment.goal.closed && segment.on_all(wanted, |held| held.closed);
+            if length > segment.reported || closed {
+                // A replica that is copied again does not take back what was durable.
+                segment.reported = segment.reported.max(length);
+                self.durable = Position {
+                    segment: id,
+                    offset: segment.reported,
+                };
+                log.set_durable(id, segment.reported, closed);
+            }
+            if !closed {
+                break;
+            }
+            segment.sealed = true;
+            segment.short = false;
+            self.open_heads.remove(0);
+            self.busy.remove(&id);
+        }
+    }
+
+    /// What a replica of `segment` is to become, by R2.
+    fn wanted_of(&self, segment: &Segment) -> Wanted {
+        let goal = segment.goal;
+        let SegmentKind::Head { opening, follows } = goal.kind else {
+            return Wanted {
+                length: goal.length,
+                close: goal.closed,
+                only_closed: true,
+                tell: false,
+            };
+        };
+        let predecessor_closed = follows
+            .and_then(|id| self.segments.get(&id))
+            .is_none_or(|predecessor| predecessor.sealed);
+        let length = if predecessor_closed {
+            goal.length
+        } else {
+            opening.min(goal.length)
+        };
+        let close = goal.closed
+            && length == goal.length
+            && (segment.sealed || self.successor_is_open(goal.id));
+        Wanted {
+            length,
+            close,
+            only_closed: segment.sealed,
+            tell: false,
+        }
+    }
+
+    fn successor_is_open(&self, id: SegmentId) -> bool {
+        let wanted = self.wanted.expect("set before anything is shipped");
+        (self.open_heads.iter())
+            .filter_map(|head| self.segments.get(head))
+            .any(|head| match head.goal.kind {
+                SegmentKind::Head { opening, follows } => {
+                    follows == Some(id)
+                        && head.on_all(wanted, |held| held.certified && held.length >= opening)
+                }
+                SegmentKind::Side => false,
+            })
+    }
+
+    // ---- where replicas are ----
+
+    fn place(&mut self, id: SegmentId, around: &Surroundings<'_>) {
+        let wanted = self.wanted.expect("set before anything is shipped");
+        let segment = self.segments.get_mut(&id).expect("busy segments are known");
+        while segment.replicas.len() < wanted {
+            let holders: Vec<ServerId> = segment
+                .replicas
+                .iter()
+                .map(|replica| replica.backup)
+                .collect();
+            let choice = Choice {
+                view: around.view,
+                own: around.own,
+                holders: &holders,
+                avoided: &self.avoided,
+                load: &self.load,
+            };
+            let Some(backup) = choose(&choice, &mut self.dice) else {
+                segment.short = true;
+                return;
+            };
+            *self.load.entry(backup).or_default() += 1;
+            segment.replicas.push(Replica::new(backup));
+        }
+    }
+
+    /// Puts a fresh replica where one was lost that the same backup can make again.
+    fn adopt(&mut self, id: SegmentId, backup: ServerId) {
+        if let Some(segment) = self.segments.get_mut(&id) {
+            *self.load.entry(backup).or_default() += 1;
+            segment.replicas.push(Replica::new(backup));
+        }
+    }
+
+    /// Gives up one replica (R4).
+    fn lose(&mut self, id: SegmentId, backup: ServerId, out: &mut Outputs) {
+        let Some(segment) = self.segments.get_mut(&id) else {
+            return;
+        };
+        let Some(at) = segment
+            .replicas
+            .iter()
+            .position(|replica| replica.backup == backup)
+        else {
+            return;
+        };
+        let lost = segment.replicas.remove(at);
+        segment.short = true;
+        self.busy.insert(id);
+        self.counts.replicas_lost += 1;
+        if let Some(load) = self.load.get_mut(&backup) {
+            *load -= 1;
+        }
+        if !lost.may_count_open || segment.sealed {
+            return;
+        }
+        self.epoch = Epoch(self.epoch.0 + 1);
+        self.raise = Raise::Telling;
+        self.counts.epochs_raised += 1;
+        let bound_us = self.orphan_lease_until_us.unwrap_or(u64::MAX);
+        self.orphan_lease_until_us = Some(bound_us.min(lost.lease_until_us));
+        let text = format!(
+            "lost an open replica of {id} on {backup}: raising epoch to {}",
+            self.epoch
+        );
+        out.event(Level::Warn, text);
+    }
+
+    /// Once every replica that could be taken for the end of the log carries the new epoch, the
+    /// coordinator may exclude the older ones (R4).
+    fn tell_coordinator(&mut self, now: Now, out: &mut Outputs) {
+        let wanted = self.wanted.expect("set before anything is shipped");
+        if self.raise == Raise::Telling {
+            let epoch = self.epoch;
+            let told = (self.open_heads.iter())
+                .map(|id| &self.segments[id])
+                .enumerate()
+                .all(|(at, head)| {
+                    let begun = head.replicas.iter().any(|replica| replica.may_count_open);
+                    (at > 0 && !begun)
+                        || head.on_all(wanted, |held| {
+                            held.closed || (held.certified && held.epoch == epoch)
+                        })
+                });
+            if told {
+                self.raise = Raise::Recording {
+                    due_us: now.mono_us,
+                };
+            }
+        }
+        if let Raise::Recording { due_us } = &mut self.raise
+            && *due_us <= now.mono_us
+        {
+            *due_us = now.mono_us + RAISE_REPEAT_US;
+            let message = Message::RaiseEpoch {
+                log: self.log,
+                epoch: self.epoch,
+            };
+            out.send(ServerId::COORDINATOR, message);
+        }
+    }
+
+    // ---- messages ----
+
+    /// Sends each replica of a segment what it needs next, or again what it did not acknowledge.
+    fn send(
+        &mut self,
+        now: Now,
+        id: SegmentId,
+        around: &Surroundings<'_>,
+        log: &Log,
+        out: &mut Outputs,
+    ) {
+        // Out of the map while the others are looked at.
+        let mut segment = self.segments.remove(&id).expect("busy segments are known");
+        let wanted = self.wanted_of(&segment);
+        let is_open_head = !segment.sealed && segment.goal.kind != SegmentKind::Side;
+        let replicas_wanted = self.wanted.expect("set before anything is shipped");
+        if let SegmentKind::Head { opening, .. } = segment.goal.kind {
+            segment.established |= segment.on_all(replicas_wanted, |held| {
+                held.certified && held.length >= opening
+            });
+        }
+        if segment.on_all(replicas_wanted, |held| held.certified) {
+            segment.short = false;
+        }
+        // Replicas are byte-equal, and most are at the same point: copy and checksum once.
+        let mut made: Vec<(u32, u32, Bytes, u32)> = Vec::new();
+        for replica in &mut segment.replicas {
+            if now.mono_us < replica.pause_until_us {
+                continue;
+            }
+            let in_flight = match replica.in_flight {
+                Some(in_flight) if now.mono_us < in_flight.resend_at_us => continue,
+                Some(in_flight) => {
+                    self.counts.resends += 1;
+                    Some(in_flight)
+                }
+                None => None,
+            };
+            let piece = match in_flight {
+                Some(in_flight) => in_flight.piece,
+                None => {
+                    let renew_at_us = replica.lease_sent_us + self.renew_after_us();
+                    let tell = is_open_head
+                        && (replica.held.epoch < self.epoch || renew_at_us <= now.mono_us);
+                    match next_step(&Wanted { tell, ..wanted }, &replica.held) {
+                        Some(piece) => piece,
+                        None => continue,
+                    }
+                }
+            };
+            let stamp_us = now.mono_us.max(self.last_stamp_us + 1);
+            self.last_stamp_us = stamp_us;
+            let known = made
+                .iter()
+                .find(|made| (made.0, made.1) == (piece.from, piece.to));
+            let (bytes, checksum) = match known {
+                Some((_, _, bytes, checksum)) => (bytes.clone(), *checksum),
+                None => {
+                    let bytes = Bytes::copy_from_slice(log.bytes(id, piece.from, piece.to));
+                    let checksum = crc32c_extend(replica.held.checksum, &bytes);
+                    made.push((piece.from, piece.to, bytes.clone(), checksum));
+                    (bytes, checksum)
+                }
+            };
+            replica.may_count_open |= piece.certify && !piece.close;
+            replica.in_flight = Some(match in_flight {
+                Some(in_flight) => InFlight {
+                    last_stamp_us: stamp_us,
+                    resend_at_us: now.mono_us + in_flight.resend_after_us,
+                    resend_after_us: (2 * in_flight.resend_after_us).min(RESEND_MAX_US),
+                    ..in_flight
+                },
+                None => InFlight {
+                    piece,
+                    checksum,
+                    first_stamp_us: stamp_us,
+                    last_stamp_us: stamp_us,
+                    ceiling: around.ceiling,
+                    resend_at_us: now.mono_us + RESEND_MIN_US,
+                    resend_after_us: 2 * RESEND_MIN_US,
+                },
+            });
+            self.counts.appends += 1;
+            self.counts.append_bytes += bytes.len() as u64;
+            let append = Append {
+                log: self.log,
+                epoch: self.epoch,
+                segment: id,
+                offset: piece.from,
+                bytes,
+                certificate: piece.certify.then_some(Certificate {
+                    length: piece.to,
+                    checksum,
+                }),
+                open: piece.open,
+                close: piece.close,
+                sent_us: stamp_us,
+                // Only the backups of open heads can be asked for the end of the log; a lease from
+                // any other would only make a takeover wait.
+                lease_ms: if is_open_head { self.lease_ms } else { 0 },
+                expiry_ceiling: around.ceiling,
+            };
+            out.send(replica.backup, Message::Append(append));
+        }
+        self.segments.insert(id, segment);
+    }
+
+    /// Frees the replicas of what the log has let go (R5).
+    fn retire(&mut self, now: Now, log: &mut Log) {
+        let mut by_backup: BTreeMap<ServerId, Vec<SegmentId>> = BTreeMap::new();
+        for id in log.take_freed() {
+            for backup in self.retired.remove(&id).unwrap_or_default() {
+                by_backup.entry(backup).or_default().push(id);
+            }
+        }
+        for (backup, segments) in by_backup {
+            if self.frees.len() >= FREES_MAX {
+                self.frees.pop_front();
+            }
+            self.frees.push_back(Freeing {
+                due_us: now.mono_us,
+                backup,
+                segments,
+                repeats: 0,
+            });
+        }
+    }
+
+    fn repeat_frees(&mut self, now: Now, out: &mut Outputs) {
+        for _ in 0..self.frees.len() {
+            let mut freeing = self.frees.pop_front().expect("counted");
+            if now.mono_us < freeing.due_us {
+                self.frees.push_back(freeing);
+                continue;
+            }
+            let message = Message::Free {
+                log: self.log,
+                segments: freeing.segments.clone(),
+            };
+            out.send(freeing.backup, message);
+            if let Some(pause_us) = FREE_REPEATS_US.get(freeing.repeats) {
+                freeing.due_us = now.mono_us + pause_us;
+                freeing.repeats += 1;
+                self.frees.push_back(freeing);
+            }
+        }
+    }
+
+    fn renew_after_us(&self) -> u64 {
+        u64::from(self.lease_ms) * 1_000 / 4
+    }
+
+    fn replica_mut(&mut self, id: SegmentId, backup: ServerId) -> Option<&mut Replica> {
+        let segment = self.segments.get_mut(&id)?;
+        segment
+            .replicas
+            .iter_mut()
+            .find(|replica| replica.backup == backup)
+    }
+
+    fn next_due(&self) -> Option<u64> {
+        let heads = self.open_heads.iter().map(|id| &self.segments[id]);
+        let renewals = heads
+            .flat_map(|segment| &segment.replicas)
+            .filter_map(|replica| {
+                let due_us = replica.lease_sent_us + self.renew_after_us();
+                let idle =
+                    replica.in_flight.is_none() && replica.held.certified && !replica.held.closed;
+                idle.then_some(due_us.max(replica.pause_until_us))
+            });
+        let resends = (self.busy.iter())
+            .flat_map(|id| &self.segments[id].replicas)
+            .filter_map(|replica| {
+                let in_flight = replica.in_flight?;
+                Some(in_flight.resend_at_us.max(replica.pause_until_us))
+            });
+        let frees = self.frees.iter().map(|freeing| freeing.due_us);
+        let avoided = self.avoided.values().copied();
+        let recording = match self.raise {
+            Raise::Recording { due_us } => Some(due_us),
+            Raise::Settled | Raise::Telling => None,
+        };
+        renewals
+            .chain(resends)
+            .chain(frees)
+            .chain(avoided)
+            .chain(recording)
+            .min()
+    }
+}
+
+impl Segment {
+    /// True if there are R replicas and `what` holds for each.
+    fn on_all(&self, wanted: usize, what: impl Fn(&Held) -> bool) -> bool {
+        self.replicas.len() >= wanted && self.replicas.iter().all(|replica| what(&replica.held))
+    }
+}

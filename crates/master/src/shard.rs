@@ -1,0 +1,662 @@
+//! One shard of a master: dispatches what it is told, and at each flush replicates and answers.
+//!
+//! ```text
+//! step:   Requests -> execute on the log, withhold the answer     Appended -> note what is held where
+//! flush:  clock -> recovery -> cleaner -> ship appends -> release answers (lease judged by flush's `now`)
+//! ```
+//!
+//! D1. A slot is served only while the view names this shard's log its available owner, and what its former
+//!     owner may still answer has run out.
+//! D2. Expiry is judged by `clock`: cluster time, never beyond the ceiling that every backup of the open heads
+//!     remembers, never going back, and in no range before the clock of its former owner.
+//! D3. An answer leaves only in `flush`, when what it depends on is durable and a lease held by every
+//!     current replica of the open heads has not run out by the `now` of that flush. Only refusals, which
+//!     say nothing about data, leave without.
+//! D4. A command is refused as `NotOwner`, `NotReady` or `Busy` only if it is not executed, and its stream ends
+//!     there. What has been executed is answered or, if this shard is replaced, never.
+//! D5. After `Stopped` nothing is sent any more.
+//!
+//! Backpressure: a write that finds `unreplicated_bytes_max` bytes not yet on all replicas, and any command
+//! that finds `queued_requests_max` answers withheld, is refused as `Busy`. So with fewer than R backups
+//! writers wait, up to that bound.
+
+use std::collections::BTreeMap;
+
+use holdfast_cluster::{Heard, Input, Level, Membership, Node, Now, Output, Outputs, ViewExt};
+use holdfast_format::{
+    ClientId, ClusterMs, KeyHash, LogId, Namespace, Position, ServerId, Slot, SlotRange,
+};
+use holdfast_log::Log;
+use holdfast_wire::{Failure, Figures, Message, Outcome, Request, Requests, Response, Responses};
+
+use crate::answers::{Answer, Answers, Concern};
+use crate::commands::{Context, execute};
+use crate::config::{ConfigError, ShardConfig};
+use crate::recovery::Recoveries;
+use crate::replicas::{Replicas, Surroundings};
+use crate::streams::{Admission, Streams};
+
+/// Background work is done so often when nothing else happens.
+const TICK_US: u64 = 20_000;
+
+/// Index buckets swept per tick: at most seven entries each are looked at, so about 0.2 ms; a million buckets
+/// are passed in 80 s, which is soon enough for counting. When memory is short the cleaner
+/// does not wait for the sweep.
+const SWEEP_BUCKETS: u32 = 256;
+
+/// The cleaner may copy so many bytes for each byte that was appended: it keeps up with any writer as long as
+/// a fifth of its victims is dead.
+const CLEAN_PER_APPENDED: u64 = 4;
+
+/// What the cleaner may do in one flush (about 0.1 ms), and what it may save up while it is not needed.
+const CLEAN_STEP_BYTES: u64 = 256 << 10;
+const CLEAN_CREDIT_MAX: u64 = 8 << 20;
+
+/// With more than nine tenths of the memory in use the cleaner may copy so much per tick whether or not
+/// anything is appended: 100 MB/s, so that what has expired is usable again within a second.
+const CLEAN_SHORT_BYTES: u64 = 2 << 20;
+
+/// A shard told to shut down waits so long for its last answers.
+const SHUTDOWN_US: u64 = 1_000_000;
+
+/// Why a shard does not answer any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Life {
+    Serving,
+    /// Told to shut down: takes nothing new.
+    Stopping {
+        until_us: u64,
+    },
+    Stopped,
+}
+
+/// Commands since start, by what became of them.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counts {
+    reads: u64,
+    writes: u64,
+    not_owner: u64,
+    not_ready: u64,
+    busy: u64,
+    failed: u64,
+    leaseless_flushes: u64,
+}
+
+/// One shard of a master.
+#[derive(Debug)]
+pub struct Shard {
+    config: ShardConfig,
+    membership: Membership,
+    log: Log,
+    replicas: Replicas,
+    recoveries: Recoveries,
+    streams: Streams,
+    answers: Answers,
+    /// Refusals, which need no lease.
+    refusals: Vec<Answer>,
+    /// Ranges that the view gives to this shard's log, available.
+    owned: Vec<SlotRange>,
+    clock: ClusterMs,
+    /// The highest ceiling told to any backup.
+    ceiling: ClusterMs,
+    /// Until when answers could be released, as of the last flush.
+    lease_until_us: u64,
+    /// The last flush found a lease.
+    leased: bool,
+    /// Bytes not on all replicas as of the last flush, and appended since.
+    unreplicated: u64,
+    clean_credit: u64,
+    clean_more: bool,
+    recover_more: bool,
+    tick_due_us: u64,
+    life: Life,
+    counts: Counts,
+}
+
+impl Shard {
+    /// A new incarnation with an empty log. `seed` decides placement and jitter.
+    pub fn new(config: ShardConfig, seed: u64) -> Result<Shard, ConfigError> {
+        config.validate()?;
+        let id = LogId::of(config.member.id);
+        Ok(Shard {
+            membership: Membership::new(config.member.clone(), seed),
+            log: Log::new(id, config.log.clone())?,
+            replicas: Replicas::new(id, seed.rotate_left(32)),
+            recoveries: Recoveries::default(),
+            streams: Streams::new(config.clients_max as usize),
+            answers: Answers::default(),
+            refusals: Vec::new(),
+            owned: Vec::new(),
+            clock: ClusterMs::default(),
+            ceiling: ClusterMs::default(),
+            lease_until_us: 0,
+            leased: false,
+            unreplicated: 0,
+            clean_credit: 0,
+            clean_more: false,
+            recover_more: false,
+            tick_due_us: 0,
+            life: Life::Serving,
+            counts: Counts::default(),
+            config,
+        })
+    }
+
+    /// Walks the whole log and asserts its invariants. For tests; takes as long as the log is big.
+    pub fn verify(&self) {
+        self.log.verify();
+    }
+
+    fn message(&mut self, now: Now, from: ServerId, message: Message, out: &mut Outputs) {
+        match self.membership.handle(now, from, &message, out) {
+            Heard::Taken => return,
+            Heard::ViewChanged => return self.view_changed(out),
+            Heard::Expelled => {
+                self.life = Life::Stopped;
+                let reason = "declared dead by the coordinator".to_owned();
+                return out.push(Output::Stopped { reason });
+            }
+            Heard::NotMine => {}
+        }
+        let by_coordinator = from == ServerId::COORDINATOR;
+        match message {
+            Message::Requests(requests) => self.requests(now, from, requests),
+            Message::Appended(ack) => self.replicas.appended(from, &ack),
+            Message::AppendRefused(refused) => self.replicas.refused(now, from, &refused, out),
+            Message::EpochRecorded { log, epoch } if by_coordinator => {
+                self.replicas.epoch_recorded(log, epoch);
+            }
+            Message::Recover(recover) if by_coordinator => {
+                let view = self.membership.view();
+                self.recoveries
+                    .recover(now, recover, view, &mut self.log, out);
+                self.recover_more = true;
+            }
+            Message::FetchPart(part) => {
+                self.recoveries.part(now, from, part);
+                self.recover_more = true;
+            }
+            Message::FetchFailed {
+                log,
+                segment,
+                attempt,
+            } => {
+                self.recoveries
+                    .fetch_failed(now, from, (log, attempt), segment);
+            }
+            // Meant for another role, or for an earlier incarnation at this address.
+            _ => {}
+        }
+    }
+
+    fn view_changed(&mut self, out: &mut Outputs) {
+        let view = self.membership.view();
+        let own = self.log.id();
+        self.owned = (view.tablets_of(own))
+            .filter(|tablet| tablet.available)
+            .map(|tablet| tablet.range)
+            .collect();
+        self.replicas.view_changed(view, out);
+        self.recoveries.conclude(view, &mut self.log, out);
+    }
+
+    // ---- commands ----
+
+    fn requests(&mut self, now: Now, from: ServerId, requests: Requests) {
+        let Requests {
+            client,
+            stream,
+            first,
+            items,
+        } = requests;
+        let admission = self
+            .streams
+            .admit(now.mono_us, client, stream, first, items.len());
+        let (skip, refusal) = match admission {
+            Admission::Execute { skip } => (skip, None),
+            Admission::Ignore => return,
+            Admission::Gap => (0, Some(Failure::NotReady)),
+            Admission::Full => (0, Some(Failure::Busy)),
+        };
+        if refusal.is_some() {
+            self.streams.put_off(client, stream);
+        }
+        for request in items.into_iter().skip(skip) {
+            let token = request.token;
+            let answer = |outcome| Answer {
+                to: from,
+                client,
+                stream,
+                token,
+                outcome,
+            };
+            let refused = refusal
+                .clone()
+                .or_else(|| self.refusal(now, client, stream, &request));
+            match refused {
+                Some(failure) => {
+                    self.count_refusal(&failure);
+                    // D4.
+                    self.streams.put_off(client, stream);
+                    self.refusals.push(answer(Outcome::Failed(failure)));
+                }
+                None => {
+                    let (needs, outcome) = self.execute(client, &request);
+                    self.answers.hold(needs, answer(outcome));
+                }
+            }
+        }
+    }
+
+    /// Why a request is not executed now, if so.
+    fn refusal(
+        &mut self,
+        now: Now,
+        client: ClientId,
+        stream: u64,
+        request: &Request,
+    ) -> Option<Failure> {
+        let command = &request.command;
+        if self.streams.is_put_off(client, stream) || self.life != Life::Serving {
+            return Some(Failure::NotReady);
+        }
+        if command.op.is_keyspace() {
+            if self.owned.is_empty() {
+                return Some(Failure::NotOwner);
+            }
+            if self.recoveries.withholds_any(now, &self.owned) {
+                return Some(Failure::NotReady);
+            }
+        } else {
+            let slot = Slot::of(&command.key);
+            if !self.owned.iter().any(|range| range.contains(slot)) {
+                return Some(Failure::NotOwner);
+            }
+            if self.recoveries.withholds(now, slot) {
+                return Some(Failure::NotReady);
+            }
+        }
+        // Without a lease nothing could be answered. A short lapse is bridged: what is executed
+        // meanwhile waits for the lease to come back.
+        let Some(config) = self.membership.config() else {
+            return Some(Failure::NotReady);
+        };
+        let lapsed_us = now.mono_us.saturating_sub(self.lease_until_us);
+        let without_time = self.membership.cluster_time(now).is_none();
+        let bridged_us = u64::from(config.lease_ms) * 1_000;
+        // D2.
+        if without_time || lapsed_us > bridged_us || self.clock < self.recoveries.expiry_floor() {
+            return Some(Failure::NotReady);
+        }
+        let full = self.answers.held() >= self.config.queued_requests_max as usize;
+        let behind = self.unreplicated >= self.config.unreplicated_bytes_max;
+        (full || (behind && command.op.is_write())).then_some(Failure::Busy)
+    }
+
+    /// Executes a command; also says what must be durable before its outcome may be heard.
+    fn execute(&mut self, client: ClientId, request: &Request) -> (Position, Outcome) {
+        let command = &request.command;
+        let is_write = command.op.is_write();
+        match is_write {
+            true => self.counts.writes += 1,
+            false => self.counts.reads += 1,
+        }
+        if let Some(once) = request.once.as_ref().filter(|_| is_write) {
+            let acknowledged = once.acknowledged.min(once.sequence);
+            self.log.acknowledge(once.client, acknowledged);
+            // A client that has an outcome never asks for it again; if it does, the record is gone.
+            let known = self.streams.acknowledge(client, acknowledged);
+            if once.client == client && once.sequence < known {
+                return (Position::default(), Outcome::Failed(Failure::StaleClient));
+            }
+        }
+        let before = self.log.end();
+        let context = Context {
+            now: self.clock,
+            owned: &self.owned,
+        };
+        let executed = execute(&mut self.log, context, command, request.once.as_ref());
+        if let Outcome::Failed(failure) = &executed.outcome {
+            self.counts.failed += 1;
+            // D4.
+            assert!(
+                !matches!(
+                    failure,
+                    Failure::NotOwner | Failure::NotReady | Failure::Busy
+                ),
+                "an executed command is not refused"
+            );
+        }
+        let (namespace, end) = (command.namespace, self.log.end());
+        let hash = KeyHash::of(namespace, &command.key);
+        if executed.appended {
+            self.note_appended(before, end);
+            let concern = match command.op.is_keyspace() {
+                true => Concern::Namespace(namespace),
+                false => Concern::Key(hash),
+            };
+            self.answers.appended(concern, end);
+        }
+        let needs = match command.op.is_keyspace() {
+            true => end,
+            false => self.answers.needs(namespace, hash),
+        };
+        (needs, executed.outcome)
+    }
+
+    fn note_appended(&mut self, before: Position, end: Position) {
+        let bytes = match before.segment == end.segment {
+            true => end.offset - before.offset,
+            false => end.offset,
+        };
+        self.unreplicated += u64::from(bytes);
+        self.clean_credit =
+            (self.clean_credit + CLEAN_PER_APPENDED * u64::from(bytes)).min(CLEAN_CREDIT_MAX);
+    }
+
+    fn count_refusal(&mut self, failure: &Failure) {
+        match failure {
+            Failure::NotOwner => self.counts.not_owner += 1,
+            Failure::Busy => self.counts.busy += 1,
+            _ => self.counts.not_ready += 1,
+        }
+    }
+
+    // ---- what flush does ----
+
+    /// D2.
+    fn set_clock(&mut self, now: Now) {
+        let floor = self.recoveries.expiry_floor();
+        let Some(time) = self.membership.cluster_time(now) else {
+            return;
+        };
+        let standing = self.replicas.standing();
+        self.lease_until_us = standing.lease_until_us;
+        self.clock = self.clock.max(time.max(floor).min(standing.ceiling));
+        let lease_ms = self.membership.config().map_or(0, |config| config.lease_ms);
+        self.ceiling = self
+            .ceiling
+            .max(time.plus_ms(u64::from(lease_ms)).max(floor));
+    }
+
+    fn background(&mut self, now: Now, out: &mut Outputs) {
+        let view = self.membership.view();
+        self.recover_more = self
+            .recoveries
+            .work(now, self.clock, view, &mut self.log, out);
+        if self.recover_more {
+            // What is replayed is appended, and may need what the cleaner frees.
+            self.clean_credit = CLEAN_CREDIT_MAX;
+        }
+        if self.tick_due_us <= now.mono_us {
+            self.tick_due_us = now.mono_us + TICK_US;
+            self.log.sweep(self.clock, SWEEP_BUCKETS);
+            let memory = self.log.memory();
+            let short = memory.used_bytes / 9 * 10 > memory.limit_bytes;
+            let credit = if short {
+                CLEAN_SHORT_BYTES
+            } else {
+                CLEAN_STEP_BYTES
+            };
+            self.clean_credit = (self.clean_credit + credit).min(CLEAN_CREDIT_MAX);
+        }
+        let budget = self.clean_credit.min(CLEAN_STEP_BYTES);
+        if budget > 0 {
+            self.clean_credit -= budget;
+            self.clean_more = self.log.clean(self.clock, budget);
+        }
+    }
+
+    fn ship(&mut self, now: Now, out: &mut Outputs) {
+        let Some(config) = self.membership.config() else {
+            return;
+        };
+        let around = Surroundings {
+            view: self.membership.view(),
+            own: self.membership.member(),
+            config,
+            ceiling: self.ceiling,
+        };
+        self.replicas.ship(now, &around, &mut self.log, out);
+        self.unreplicated = self.replicas.unreplicated_bytes();
+        self.answers.durable(self.replicas.durable());
+    }
+
+    /// D3.
+    fn release(&mut self, now: Now, out: &mut Outputs) {
+        let mut batches: BTreeMap<(ClientId, u64), (ServerId, Vec<Response>)> = BTreeMap::new();
+        let mut add = |answer: Answer| {
+            let Answer {
+                to,
+                client,
+                stream,
+                token,
+                outcome,
+            } = answer;
+            let batch = batches.entry((client, stream)).or_insert((to, Vec::new()));
+            batch.1.push(Response { token, outcome });
+        };
+        self.refusals.drain(..).for_each(&mut add);
+        self.leased = now.mono_us < self.lease_until_us;
+        if self.leased {
+            self.answers.release().into_iter().for_each(&mut add);
+        } else if self.answers.releasable() > 0 {
+            self.counts.leaseless_flushes += 1;
+        }
+        for ((client, stream), (to, items)) in batches {
+            out.send(
+                to,
+                Message::Responses(Responses {
+                    client,
+                    stream,
+                    items,
+                }),
+            );
+        }
+    }
+
+    fn stop_if_done(&mut self, now: Now, out: &mut Outputs) {
+        if let Life::Stopping { until_us } = self.life
+            && (until_us <= now.mono_us || (self.answers.held() == 0 && self.unreplicated == 0))
+        {
+            self.life = Life::Stopped;
+            out.push(Output::Stopped {
+                reason: "told to shut down".to_owned(),
+            });
+        }
+    }
+
+    fn sessions(&self) -> u64 {
+        (0..=u8::MAX)
+            .map(|n| self.log.count(Namespace(n)).sessions)
+            .sum()
+    }
+}
+
+impl Node for Shard {
+    fn step(&mut self, now: Now, input: Input, out: &mut Outputs) {
+        if self.life == Life::Stopped {
+            return;
+        }
+        match input {
+            Input::Message { from, message } => self.message(now, from, message, out),
+            Input::Tick => {
+                self.membership.set_figures(self.figures());
+                self.membership.tick(now, out);
+            }
+            Input::PeerLost { peer, ended } => {
+                self.membership.peer_lost(now, peer, ended, out);
+                self.replicas.peer_lost(now, peer);
+                self.recoveries.peer_lost(now, peer);
+            }
+            Input::Shutdown => {
+                if self.life == Life::Serving {
+                    self.life = Life::Stopping {
+                        until_us: now.mono_us + SHUTDOWN_US,
+                    };
+                    out.event(Level::Info, "shutting down: taking no more requests");
+                }
+            }
+            // Other roles' inputs.
+            Input::Disk(_)
+            | Input::RecordsWritten { .. }
+            | Input::Connected { .. }
+            | Input::Received { .. }
+            | Input::Disconnected { .. }
+            | Input::Call { .. } => {}
+        }
+    }
+
+    fn flush(&mut self, now: Now, out: &mut Outputs) {
+        if self.life == Life::Stopped {
+            return;
+        }
+        self.set_clock(now);
+        self.background(now, out);
+        self.ship(now, out);
+        // Acknowledgements that this flush has seen count for the commands that come next.
+        self.set_clock(now);
+        self.release(now, out);
+        self.stop_if_done(now, out);
+    }
+
+    fn wakeup(&self) -> Option<u64> {
+        if self.life == Life::Stopped {
+            return None;
+        }
+        if self.recover_more || (self.clean_more && self.clean_credit > 0) {
+            return Some(0);
+        }
+        let stopping = match self.life {
+            Life::Stopping { until_us } => Some(until_us),
+            Life::Serving | Life::Stopped => None,
+        };
+        [
+            Some(self.tick_due_us),
+            self.membership.wakeup(),
+            self.replicas.wakeup(),
+            self.recoveries.wakeup(),
+            stopping,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    fn metrics(&self) -> Vec<(&'static str, f64)> {
+        let memory = self.log.memory();
+        let (epoch, recorded) = self.replicas.epoch();
+        let replication = self.replicas.counts();
+        let (recoveries, recovered_entries, recovered_bytes) = self.recoveries.totals();
+        let counts = self.counts;
+        vec![
+            ("holdfast_shard_sessions", self.sessions() as f64),
+            ("holdfast_shard_reads_total", counts.reads as f64),
+            ("holdfast_shard_writes_total", counts.writes as f64),
+            ("holdfast_shard_failed_total", counts.failed as f64),
+            (
+                "holdfast_shard_refused_not_owner_total",
+                counts.not_owner as f64,
+            ),
+            (
+                "holdfast_shard_refused_not_ready_total",
+                counts.not_ready as f64,
+            ),
+            ("holdfast_shard_refused_busy_total", counts.busy as f64),
+            (
+                "holdfast_shard_leaseless_flushes_total",
+                counts.leaseless_flushes as f64,
+            ),
+            (
+                "holdfast_shard_answers_withheld",
+                self.answers.held() as f64,
+            ),
+            ("holdfast_shard_clients", self.streams.len() as f64),
+            (
+                "holdfast_shard_memory_limit_bytes",
+                memory.limit_bytes as f64,
+            ),
+            ("holdfast_shard_memory_used_bytes", memory.used_bytes as f64),
+            ("holdfast_shard_memory_live_bytes", memory.live_bytes as f64),
+            (
+                "holdfast_shard_memory_index_bytes",
+                memory.index_bytes as f64,
+            ),
+            ("holdfast_shard_segments", memory.segments as f64),
+            (
+                "holdfast_shard_cleaned_bytes_total",
+                memory.cleaned_bytes as f64,
+            ),
+            (
+                "holdfast_shard_unreplicated_bytes",
+                self.unreplicated as f64,
+            ),
+            (
+                "holdfast_shard_under_replicated_segments",
+                self.replicas.under_replicated() as f64,
+            ),
+            ("holdfast_shard_appends_total", replication.appends as f64),
+            (
+                "holdfast_shard_append_bytes_total",
+                replication.append_bytes as f64,
+            ),
+            (
+                "holdfast_shard_append_resends_total",
+                replication.resends as f64,
+            ),
+            (
+                "holdfast_shard_replicas_lost_total",
+                replication.replicas_lost as f64,
+            ),
+            (
+                "holdfast_shard_epochs_raised_total",
+                replication.epochs_raised as f64,
+            ),
+            ("holdfast_shard_epoch", epoch.0 as f64),
+            (
+                "holdfast_shard_epoch_recorded",
+                f64::from(u8::from(recorded)),
+            ),
+            (
+                "holdfast_shard_recoveries_running",
+                self.recoveries.running() as f64,
+            ),
+            ("holdfast_shard_recoveries_total", recoveries as f64),
+            (
+                "holdfast_shard_recovered_entries_total",
+                recovered_entries as f64,
+            ),
+            (
+                "holdfast_shard_recovered_bytes_total",
+                recovered_bytes as f64,
+            ),
+        ]
+    }
+
+    /// Enlisted, knows the time, holds a lease or needs none, serves all it owns (perhaps nothing, once
+    /// slots are dealt out), and every segment has its replicas.
+    fn ready(&self) -> bool {
+        let (_, recorded) = self.replicas.epoch();
+        self.life == Life::Serving
+            && self.membership.is_enlisted()
+            && self.leased
+            && recorded
+            && self.replicas.under_replicated() == 0
+            && self.recoveries.running() == 0
+            && self.clock >= self.recoveries.expiry_floor()
+            && !self.membership.view().tablets.is_empty()
+    }
+
+    fn figures(&self) -> Figures {
+        let memory = self.log.memory();
+        Figures {
+            sessions: self.sessions(),
+            bytes_used: memory.used_bytes,
+            bytes_limit: memory.limit_bytes,
+            segments: memory.segments,
+            under_replicated: self.replicas.under_replicated() as u64,
+            operations: self.counts.reads + self.counts.writes,
+            ..Figures::default()
+        }
+    }
+}
