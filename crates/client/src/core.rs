@@ -475,6 +475,16 @@ impl Core {
     fn restart(&mut self, now: Now, shard: ServerId) {
         let stream = self.take_stream();
         let Some(lane) = self.lanes.get_mut(&shard) else { return };
+        // Nothing behind a refused command was executed: a refusal ends its stream.
+        let mut ended = false;
+        for ticket in &lane.sent {
+            if let Some(pending) = self.pending.get_mut(ticket)
+                && pending.place == Place::Sent(shard)
+            {
+                ended |= !pending.attempted;
+                pending.attempted &= !ended;
+            }
+        }
         let mut again: Vec<Ticket> = lane.sent.drain(..).chain(lane.queue.drain(..)).collect();
         lane.restart(stream);
         self.figures.restarts += 1;

@@ -388,11 +388,13 @@ fn what_is_given_up_says_whether_it_may_have_been_executed() {
     let parked_read = world.submit(get(a), LINE, None);
     world.shards.get_mut(&B).expect("up").refuse = Some(Failure::NotReady);
     let refused = world.submit(put(b, "1"), LINE, None);
+    let behind = world.submit(put(b, "2"), LINE, None);
     world.run(2_100);
     let failed = |failure| Outcome::Failed(failure);
     assert_eq!(*world.outcome(parked), failed(Failure::Unreachable));
     assert_eq!(*world.outcome(parked_read), failed(Failure::Unreachable));
     assert_eq!(*world.outcome(refused), failed(Failure::Unreachable));
+    assert_eq!(*world.outcome(behind), failed(Failure::Unreachable));
     world.shards.get_mut(&B).expect("up").refuse = Some(Failure::Busy);
     let busy = world.submit(put(b, "1"), LINE, None);
     world.run(2_100);

@@ -1,0 +1,326 @@
+//! One RESP connection: its settings, what has arrived of its next request, and its replies in order.
+//!
+//! ```text
+//! bytes -> parser -> request -> [ reply 7: waits | reply 8: has its outcome | reply 9: ready ] -> out
+//! ```
+//!
+//! Q1. Replies leave in the order of the requests, each in the protocol that was in force when its
+//!     request was read.
+//! Q2. While a reply has further commands to submit (`paused_by`), no later request is read:
+//!     otherwise a later command could overtake them.
+//! Q3. `held_bytes` counts what waits in replies; with `out` it stays below the configured bound, or
+//!     the connection is closed.
+
+use std::collections::VecDeque;
+
+use bytes::{Bytes, BytesMut};
+use holdfast_format::Namespace;
+use holdfast_wire::redis::{AfterRead, InfoSections, Join, Many, ReplyShape, Scan, write_failure};
+use holdfast_wire::resp::{Protocol, ReplyWriter, RespLimits, RespParser};
+use holdfast_wire::{Failure, Outcome};
+
+/// Which words failures are told in: cluster clients look for some.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Face {
+    Flat,
+    Cluster,
+}
+
+#[derive(Debug)]
+pub(crate) struct Connection {
+    /// As CLIENT ID tells it.
+    pub(crate) number: u64,
+    pub(crate) client_address: String,
+    pub(crate) parser: RespParser,
+    pub(crate) protocol: Protocol,
+    pub(crate) namespace: Namespace,
+    pub(crate) authenticated: bool,
+    pub(crate) name: Bytes,
+    pub(crate) library_name: Bytes,
+    pub(crate) library_version: Bytes,
+    pub(crate) since_us: u64,
+    pub(crate) heard_us: u64,
+    pub(crate) paused_by: Option<u64>,
+    /// No further request is read; closed when every reply has left.
+    pub(crate) closing: bool,
+    replies: VecDeque<Reply>,
+    /// Number of the first of `replies`.
+    first: u64,
+    out: BytesMut,
+    held_bytes: usize,
+}
+
+#[derive(Debug)]
+pub(crate) struct Reply {
+    pub(crate) protocol: Protocol,
+    pub(crate) progress: Progress,
+}
+
+/// What a reply still needs.
+#[derive(Debug)]
+pub(crate) enum Progress {
+    Ready(BytesMut),
+    Outcome {
+        shape: ReplyShape,
+        outcome: Outcome,
+    },
+    Waiting {
+        shape: ReplyShape,
+    },
+    Many(ManyProgress),
+    ReadThen {
+        then: AfterRead,
+    },
+    Scan {
+        scan: Scan,
+    },
+    Keys {
+        pattern: Bytes,
+        namespace: Namespace,
+        found: Vec<Bytes>,
+        found_bytes: usize,
+    },
+    DbSize,
+    Flush {
+        missing: u32,
+        failure: Option<Failure>,
+    },
+    Info {
+        sections: InfoSections,
+        missing: u32,
+    },
+}
+
+/// A request on many keys, submitted a window at a time.
+#[derive(Debug)]
+pub(crate) struct ManyProgress {
+    pub(crate) many: Many,
+    pub(crate) outcomes: Vec<Option<Outcome>>,
+    pub(crate) submitted: usize,
+    pub(crate) answered: usize,
+    pub(crate) failure: Option<Failure>,
+}
+
+impl ManyProgress {
+    pub(crate) fn new(many: Many) -> ManyProgress {
+        ManyProgress {
+            many,
+            outcomes: Vec::new(),
+            submitted: 0,
+            answered: 0,
+            failure: None,
+        }
+    }
+
+    /// True if all has been submitted that will be: after a failure the rest is pointless.
+    pub(crate) fn all_submitted(&self) -> bool {
+        self.failure.is_some() || self.submitted == self.many.keys.len()
+    }
+
+    fn complete(&self) -> bool {
+        self.all_submitted() && self.answered == self.submitted
+    }
+
+    fn write(self, face: Face, reply: &mut ReplyWriter<'_>) {
+        if let Some(failure) = &self.failure {
+            return write_failed(face, failure, reply);
+        }
+        let outcomes: Vec<Outcome> = self
+            .outcomes
+            .into_iter()
+            .map(|outcome| outcome.expect("complete: every key has its outcome"))
+            .collect();
+        let join: Join = self.many.join;
+        join.write(&outcomes, reply);
+    }
+}
+
+impl Connection {
+    pub(crate) fn new(
+        number: u64,
+        client_address: String,
+        limits: RespLimits,
+        authenticated: bool,
+        now_us: u64,
+    ) -> Connection {
+        let mut parser = RespParser::new(limits);
+        parser.set_authenticated(authenticated);
+        Connection {
+            number,
+            client_address,
+            parser,
+            protocol: Protocol::default(),
+            namespace: Namespace(0),
+            authenticated,
+            name: Bytes::new(),
+            library_name: Bytes::new(),
+            library_version: Bytes::new(),
+            since_us: now_us,
+            heard_us: now_us,
+            paused_by: None,
+            closing: false,
+            replies: VecDeque::new(),
+            first: 0,
+            out: BytesMut::new(),
+            held_bytes: 0,
+        }
+    }
+
+    pub(crate) fn set_authenticated(&mut self, authenticated: bool) {
+        self.authenticated = authenticated;
+        self.parser.set_authenticated(authenticated);
+    }
+
+    /// RESET: as a new connection, but for its number and what is already on the way.
+    pub(crate) fn reset(&mut self, authenticated: bool) {
+        self.protocol = Protocol::default();
+        self.namespace = Namespace(0);
+        self.name = Bytes::new();
+        self.set_authenticated(authenticated);
+    }
+
+    /// True if the next request may be read.
+    pub(crate) fn reads(&self, replies_max: usize) -> bool {
+        !self.closing && self.paused_by.is_none() && self.replies.len() < replies_max
+    }
+
+    /// Replies that wait, or wait for ones that do.
+    pub(crate) fn waiting(&self) -> usize {
+        self.replies.len()
+    }
+
+    /// Writes a reply that needs nobody's answer.
+    pub(crate) fn write(&mut self, write: impl FnOnce(&mut ReplyWriter<'_>)) {
+        if self.replies.is_empty() {
+            return write(&mut ReplyWriter::new(&mut self.out, self.protocol));
+        }
+        let mut ready = BytesMut::new();
+        write(&mut ReplyWriter::new(&mut ready, self.protocol));
+        self.held_bytes += ready.len();
+        self.replies.push_back(Reply {
+            protocol: self.protocol,
+            progress: Progress::Ready(ready),
+        });
+    }
+
+    /// The same with a reply that is written already.
+    pub(crate) fn write_bytes(&mut self, bytes: &[u8]) {
+        if self.replies.is_empty() {
+            return self.out.extend_from_slice(bytes);
+        }
+        self.held_bytes += bytes.len();
+        let progress = Progress::Ready(BytesMut::from(bytes));
+        self.replies.push_back(Reply {
+            protocol: self.protocol,
+            progress,
+        });
+    }
+
+    /// Begins a reply that waits; gives its number.
+    pub(crate) fn begin(&mut self, progress: Progress) -> u64 {
+        self.replies.push_back(Reply {
+            protocol: self.protocol,
+            progress,
+        });
+        self.first + self.replies.len() as u64 - 1
+    }
+
+    /// A reply that has not left.
+    pub(crate) fn reply(&mut self, number: u64) -> Option<&mut Reply> {
+        let at = number.checked_sub(self.first)?;
+        self.replies.get_mut(usize::try_from(at).ok()?)
+    }
+
+    /// Completes a reply with what `write` says.
+    pub(crate) fn settle(&mut self, number: u64, write: impl FnOnce(&mut ReplyWriter<'_>)) {
+        let Some(reply) = self.reply(number) else {
+            return;
+        };
+        let mut ready = BytesMut::new();
+        write(&mut ReplyWriter::new(&mut ready, reply.protocol));
+        let bytes = ready.len();
+        reply.progress = Progress::Ready(ready);
+        self.held_bytes += bytes;
+    }
+
+    /// Notes that `bytes` wait in a reply (Q3).
+    pub(crate) fn hold(&mut self, bytes: usize) {
+        self.held_bytes += bytes;
+    }
+
+    /// Writes out every reply whose turn has come (Q1).
+    pub(crate) fn pump(&mut self, face: Face) {
+        while let Some(reply) = self.replies.front() {
+            let complete = match &reply.progress {
+                Progress::Ready(_) | Progress::Outcome { .. } => true,
+                Progress::Many(many) => many.complete(),
+                _ => false,
+            };
+            if !complete {
+                return;
+            }
+            let reply = self.replies.pop_front().expect("just looked at");
+            self.first += 1;
+            let mut writer = ReplyWriter::new(&mut self.out, reply.protocol);
+            match reply.progress {
+                Progress::Ready(ready) => {
+                    self.held_bytes -= ready.len();
+                    self.out.extend_from_slice(&ready);
+                }
+                Progress::Outcome { shape, outcome } => {
+                    self.held_bytes -= outcome_bytes(&outcome);
+                    write_outcome(face, shape, &outcome, &mut writer);
+                }
+                Progress::Many(many) => {
+                    let bytes: usize = many.outcomes.iter().flatten().map(outcome_bytes).sum();
+                    self.held_bytes -= bytes;
+                    many.write(face, &mut writer);
+                }
+                _ => unreachable!("not complete"),
+            }
+        }
+    }
+
+    /// Bytes that the driver has not been given (Q3).
+    pub(crate) fn output_bytes(&self) -> usize {
+        self.out.len() + self.held_bytes
+    }
+
+    /// What is ready to be sent.
+    pub(crate) fn take_output(&mut self) -> Option<Bytes> {
+        (!self.out.is_empty()).then(|| self.out.split().freeze())
+    }
+}
+
+/// What an outcome keeps in memory.
+pub(crate) fn outcome_bytes(outcome: &Outcome) -> usize {
+    match outcome {
+        Outcome::Value { value, .. } => value.len(),
+        Outcome::Done { old: Some(old), .. } | Outcome::Refused { old: Some(old), .. } => old.len(),
+        _ => 0,
+    }
+}
+
+/// Writes the reply that follows from an outcome.
+pub(crate) fn write_outcome(
+    face: Face,
+    shape: ReplyShape,
+    outcome: &Outcome,
+    reply: &mut ReplyWriter<'_>,
+) {
+    match outcome {
+        Outcome::Failed(failure) => write_failed(face, failure, reply),
+        outcome => shape.write(outcome, reply),
+    }
+}
+
+/// Writes the error reply for a failure, with the code that makes clients do the right thing.
+pub(crate) fn write_failed(face: Face, failure: &Failure, reply: &mut ReplyWriter<'_>) {
+    match (face, failure) {
+        (_, Failure::Busy) => reply.error(&format!("BUSY {failure}")),
+        (Face::Cluster, Failure::Unreachable) => {
+            reply.error("CLUSTERDOWN Hash slot not served");
+        }
+        (_, failure) => write_failure(failure, reply),
+    }
+}

@@ -1,0 +1,820 @@
+//! Executes the requests of all connections: what a gateway can answer itself at once, the rest by
+//! asking the shards through the client core, in as many steps as the request takes.
+//!
+//! `execute` begins a reply, `outcome` brings it on. A request that needs one command after another
+//! (`Progress::{ReadThen, Many, Keys}`) pauses its connection, so that no later command overtakes it.
+
+use bytes::Bytes;
+use holdfast_client::{Core, OrderKey, Scope, Submit};
+use holdfast_cluster::{ConnectionId, Dice, Membership, Now};
+use holdfast_format::{ClientId, KeyHash, Namespace, ServerId, Slot};
+use holdfast_wire::redis::{
+    self, ClientAttribute, Cluster, Hello, InfoSections, Many, Next, ReplyShape, RespError,
+    RespRequest, Scan, Scripts, glob_matches,
+};
+use holdfast_wire::{Command, Failure, Once, Op, Outcome};
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+
+use crate::cluster::{self, SlotsReply, node_id};
+use crate::config::{GatewayConfig, Mode};
+use crate::connection::{
+    Connection, Face, ManyProgress, Progress, Reply, outcome_bytes, write_outcome,
+};
+use crate::info::{self, Facts};
+
+/// Keys of one request that are on their way at a time.
+const MANY_WINDOW: usize = 128;
+/// Keys that KEYS asks for at a time.
+const KEYS_PER_SCAN: u32 = 1_000;
+/// INFO may tell counts this old; each refresh asks every shard.
+const COUNTS_AGE_MAX_US: u64 = 1_000_000;
+/// What INFO tells while tablets are recovered: the goal for a recovery.
+const LOADING_ETA_S: u64 = 1;
+const NAMESPACES: usize = redis::NAMESPACES as usize;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Executor {
+    pub(crate) config: GatewayConfig,
+    pub(crate) membership: Membership,
+    pub(crate) core: Core,
+    pub(crate) scripts: Scripts,
+    pub(crate) waiters: Waiters,
+    pub(crate) slots_reply: SlotsReply,
+    pub(crate) counts: [(u64, u64); NAMESPACES],
+    pub(crate) counts_at_us: Option<u64>,
+    /// Open ones.
+    pub(crate) connections: usize,
+    pub(crate) started_us: Option<u64>,
+    pub(crate) counters: Counters,
+    pub(crate) rate: Rate,
+}
+
+/// Who gets an outcome.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Waiter {
+    Reply {
+        connection: ConnectionId,
+        reply: u64,
+        part: u32,
+    },
+    Call {
+        token: u64,
+    },
+}
+
+/// Waiters by token. The core answers every token once, so a token may be used again after that.
+#[derive(Debug, Default)]
+pub(crate) struct Waiters {
+    pub(crate) list: Vec<Option<Waiter>>,
+    pub(crate) free: Vec<u64>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) connections_total: u64,
+    pub(crate) connections_rejected: u64,
+    pub(crate) connections_closed: u64,
+    pub(crate) commands_total: u64,
+    pub(crate) calls_total: u64,
+    pub(crate) errors_total: u64,
+    pub(crate) hits: u64,
+    pub(crate) misses: u64,
+    pub(crate) input_bytes: u64,
+    pub(crate) output_bytes: u64,
+}
+
+/// Commands in the last full second.
+#[derive(Debug, Default)]
+pub(crate) struct Rate {
+    pub(crate) since_us: u64,
+    pub(crate) commands_before: u64,
+    pub(crate) per_s: u64,
+}
+
+impl Executor {
+    pub(crate) fn new(config: GatewayConfig, seed: u64) -> Executor {
+        let mut dice = Dice::new(seed ^ config.member.id.0.rotate_left(32));
+        let client = ClientId(dice.roll());
+        let core_config = holdfast_client::Config {
+            pending_max: config.pending_max,
+            pending_bytes_max: config.pending_bytes_max,
+            ..holdfast_client::Config::new()
+        };
+        Executor {
+            membership: Membership::new(config.member.clone(), dice.roll()),
+            core: Core::new(client, core_config, dice.roll()),
+            config,
+            scripts: Scripts::new(),
+            waiters: Waiters::default(),
+            slots_reply: SlotsReply::default(),
+            counts: [(0, 0); NAMESPACES],
+            counts_at_us: None,
+            started_us: None,
+            connections: 0,
+            counters: Counters::default(),
+            rate: Rate::default(),
+        }
+    }
+    pub(crate) fn face(&self) -> Face {
+        match self.config.mode {
+            Mode::Flat => Face::Flat,
+            Mode::Cluster { .. } => Face::Cluster,
+        }
+    }
+
+    fn redis_mode(&self) -> &'static str {
+        match self.config.mode {
+            Mode::Flat => "standalone",
+            Mode::Cluster { .. } => "cluster",
+        }
+    }
+
+    /// Which node this port is: the shard on a cluster port, the gateway itself on the flat one.
+    fn node(&self) -> ServerId {
+        match self.config.mode {
+            Mode::Flat => self.config.member.id,
+            Mode::Cluster { shard } => shard,
+        }
+    }
+
+    /// The part of the key space that SCAN and its like concern here.
+    fn scope(&self) -> Scope {
+        match self.config.mode {
+            Mode::Flat => Scope::All,
+            Mode::Cluster { shard } => Scope::Shard(shard),
+        }
+    }
+
+    pub(crate) fn refuse(&mut self, connection: &mut Connection, error: &impl std::fmt::Display) {
+        self.counters.errors_total += 1;
+        connection.write(|reply| reply.refuse(error));
+    }
+
+    fn fail(&mut self, connection: &mut Connection, failure: &Failure) {
+        self.counters.errors_total += 1;
+        let face = self.face();
+        let outcome = Outcome::Failed(failure.clone());
+        connection.write(|reply| write_outcome(face, ReplyShape::Ok, &outcome, reply));
+    }
+
+    pub(crate) fn submit(
+        &mut self,
+        now: Now,
+        command: Command,
+        waiter: Waiter,
+        once: Option<Once>,
+        within_ms: u32,
+    ) {
+        let order = match waiter {
+            Waiter::Reply { connection, .. } => Some(OrderKey(connection.0)),
+            Waiter::Call { .. } => None,
+        };
+        let scope = match waiter {
+            Waiter::Reply { .. } => self.scope(),
+            Waiter::Call { .. } => Scope::All,
+        };
+        let token = self.waiters.put(waiter);
+        self.core.submit(
+            now,
+            command,
+            Submit {
+                token,
+                once,
+                order,
+                within_ms,
+                scope,
+            },
+        );
+    }
+
+    /// Submits (a part of) what a reply needs.
+    fn ask(&mut self, now: Now, id: ConnectionId, reply: u64, part: u32, command: Command) {
+        let waiter = Waiter::Reply {
+            connection: id,
+            reply,
+            part,
+        };
+        self.submit(now, command, waiter, None, self.config.retry_ms);
+    }
+
+    /// Refused here, because the core's bounds are for commands of the ordinary size.
+    pub(crate) fn too_large(&self, command: &Command) -> Option<Failure> {
+        let limit = u64::from(self.config.key_bytes_max);
+        let bytes = command.key.len() as u64;
+        if bytes > limit {
+            return Some(Failure::KeyTooLarge { bytes, limit });
+        }
+        let Op::Put { value, .. } = &command.op else {
+            return None;
+        };
+        let limit = u64::from(self.config.value_bytes_max);
+        let bytes = value.len() as u64;
+        (bytes > limit).then_some(Failure::ValueTooLarge { bytes, limit })
+    }
+
+    /// On a cluster port: where to send a client that asks for a key of another shard. A slot that
+    /// nobody serves is waited for here, and a shard without a port of its own is asked from here.
+    fn moved(&self, key: &[u8]) -> Option<String> {
+        let Mode::Cluster { shard } = self.config.mode else {
+            return None;
+        };
+        let slot = Slot::of(key);
+        let (owner, port) = cluster::owner_port(self.membership.view(), slot)?;
+        (owner != shard).then(|| format!("MOVED {} {port}", slot.0))
+    }
+
+    pub(crate) fn execute(
+        &mut self,
+        now: Now,
+        id: ConnectionId,
+        connection: &mut Connection,
+        request: RespRequest,
+    ) {
+        match request {
+            RespRequest::One { command, shape } => {
+                if let Some(reply) = self.begin(connection, &command, Progress::Waiting { shape }) {
+                    self.ask(now, id, reply, 0, command);
+                }
+            }
+            RespRequest::ReadThen { read, then } => {
+                if let Some(reply) = self.begin(connection, &read, Progress::ReadThen { then }) {
+                    connection.paused_by = Some(reply);
+                    self.ask(now, id, reply, 0, read);
+                }
+            }
+            RespRequest::Many(many) => self.many(now, id, connection, many),
+            RespRequest::Eval(call) => match self.scripts.resolve(call) {
+                Ok(request) => self.execute(now, id, connection, request),
+                Err(error) => self.refuse(connection, &error),
+            },
+            RespRequest::Scan(scan) => {
+                let op = Op::Scan {
+                    from: scan.from,
+                    limit: scan.limit,
+                };
+                let reply = connection.begin(Progress::Scan { scan });
+                self.ask(now, id, reply, 0, key_space(connection.namespace, op));
+            }
+            RespRequest::Keys { pattern } => {
+                let namespace = connection.namespace;
+                let progress = Progress::Keys {
+                    pattern,
+                    namespace,
+                    found: Vec::new(),
+                    found_bytes: 0,
+                };
+                let reply = connection.begin(progress);
+                connection.paused_by = Some(reply);
+                let op = Op::Scan {
+                    from: KeyHash(0),
+                    limit: KEYS_PER_SCAN,
+                };
+                self.ask(now, id, reply, 0, key_space(namespace, op));
+            }
+            RespRequest::DbSize => {
+                let reply = connection.begin(Progress::DbSize);
+                self.ask(
+                    now,
+                    id,
+                    reply,
+                    0,
+                    key_space(connection.namespace, Op::Count),
+                );
+            }
+            RespRequest::FlushDb => {
+                self.flush_namespaces(now, id, connection, connection.namespace.0, 1)
+            }
+            RespRequest::FlushAll => {
+                self.flush_namespaces(now, id, connection, 0, u32::from(redis::NAMESPACES));
+            }
+            RespRequest::ScriptLoad { text } => match self.scripts.load(&text) {
+                Ok(sha1) => connection.write(|reply| reply.bulk(sha1.as_bytes())),
+                Err(error) => self.refuse(connection, &error),
+            },
+            RespRequest::ScriptExists { sha1s } => {
+                let scripts = &self.scripts;
+                connection.write(|reply| {
+                    reply.array(sha1s.len());
+                    for sha1 in &sha1s {
+                        reply.integer(i64::from(scripts.knows(sha1)));
+                    }
+                });
+            }
+            RespRequest::ScriptFlush => {
+                self.scripts.clear();
+                connection.write(|reply| reply.ok());
+            }
+            RespRequest::Hello(hello) => self.hello(connection, hello),
+            RespRequest::Auth { user, password } => self.auth(connection, user, &password),
+            RespRequest::Ping { message } => connection.write(|reply| match &message {
+                Some(message) => reply.bulk(message),
+                None => reply.simple("PONG"),
+            }),
+            RespRequest::Echo { message } => connection.write(|reply| reply.bulk(&message)),
+            RespRequest::Quit => {
+                connection.write(|reply| reply.ok());
+                connection.closing = true;
+            }
+            RespRequest::Reset => {
+                connection.reset(self.config.password.is_none());
+                connection.write(|reply| reply.simple("RESET"));
+            }
+            RespRequest::Select { namespace } => {
+                connection.namespace = namespace;
+                connection.write(|reply| reply.ok());
+            }
+            RespRequest::ClientId => {
+                let number = connection.number as i64;
+                connection.write(|reply| reply.integer(number));
+            }
+            RespRequest::ClientGetName => {
+                let name = connection.name.clone();
+                connection.write(|reply| match name.is_empty() {
+                    true => reply.null(),
+                    false => reply.bulk(&name),
+                });
+            }
+            RespRequest::ClientSetName { name } => {
+                connection.name = own(&name);
+                connection.write(|reply| reply.ok());
+            }
+            RespRequest::ClientSetInfo { attribute, value } => {
+                match attribute {
+                    ClientAttribute::LibName => connection.library_name = own(&value),
+                    ClientAttribute::LibVersion => connection.library_version = own(&value),
+                }
+                connection.write(|reply| reply.ok());
+            }
+            RespRequest::ClientInfo => {
+                let line = info::client_line(connection, now.mono_us);
+                connection.write(|reply| reply.verbatim(&line));
+            }
+            RespRequest::ClientList => {
+                unreachable!("`serve` answers it: it concerns all connections")
+            }
+            RespRequest::Command(query) => connection.write(|reply| query.write(reply)),
+            RespRequest::Info(sections) => self.info(now, id, connection, sections),
+            RespRequest::Cluster(request) => self.cluster(connection, &request),
+            RespRequest::ConfigGet { patterns } => {
+                let config = &self.config;
+                connection.write(|reply| {
+                    let (value, clients) = (config.value_bytes_max, config.connections_max);
+                    info::write_config(&patterns, value, clients, reply);
+                });
+            }
+            RespRequest::Time => match self.membership.cluster_time(now) {
+                Some(time) => connection.write(|reply| {
+                    reply.array(2);
+                    reply.bulk((time.0 / 1_000).to_string().as_bytes());
+                    reply.bulk((time.0 % 1_000 * 1_000).to_string().as_bytes());
+                }),
+                None => self.refuse(connection, &"LOADING Holdfast does not know the time yet"),
+            },
+            RespRequest::Wait => {
+                let replicas = self.membership.config().map_or(0, |config| config.replicas);
+                connection.write(|reply| reply.integer(i64::from(replicas)));
+            }
+            RespRequest::Asking => connection.write(|reply| reply.ok()),
+            RespRequest::Fixed(fixed) => connection.write(|reply| fixed.write(reply)),
+        }
+    }
+
+    /// Begins the reply to a command on one key, unless the key must not be asked for here.
+    fn begin(
+        &mut self,
+        connection: &mut Connection,
+        command: &Command,
+        progress: Progress,
+    ) -> Option<u64> {
+        if let Some(failure) = self.too_large(command) {
+            self.fail(connection, &failure);
+            return None;
+        }
+        if let Some(moved) = self.moved(&command.key) {
+            self.refuse(connection, &moved);
+            return None;
+        }
+        Some(connection.begin(progress))
+    }
+
+    /// Cluster clients send a request on many keys to the owner of the first; the others are fetched
+    /// from here, so that no client must know that they live elsewhere.
+    fn many(&mut self, now: Now, id: ConnectionId, connection: &mut Connection, many: Many) {
+        let limit = self.config.key_bytes_max as usize;
+        if let Some(key) = many.keys.iter().find(|key| key.len() > limit) {
+            let failure = Failure::KeyTooLarge {
+                bytes: key.len() as u64,
+                limit: limit as u64,
+            };
+            return self.fail(connection, &failure);
+        }
+        if let Some(moved) = many.keys.first().and_then(|key| self.moved(key)) {
+            return self.refuse(connection, &moved);
+        }
+        let reply = connection.begin(Progress::Many(ManyProgress::new(many)));
+        self.submit_many(now, id, connection, reply);
+    }
+
+    /// Submits the next keys of a request on many.
+    fn submit_many(&mut self, now: Now, id: ConnectionId, connection: &mut Connection, reply: u64) {
+        let Some(Reply {
+            progress: Progress::Many(many),
+            ..
+        }) = connection.reply(reply)
+        else {
+            return;
+        };
+        while !many.all_submitted() && many.submitted - many.answered < MANY_WINDOW {
+            let part = many.submitted;
+            many.outcomes.push(None);
+            many.submitted += 1;
+            self.ask(now, id, reply, part as u32, many.many.command(part));
+        }
+        connection.paused_by = (!many.all_submitted()).then_some(reply);
+    }
+
+    fn flush_namespaces(
+        &mut self,
+        now: Now,
+        id: ConnectionId,
+        connection: &mut Connection,
+        first: u8,
+        missing: u32,
+    ) {
+        if !self.config.allow_flush {
+            let text = "ERR FLUSHDB and FLUSHALL are not allowed here; set gateway.allow_flush to allow them";
+            return self.refuse(connection, &text);
+        }
+        let reply = connection.begin(Progress::Flush {
+            missing,
+            failure: None,
+        });
+        for part in 0..missing {
+            let namespace = Namespace(first + part as u8);
+            self.ask(now, id, reply, part, key_space(namespace, Op::Flush));
+        }
+    }
+
+    /// Brings a reply on by one outcome.
+    pub(crate) fn outcome(
+        &mut self,
+        now: Now,
+        id: ConnectionId,
+        connection: &mut Connection,
+        number: u64,
+        part: u32,
+        outcome: Outcome,
+    ) {
+        let face = self.face();
+        let bytes = outcome_bytes(&outcome);
+        match &outcome {
+            Outcome::Failed(_) => self.counters.errors_total += 1,
+            Outcome::Value { .. } => self.counters.hits += 1,
+            Outcome::Absent { .. } => self.counters.misses += 1,
+            _ => {}
+        }
+        let Some(reply) = connection.reply(number) else {
+            unreachable!("a reply waits for its outcomes");
+        };
+        let protocol = reply.protocol;
+        match &mut reply.progress {
+            Progress::Waiting { shape } => {
+                reply.progress = Progress::Outcome {
+                    shape: *shape,
+                    outcome,
+                };
+                connection.hold(bytes);
+            }
+            Progress::Many(many) => {
+                many.answered += 1;
+                if let Outcome::Failed(failure) = &outcome {
+                    many.failure.get_or_insert(failure.clone());
+                }
+                many.outcomes[part as usize] = Some(outcome);
+                connection.hold(bytes);
+                if connection.paused_by == Some(number) {
+                    self.submit_many(now, id, connection, number);
+                }
+            }
+            Progress::ReadThen { then } => {
+                match then.clone().next(&outcome) {
+                    Next::Integer(value) => connection.settle(number, |reply| reply.integer(value)),
+                    Next::Failed(failure) => {
+                        let outcome = Outcome::Failed(failure);
+                        connection.settle(number, |reply| {
+                            write_outcome(face, ReplyShape::Flag, &outcome, reply);
+                        });
+                    }
+                    Next::Ask { command, shape } => {
+                        reply.progress = Progress::Waiting { shape };
+                        self.ask(now, id, number, 0, command);
+                    }
+                }
+                connection.paused_by = None;
+            }
+            Progress::Scan { scan } => {
+                let scan = scan.clone();
+                connection.settle(number, |reply| match &outcome {
+                    Outcome::Scanned { keys, next } => {
+                        let told: Vec<&Bytes> = keys
+                            .iter()
+                            .map(|(_, key)| key)
+                            .filter(|key| scan.matches(key))
+                            .collect();
+                        reply.array(2);
+                        reply.bulk(Scan::cursor(*next).to_string().as_bytes());
+                        reply.array(told.len());
+                        for key in told {
+                            reply.bulk(key);
+                        }
+                    }
+                    outcome => write_outcome(face, ReplyShape::Ok, outcome, reply),
+                });
+            }
+            Progress::Keys {
+                pattern,
+                namespace,
+                found,
+                found_bytes,
+            } => {
+                let Outcome::Scanned { keys, next } = outcome else {
+                    connection.paused_by = None;
+                    connection.settle(number, |reply| {
+                        write_outcome(face, ReplyShape::Ok, &outcome, reply);
+                    });
+                    return;
+                };
+                for (_, key) in keys {
+                    if glob_matches(pattern, &key) {
+                        *found_bytes += key.len() + 16;
+                        found.push(key);
+                    }
+                }
+                let limit = self.config.output_bytes_max / 2;
+                match next {
+                    _ if *found_bytes > limit => {
+                        self.counters.errors_total += 1;
+                        connection.paused_by = None;
+                        connection.settle(number, |reply| {
+                            reply.error(&format!(
+                                "ERR KEYS found more than {limit} bytes of keys; use SCAN"
+                            ));
+                        });
+                    }
+                    Some(next) => {
+                        let op = Op::Scan {
+                            from: next,
+                            limit: KEYS_PER_SCAN,
+                        };
+                        let command = key_space(*namespace, op);
+                        self.ask(now, id, number, 0, command);
+                    }
+                    None => {
+                        let found = std::mem::take(found);
+                        connection.paused_by = None;
+                        connection.settle(number, |reply| {
+                            reply.array(found.len());
+                            for key in &found {
+                                reply.bulk(key);
+                            }
+                        });
+                    }
+                }
+            }
+            Progress::DbSize => connection.settle(number, |reply| match &outcome {
+                Outcome::Counted { sessions, .. } => {
+                    reply.integer(i64::try_from(*sessions).unwrap_or(i64::MAX));
+                }
+                outcome => write_outcome(face, ReplyShape::Ok, outcome, reply),
+            }),
+            Progress::Flush { missing, failure } => {
+                *missing -= 1;
+                if let Outcome::Failed(why) = outcome {
+                    failure.get_or_insert(why);
+                }
+                if *missing == 0 {
+                    let failure = failure.take();
+                    connection.settle(number, |reply| match failure {
+                        Some(failure) => {
+                            let outcome = Outcome::Failed(failure);
+                            write_outcome(face, ReplyShape::Ok, &outcome, reply);
+                        }
+                        None => reply.ok(),
+                    });
+                }
+            }
+            Progress::Info { sections, missing } => {
+                if let Outcome::Counted {
+                    sessions,
+                    with_deadline,
+                } = outcome
+                {
+                    self.counts[part as usize] = (sessions, with_deadline);
+                    self.counts_at_us = Some(now.mono_us);
+                }
+                *missing -= 1;
+                if *missing == 0 {
+                    let sections = sections.clone();
+                    let text = info::info_text(&self.facts(now), &sections);
+                    connection.settle(number, |reply| reply.verbatim(&text));
+                }
+            }
+            Progress::Ready(_) | Progress::Outcome { .. } => {
+                unreachable!("a complete reply waits for nothing, in {protocol:?} or otherwise")
+            }
+        }
+    }
+
+    fn hello(&mut self, connection: &mut Connection, hello: Hello) {
+        if let Some((user, password)) = &hello.auth
+            && !self.accepts(Some(user), password)
+        {
+            return self.refuse(connection, &RespError::WrongPassword);
+        }
+        if hello.auth.is_some() {
+            connection.set_authenticated(true);
+        }
+        if !connection.authenticated {
+            return self.refuse(connection, &RespError::HelloAuthRequired);
+        }
+        if let Some(protocol) = hello.protocol {
+            connection.protocol = protocol;
+        }
+        if let Some(name) = hello.name {
+            connection.name = own(&name);
+        }
+        info::write_hello(connection, self.redis_mode());
+    }
+
+    fn auth(&mut self, connection: &mut Connection, user: Option<Bytes>, password: &[u8]) {
+        if self.config.password.is_none() && user.is_none() {
+            return self.refuse(connection, &RespError::NoPasswordConfigured);
+        }
+        if self.accepts(user.as_deref(), password) {
+            connection.set_authenticated(true);
+            connection.write(|reply| reply.ok());
+        } else {
+            self.refuse(connection, &RespError::WrongPassword);
+        }
+    }
+
+    /// True for the default user with the right password; any password is right if none is set.
+    /// Digests are compared, and in constant time, so that neither length nor a common beginning
+    /// can be timed.
+    fn accepts(&self, user: Option<&[u8]>, password: &[u8]) -> bool {
+        let known_user = user.is_none_or(|user| user == b"default");
+        let right = self.config.password.as_ref().is_none_or(|expected| {
+            Sha256::digest(expected.as_bytes())
+                .ct_eq(&Sha256::digest(password))
+                .into()
+        });
+        known_user && right
+    }
+
+    fn info(
+        &mut self,
+        now: Now,
+        id: ConnectionId,
+        connection: &mut Connection,
+        sections: InfoSections,
+    ) {
+        let fresh = self
+            .counts_at_us
+            .is_some_and(|at| now.mono_us < at + COUNTS_AGE_MAX_US);
+        // Never waits for a recovery: clients ask INFO to learn that there is one.
+        if fresh || self.loading() || !sections.wants("keyspace") {
+            let text = info::info_text(&self.facts(now), &sections);
+            return connection.write(|reply| reply.verbatim(&text));
+        }
+        let missing = u32::from(redis::NAMESPACES);
+        let reply = connection.begin(Progress::Info { sections, missing });
+        for part in 0..missing {
+            let command = key_space(Namespace(part as u8), Op::Count);
+            self.ask(now, id, reply, part, command);
+        }
+    }
+
+    fn loading(&self) -> bool {
+        match self.config.mode {
+            Mode::Flat => !self.core.routes().complete(),
+            Mode::Cluster { shard } => !self.core.routes().is_shard(shard),
+        }
+    }
+
+    fn facts(&self, now: Now) -> Facts {
+        let (core, counters) = (self.core.figures(), &self.counters);
+        let port = match self.config.mode {
+            Mode::Cluster { .. } if self.config.resp_port == 0 => {
+                cluster::host_and_port(&self.config.member.resp_cluster).1
+            }
+            _ => self.config.resp_port,
+        };
+        Facts {
+            redis_mode: self.redis_mode(),
+            run_id: node_id(self.node()),
+            pid: self.config.member.pid,
+            port,
+            uptime_s: now
+                .mono_us
+                .saturating_sub(self.started_us.unwrap_or(now.mono_us))
+                / 1_000_000,
+            connected_clients: self.connections,
+            clients_max: self.config.connections_max,
+            waiting: core.pending,
+            loading: self.loading(),
+            loading_eta_s: LOADING_ETA_S,
+            used_memory: core.pending_bytes,
+            replicas: self.membership.config().map_or(0, |config| config.replicas),
+            connections_total: counters.connections_total,
+            connections_rejected: counters.connections_rejected,
+            commands_total: counters.commands_total,
+            commands_per_s: self.rate.per_s,
+            errors_total: counters.errors_total,
+            hits: counters.hits,
+            misses: counters.misses,
+            input_bytes: counters.input_bytes,
+            output_bytes: counters.output_bytes,
+            keyspace: self.counts.to_vec(),
+        }
+    }
+
+    fn cluster(&mut self, connection: &mut Connection, request: &Cluster) {
+        if let Cluster::KeySlot { key } = request {
+            let slot = Slot::of(key);
+            return connection.write(|reply| reply.integer(i64::from(slot.0)));
+        }
+        let Mode::Cluster { shard } = self.config.mode else {
+            return self.refuse(connection, &cluster::DISABLED);
+        };
+        let view = self.membership.view();
+        match request {
+            Cluster::Slots => {
+                let bytes = self.slots_reply.get(view, connection.protocol);
+                connection.write_bytes(&bytes);
+            }
+            Cluster::Shards => connection.write(|reply| cluster::write_shards(view, reply)),
+            Cluster::Nodes => {
+                let text = cluster::nodes_text(view, shard);
+                connection.write(|reply| reply.verbatim(&text));
+            }
+            Cluster::Info => {
+                let text = cluster::info_text(view);
+                connection.write(|reply| reply.verbatim(&text));
+            }
+            Cluster::MyId => {
+                let id = node_id(shard);
+                connection.write(|reply| reply.bulk(id.as_bytes()));
+            }
+            Cluster::KeySlot { .. } => unreachable!("answered above"),
+        }
+    }
+}
+
+impl Waiters {
+    pub(crate) fn put(&mut self, waiter: Waiter) -> u64 {
+        match self.free.pop() {
+            Some(token) => {
+                self.list[token as usize] = Some(waiter);
+                token
+            }
+            None => {
+                self.list.push(Some(waiter));
+                self.list.len() as u64 - 1
+            }
+        }
+    }
+
+    pub(crate) fn take(&mut self, token: u64) -> Waiter {
+        let waiter = self.list[token as usize]
+            .take()
+            .expect("the core answers a token once");
+        self.free.push(token);
+        waiter
+    }
+}
+
+impl Rate {
+    pub(crate) fn note(&mut self, now_us: u64, commands_total: u64) {
+        let passed_us = now_us.saturating_sub(self.since_us);
+        if passed_us >= 1_000_000 {
+            self.per_s = (commands_total - self.commands_before) * 1_000_000 / passed_us;
+            self.since_us = now_us;
+            self.commands_before = commands_total;
+        }
+    }
+}
+
+fn key_space(namespace: Namespace, op: Op) -> Command {
+    Command {
+        namespace,
+        key: Bytes::new(),
+        op,
+    }
+}
+
+/// A copy of what will outlive its request, so that it does not keep the receive buffer alive.
+fn own(bytes: &[u8]) -> Bytes {
+    Bytes::copy_from_slice(bytes)
+}

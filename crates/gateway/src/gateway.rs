@@ -1,0 +1,421 @@
+//! The gateway as a node: connections and calls on one side, the client core on the other.
+//!
+//! ```text
+//! Received --> Connection --parse--> execute --submit--> Core --Requests--> shards
+//! Bytes <----- replies in order <--- arrive <--outcome-- Core <--Responses-- shards
+//! ```
+//!
+//! G1. Every request that was read is answered once, in order, or its connection is closed with an
+//!     event that says why.
+//! G2. Every `Call` is answered once.
+//! G3. Bounded: connections, bytes received and not executed, replies waiting, bytes waiting to
+//!     leave (all per connection), and commands pending in all. `GatewayConfig` names the bounds.
+//!
+//! A step reads at most `REQUESTS_PER_TURN` requests of one connection; the rest waits its turn.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use holdfast_cluster::{Call, ConnectionId, Heard, Input, Level, Node, Now, Output, Outputs};
+use holdfast_format::{ClientId, ServerId};
+use holdfast_wire::redis::{self, RespError, RespRequest};
+use holdfast_wire::resp::{Args, RespLimits};
+use holdfast_wire::{Failure, Figures, Message, Outcome};
+
+use crate::config::{ConfigError, GatewayConfig};
+use crate::connection::Connection;
+use crate::executor::{Executor, Waiter};
+use crate::info;
+
+/// Requests read of one connection before others have their turn: about a millisecond of work.
+const REQUESTS_PER_TURN: usize = 1_024;
+
+/// A gateway: see the module.
+#[derive(Debug)]
+pub struct Gateway {
+    connections: BTreeMap<ConnectionId, Connection>,
+    executor: Executor,
+    /// Connections that may have requests to read.
+    resume: BTreeSet<ConnectionId>,
+    /// Connections that may have bytes to send, or be ready to close.
+    dirty: BTreeSet<ConnectionId>,
+    done: Vec<(u64, Outcome)>,
+    next_number: u64,
+    stopping: bool,
+    stopped: bool,
+}
+
+impl Gateway {
+    /// A gateway that knows nothing of its cluster yet. `seed` decides its client id, which must be
+    /// new with every incarnation.
+    pub fn new(config: GatewayConfig, seed: u64) -> Result<Gateway, ConfigError> {
+        config.validate()?;
+        Ok(Gateway {
+            connections: BTreeMap::new(),
+            executor: Executor::new(config, seed),
+            resume: BTreeSet::new(),
+            dirty: BTreeSet::new(),
+            done: Vec::new(),
+            next_number: 1,
+            stopping: false,
+            stopped: false,
+        })
+    }
+
+    /// Under which id it writes.
+    pub fn client(&self) -> ClientId {
+        self.executor.core.client()
+    }
+
+    fn message(&mut self, now: Now, from: ServerId, message: Message, out: &mut Outputs) {
+        let executor = &mut self.executor;
+        match executor.membership.handle(now, from, &message, out) {
+            Heard::ViewChanged => executor.core.view_changed(now, executor.membership.view()),
+            // A gateway owns nothing that could be fenced: the membership enlists again by itself.
+            Heard::Taken | Heard::Expelled => {}
+            Heard::NotMine => {
+                if let Message::Responses(responses) = message {
+                    executor.core.handle(now, from, responses);
+                }
+            }
+        }
+    }
+
+    fn connected(&mut self, now: Now, id: ConnectionId, client_address: String, out: &mut Outputs) {
+        let counters = &mut self.executor.counters;
+        counters.connections_total += 1;
+        if self.connections.len() >= self.executor.config.connections_max || self.stopping {
+            counters.connections_rejected += 1;
+            let text = Bytes::from_static(b"-ERR max number of clients reached\r\n");
+            out.push(Output::Bytes {
+                connection: id,
+                bytes: text,
+            });
+            out.push(Output::Close { connection: id });
+            return;
+        }
+        let limits = RespLimits::for_values(self.executor.config.value_bytes_max);
+        let authenticated = self.executor.config.password.is_none();
+        let connection = Connection::new(
+            self.next_number,
+            client_address,
+            limits,
+            authenticated,
+            now.mono_us,
+        );
+        self.next_number += 1;
+        self.connections.insert(id, connection);
+    }
+
+    fn received(&mut self, now: Now, id: ConnectionId, bytes: Bytes, out: &mut Outputs) {
+        // Closed by us, and the driver does not know yet.
+        let Some(connection) = self.connections.get_mut(&id) else {
+            return;
+        };
+        self.executor.counters.input_bytes += bytes.len() as u64;
+        connection.heard_us = now.mono_us;
+        if connection.closing || self.stopping {
+            return;
+        }
+        connection.parser.feed(bytes);
+        self.serve(now, id, out);
+        let limit = self.executor.config.input_bytes_max;
+        let Some(connection) = self.connections.get(&id) else {
+            return;
+        };
+        if connection.parser.buffered_bytes() > limit {
+            let text = format!("more than {limit} bytes of requests wait to be executed");
+            self.close(id, &text, out);
+        }
+    }
+
+    /// Reads and executes requests of one connection, as many as may be.
+    fn serve(&mut self, now: Now, id: ConnectionId, out: &mut Outputs) {
+        self.resume.remove(&id);
+        self.dirty.insert(id);
+        let mut args = Args::default();
+        for _ in 0..REQUESTS_PER_TURN {
+            let Some(connection) = self.connections.get_mut(&id) else {
+                return;
+            };
+            if !connection.reads(self.executor.config.replies_max) || self.stopping {
+                return;
+            }
+            match connection.parser.next(&mut args) {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(error) => {
+                    self.executor.counters.errors_total += 1;
+                    connection.write(|reply| reply.refuse(&error));
+                    connection.closing = true;
+                    return;
+                }
+            }
+            self.executor.counters.commands_total += 1;
+            match redis::parse(&args, connection.namespace) {
+                Err(error) => self.executor.refuse(connection, &error),
+                Ok(request) if !connection.authenticated && !request.allowed_before_auth() => {
+                    self.executor.refuse(connection, &RespError::AuthRequired);
+                }
+                Ok(RespRequest::ClientList) => {
+                    let lines: String = self
+                        .connections
+                        .values()
+                        .map(|c| info::client_line(c, now.mono_us))
+                        .collect();
+                    let connection = self.connections.get_mut(&id).expect("looked up above");
+                    connection.write(|reply| reply.verbatim(&lines));
+                }
+                Ok(request) => {
+                    self.executor.execute(now, id, connection, request);
+                }
+            }
+            if self.over_output_bound(id, out) {
+                return;
+            }
+        }
+        self.resume.insert(id);
+    }
+
+    /// Closes a connection whose replies take too much room; true if it did.
+    fn over_output_bound(&mut self, id: ConnectionId, out: &mut Outputs) -> bool {
+        let limit = self.executor.config.output_bytes_max;
+        let over = self
+            .connections
+            .get(&id)
+            .is_some_and(|c| c.output_bytes() > limit);
+        if over {
+            self.close(
+                id,
+                &format!("more than {limit} bytes of replies wait to be sent"),
+                out,
+            );
+        }
+        over
+    }
+
+    /// Closes a connection that went over a bound. What it asked for may still be executed.
+    fn close(&mut self, id: ConnectionId, why: &str, out: &mut Outputs) {
+        let Some(connection) = self.connections.remove(&id) else {
+            return;
+        };
+        self.executor.counters.connections_closed += 1;
+        out.event(
+            Level::Warn,
+            format!(
+                "closed the connection of {}: {why}",
+                connection.client_address
+            ),
+        );
+        out.push(Output::Close { connection: id });
+    }
+
+    /// Hands an outcome to whoever waits for it.
+    fn arrive(&mut self, now: Now, token: u64, outcome: Outcome, out: &mut Outputs) {
+        match self.executor.waiters.take(token) {
+            Waiter::Call { token } => out.push(Output::Answer { token, outcome }),
+            Waiter::Reply {
+                connection: id,
+                reply,
+                part,
+            } => {
+                // Without its connection an outcome is of interest to nobody.
+                let Some(connection) = self.connections.get_mut(&id) else {
+                    return;
+                };
+                self.executor
+                    .outcome(now, id, connection, reply, part, outcome);
+                connection.pump(self.executor.face());
+                self.dirty.insert(id);
+                if !self.over_output_bound(id, out) {
+                    self.resume.insert(id);
+                }
+            }
+        }
+    }
+
+    fn call(&mut self, now: Now, token: u64, call: Call, out: &mut Outputs) {
+        self.executor.counters.calls_total += 1;
+        let refusal = match self.executor.too_large(&call.command) {
+            Some(failure) => Some(failure),
+            None if self.stopping => Some(Failure::Unreachable),
+            None => None,
+        };
+        if let Some(failure) = refusal {
+            out.push(Output::Answer {
+                token,
+                outcome: Outcome::Failed(failure),
+            });
+            return;
+        }
+        let within_ms = call.within_ms.unwrap_or(self.executor.config.retry_ms);
+        self.executor.submit(
+            now,
+            call.command,
+            Waiter::Call { token },
+            call.once,
+            within_ms,
+        );
+    }
+
+    /// Ends what has nothing left to do.
+    fn finish_shutdown(&mut self, out: &mut Outputs) {
+        if !self.stopping || self.stopped || self.executor.core.figures().pending > 0 {
+            return;
+        }
+        self.stopped = true;
+        for (id, mut connection) in std::mem::take(&mut self.connections) {
+            if let Some(bytes) = connection.take_output() {
+                out.push(Output::Bytes {
+                    connection: id,
+                    bytes,
+                });
+            }
+            out.push(Output::Close { connection: id });
+        }
+        out.push(Output::Stopped {
+            reason: "told to shut down".into(),
+        });
+    }
+}
+
+impl Node for Gateway {
+    fn step(&mut self, now: Now, input: Input, out: &mut Outputs) {
+        if self.stopped {
+            return;
+        }
+        self.executor.started_us.get_or_insert(now.mono_us);
+        self.executor.connections = self.connections.len();
+        match input {
+            Input::Tick => self.executor.membership.tick(now, out),
+            Input::Message { from, message } => self.message(now, from, message, out),
+            Input::PeerLost { peer, ended } => {
+                self.executor.membership.peer_lost(now, peer, ended, out);
+                self.executor.core.peer_lost(now, peer);
+            }
+            Input::Connected {
+                connection,
+                client_address,
+            } => {
+                self.connected(now, connection, client_address, out);
+            }
+            Input::Received { connection, bytes } => self.received(now, connection, bytes, out),
+            Input::Disconnected { connection } => {
+                self.connections.remove(&connection);
+            }
+            Input::Call { token, call } => self.call(now, token, call, out),
+            Input::Shutdown => self.stopping = true,
+            // Effects of other roles.
+            Input::Disk(_) | Input::RecordsWritten { .. } => {}
+        }
+    }
+
+    fn flush(&mut self, now: Now, out: &mut Outputs) {
+        if self.stopped {
+            return;
+        }
+        for id in std::mem::take(&mut self.resume) {
+            self.serve(now, id, out);
+        }
+        // Outcomes can lead to commands, which can be refused at once: another round. Commands
+        // that were refused lead to no further ones, so the rounds end.
+        loop {
+            let cluster_time = self.executor.membership.cluster_time(now);
+            self.executor.core.flush(now, cluster_time, out);
+            if !self.executor.core.has_done() {
+                break;
+            }
+            let mut done = std::mem::take(&mut self.done);
+            self.executor.core.take_done(&mut done);
+            for (token, outcome) in done.drain(..) {
+                self.arrive(now, token, outcome, out);
+            }
+            self.done = done;
+        }
+        for id in std::mem::take(&mut self.dirty) {
+            let Some(connection) = self.connections.get_mut(&id) else {
+                continue;
+            };
+            if let Some(bytes) = connection.take_output() {
+                self.executor.counters.output_bytes += bytes.len() as u64;
+                out.push(Output::Bytes {
+                    connection: id,
+                    bytes,
+                });
+            }
+            if connection.closing && connection.waiting() == 0 {
+                self.connections.remove(&id);
+                out.push(Output::Close { connection: id });
+            }
+        }
+        self.executor
+            .rate
+            .note(now.mono_us, self.executor.counters.commands_total);
+        self.finish_shutdown(out);
+    }
+
+    fn wakeup(&self) -> Option<u64> {
+        if self.stopped {
+            return None;
+        }
+        if !self.resume.is_empty() {
+            return Some(0);
+        }
+        let core = self.executor.core.wakeup();
+        let membership = self.executor.membership.wakeup();
+        core.into_iter().chain(membership).min()
+    }
+
+    fn metrics(&self) -> Vec<(&'static str, f64)> {
+        let (counters, core) = (&self.executor.counters, self.executor.core.figures());
+        let replies: usize = self.connections.values().map(Connection::waiting).sum();
+        [
+            (
+                "holdfast_gateway_connections",
+                self.connections.len() as u64,
+            ),
+            (
+                "holdfast_gateway_connections_total",
+                counters.connections_total,
+            ),
+            (
+                "holdfast_gateway_connections_rejected_total",
+                counters.connections_rejected,
+            ),
+            (
+                "holdfast_gateway_connections_closed_total",
+                counters.connections_closed,
+            ),
+            ("holdfast_gateway_commands_total", counters.commands_total),
+            ("holdfast_gateway_calls_total", counters.calls_total),
+            ("holdfast_gateway_errors_total", counters.errors_total),
+            ("holdfast_gateway_hits_total", counters.hits),
+            ("holdfast_gateway_misses_total", counters.misses),
+            (
+                "holdfast_gateway_received_bytes_total",
+                counters.input_bytes,
+            ),
+            ("holdfast_gateway_sent_bytes_total", counters.output_bytes),
+            ("holdfast_gateway_replies_waiting", replies as u64),
+            ("holdfast_gateway_pending", core.pending),
+            ("holdfast_gateway_pending_bytes", core.pending_bytes),
+            ("holdfast_gateway_busy_total", core.refused_busy),
+            ("holdfast_gateway_retries_total", core.repeated),
+            ("holdfast_gateway_streams_restarted_total", core.restarts),
+            ("holdfast_gateway_given_up_total", core.given_up),
+        ]
+        .map(|(name, value)| (name, value as f64))
+        .to_vec()
+    }
+
+    fn ready(&self) -> bool {
+        self.executor.core.routes().complete() && self.executor.membership.is_enlisted()
+    }
+
+    fn figures(&self) -> Figures {
+        Figures {
+            operations: self.executor.counters.commands_total,
+            ..Figures::default()
+        }
+    }
+}
