@@ -5,6 +5,8 @@
 
 pub mod codec;
 pub mod command;
+#[cfg(feature = "grpc")]
+pub mod grpc;
 pub mod handshake;
 pub mod message;
 pub mod redis;

@@ -1,0 +1,131 @@
+//! The native gRPC interface: `holdfast.v1.Sessions` and `holdfast.v1.Admin`.
+//!
+//! Generated types never leave this module. A server implements `SessionsHandler` and
+//! `AdminHandler`, which speak in the domain's own types, and mounts what `sessions_server` and
+//! `admin_server` give; a program uses `SessionsClient` and `AdminClient`.
+//!
+//! What is refused without asking a shard is refused here: bad credentials, arguments that make no
+//! sense (INVALID_ARGUMENT with every field at fault), batches that are too long. `failure` says which
+//! status each outcome gets.
+
+mod admin;
+mod client;
+mod convert;
+mod failure;
+mod server;
+
+/// Generated from `proto/`.
+#[allow(
+    missing_debug_implementations,
+    clippy::all,
+    clippy::disallowed_types,
+    clippy::disallowed_methods,
+    clippy::unwrap_used
+)]
+mod v1 {
+    tonic::include_proto!("holdfast.v1");
+}
+
+use std::future::Future;
+
+use holdfast_format::{ClientId, ClusterMs, LogId, ServerId};
+
+use crate::command::{Command, Failure, Once, Outcome};
+use crate::message::{Figures, View};
+
+pub use admin::{AdminClient, admin_server};
+pub use client::{ClientError, SessionsClient};
+pub use server::sessions_server;
+
+/// One command from a gRPC client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionCall {
+    pub command: Command,
+    /// The client's own; without it the write is executed once per call.
+    pub once: Option<Once>,
+    /// Answer by then, in milliseconds from now.
+    pub within_ms: Option<u32>,
+}
+
+/// A new client for exactly-once writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientGrant {
+    pub client: ClientId,
+    pub lease_until: ClusterMs,
+}
+
+/// Executes session commands; whoever mounts `sessions_server` provides one.
+///
+/// A call that is dropped (its client went away) may or may not be executed.
+pub trait SessionsHandler: Send + Sync + 'static {
+    /// Answers one command. Calls made one after another on one stream or batch begin in order.
+    fn call(&self, call: SessionCall) -> impl Future<Output = Outcome> + Send;
+    /// Makes a client known by which writes are executed exactly once.
+    fn open_client(&self) -> impl Future<Output = Result<ClientGrant, Failure>> + Send;
+}
+
+/// Tells about the cluster; whoever mounts `admin_server` provides one.
+pub trait AdminHandler: Send + Sync + 'static {
+    fn status(&self) -> impl Future<Output = Result<ClusterStatus, Failure>> + Send;
+}
+
+/// The cluster as one member knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct ClusterStatus {
+    pub cluster: u64,
+    pub replicas: u8,
+    pub view: View,
+    /// Of the members that have told some.
+    pub figures: Vec<(ServerId, Figures)>,
+    pub recoveries: Vec<RecoveryStatus>,
+    /// Why the cluster is not ready, one sentence each; empty: ready.
+    pub not_ready_because: Vec<String>,
+}
+
+/// A recovery under way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecoveryStatus {
+    pub log: LogId,
+    pub attempt: u64,
+    /// One sentence: what is being done, or waited for.
+    pub state: String,
+    pub entries: u64,
+    pub bytes: u64,
+    pub running_ms: u64,
+}
+
+/// Bounds and credentials of the gRPC face.
+#[derive(Clone)]
+pub struct GrpcConfig {
+    /// Longest message; longer ones fail with OUT_OF_RANGE before they are read.
+    pub message_bytes_max: usize,
+    /// Most items of a batch.
+    pub batch_items_max: usize,
+    /// Most unanswered requests of one stream; beyond, it is not read until some are answered.
+    pub stream_requests_max: usize,
+    /// If given, every call must carry `authorization: Bearer <password>`.
+    pub password: Option<String>,
+}
+
+impl GrpcConfig {
+    /// For values up to `value_bytes_max`, and 4 MiB of small ones.
+    pub fn for_values(value_bytes_max: u32) -> GrpcConfig {
+        GrpcConfig {
+            message_bytes_max: (value_bytes_max as usize + 128 * 1024).max(4 * 1024 * 1024),
+            batch_items_max: 1024,
+            stream_requests_max: 256,
+            password: None,
+        }
+    }
+}
+
+impl std::fmt::Debug for GrpcConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GrpcConfig")
+            .field("message_bytes_max", &self.message_bytes_max)
+            .field("batch_items_max", &self.batch_items_max)
+            .field("stream_requests_max", &self.stream_requests_max)
+            .field("password", &self.password.as_ref().map(|_| "…"))
+            .finish()
+    }
+}

@@ -1,0 +1,254 @@
+//! The administration service and its client.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use holdfast_format::{Epoch, LogId, SLOTS, ServerId, Slot, SlotRange};
+use tonic::body::Body;
+use tonic::codegen::{Service, http};
+use tonic::server::NamedService;
+use tonic::{Request, Response, Status};
+
+use super::client::{ClientError, Connection};
+use super::failure::CallError;
+use super::server::authorize;
+use super::v1;
+use super::v1::admin_client::AdminClient as Generated;
+use super::v1::admin_server::{Admin, AdminServer};
+use super::{AdminHandler, ClusterStatus, GrpcConfig, RecoveryStatus};
+use crate::message::{Figures, Member, Role, Tablet, View};
+
+/// The `holdfast.v1.Admin` service, answered by `handler`.
+pub fn admin_server<H: AdminHandler>(
+    handler: Arc<H>,
+    config: GrpcConfig,
+) -> impl Service<
+    http::Request<Body>,
+    Response = http::Response<Body>,
+    Error = Infallible,
+    Future: Send + 'static,
+> + NamedService
++ Clone
++ Send
++ Sync
++ 'static {
+    AdminServer::new(AdminFace {
+        handler,
+        config: Arc::new(config),
+    })
+}
+
+/// Asks a member about its cluster.
+#[derive(Clone, Debug)]
+pub struct AdminClient {
+    connection: Connection,
+}
+
+impl AdminClient {
+    /// Connects to `host:port`.
+    pub async fn connect(
+        address: &str,
+        password: Option<&str>,
+    ) -> Result<AdminClient, ClientError> {
+        Ok(AdminClient {
+            connection: Connection::open(address, password).await?,
+        })
+    }
+
+    /// The cluster as the member knows it.
+    pub async fn status(&mut self) -> Result<ClusterStatus, ClientError> {
+        let request = self.connection.request(v1::StatusRequest {});
+        // A view of many one-slot tablets is longer than tonic's 4 MiB.
+        let mut client =
+            Generated::new(self.connection.channel()).max_decoding_message_size(usize::MAX);
+        status_from(client.status(request).await?.into_inner())
+            .ok_or(ClientError::Malformed("the status makes no sense"))
+    }
+}
+
+struct AdminFace<H> {
+    handler: Arc<H>,
+    config: Arc<GrpcConfig>,
+}
+
+#[tonic::async_trait]
+impl<H: AdminHandler> Admin for AdminFace<H> {
+    async fn status(
+        &self,
+        request: Request<v1::StatusRequest>,
+    ) -> Result<Response<v1::StatusReply>, Status> {
+        authorize(&self.config, request.metadata())?;
+        let status = self.handler.status().await;
+        let status = status.map_err(|failure| CallError::from(failure).into_status())?;
+        Ok(Response::new(status_to(status)))
+    }
+}
+
+fn status_to(status: ClusterStatus) -> v1::StatusReply {
+    let figures = |id: ServerId| {
+        let (_, figures) = status.figures.iter().find(|(of, _)| *of == id)?;
+        Some(figures_to(figures))
+    };
+    // A log without a report of its own is still being recovered, and must not be left out.
+    let silent = status.view.recovering.iter().filter(|log| {
+        !status
+            .recoveries
+            .iter()
+            .any(|recovery| recovery.log == **log)
+    });
+    let silent = silent.map(|log| v1::Recovery {
+        log: log.0,
+        ..Default::default()
+    });
+    v1::StatusReply {
+        cluster: status.cluster,
+        view_version: status.view.version,
+        replicas: u32::from(status.replicas),
+        members: status
+            .view
+            .members
+            .iter()
+            .map(|m| member_to(m, figures(m.id)))
+            .collect(),
+        tablets: status.view.tablets.iter().map(tablet_to).collect(),
+        recoveries: status
+            .recoveries
+            .iter()
+            .map(recovery_to)
+            .chain(silent)
+            .collect(),
+        ready: status.not_ready_because.is_empty(),
+        not_ready_because: status.not_ready_because,
+    }
+}
+
+/// `None` if it makes no sense.
+fn status_from(reply: v1::StatusReply) -> Option<ClusterStatus> {
+    let mut figures = Vec::new();
+    let mut members = Vec::new();
+    for member in reply.members {
+        if let Some(told) = &member.figures {
+            figures.push((ServerId(member.id), figures_from(told)));
+        }
+        members.push(member_from(member)?);
+    }
+    let tablets: Option<Vec<Tablet>> = reply.tablets.iter().map(tablet_from).collect();
+    Some(ClusterStatus {
+        cluster: reply.cluster,
+        replicas: u8::try_from(reply.replicas).ok()?,
+        view: View {
+            version: reply.view_version,
+            members,
+            tablets: tablets?,
+            recovering: reply
+                .recoveries
+                .iter()
+                .map(|recovery| LogId(recovery.log))
+                .collect(),
+        },
+        figures,
+        recoveries: reply.recoveries.into_iter().map(recovery_from).collect(),
+        not_ready_because: reply.not_ready_because,
+    })
+}
+
+fn member_to(member: &Member, figures: Option<v1::Figures>) -> v1::Member {
+    let role = match member.role {
+        Role::Coordinator => v1::Role::Coordinator,
+        Role::Shard => v1::Role::Shard,
+        Role::Backup => v1::Role::Backup,
+        Role::Gateway => v1::Role::Gateway,
+    };
+    v1::Member {
+        id: member.id.0,
+        role: role.into(),
+        name: member.name.clone(),
+        address: member.address.clone(),
+        machine: member.machine.clone(),
+        pid: member.pid,
+        resp_cluster: member.resp_cluster.clone(),
+        store: member.store,
+        figures,
+    }
+}
+
+fn member_from(member: v1::Member) -> Option<Member> {
+    let role = match member.role() {
+        v1::Role::Unspecified => return None,
+        v1::Role::Coordinator => Role::Coordinator,
+        v1::Role::Shard => Role::Shard,
+        v1::Role::Backup => Role::Backup,
+        v1::Role::Gateway => Role::Gateway,
+    };
+    Some(Member {
+        id: ServerId(member.id),
+        role,
+        address: member.address,
+        machine: member.machine,
+        pid: member.pid,
+        resp_cluster: member.resp_cluster,
+        name: member.name,
+        store: member.store,
+    })
+}
+
+fn tablet_to(tablet: &Tablet) -> v1::Tablet {
+    v1::Tablet {
+        first_slot: u32::from(tablet.range.first.0),
+        last_slot: u32::from(tablet.range.last.0),
+        owner: tablet.owner.0,
+        epoch: tablet.epoch.0,
+        available: tablet.available,
+    }
+}
+
+fn tablet_from(tablet: &v1::Tablet) -> Option<Tablet> {
+    let slot = |number: u32| u16::try_from(number).ok().filter(|&n| n < SLOTS).map(Slot);
+    let range = SlotRange {
+        first: slot(tablet.first_slot)?,
+        last: slot(tablet.last_slot)?,
+    };
+    (range.first <= range.last).then_some(Tablet {
+        range,
+        owner: LogId(tablet.owner),
+        epoch: Epoch(tablet.epoch),
+        available: tablet.available,
+    })
+}
+
+fn recovery_to(recovery: &RecoveryStatus) -> v1::Recovery {
+    v1::Recovery {
+        log: recovery.log.0,
+        attempt: recovery.attempt,
+        state: recovery.state.clone(),
+        entries: recovery.entries,
+        bytes: recovery.bytes,
+        running_ms: recovery.running_ms,
+    }
+}
+
+fn recovery_from(recovery: v1::Recovery) -> RecoveryStatus {
+    RecoveryStatus {
+        log: LogId(recovery.log),
+        attempt: recovery.attempt,
+        state: recovery.state,
+        entries: recovery.entries,
+        bytes: recovery.bytes,
+        running_ms: recovery.running_ms,
+    }
+}
+
+/// Figures have the same fields on both sides; naming each once keeps them in step.
+macro_rules! figures {
+    ($($field:ident)*) => {
+        fn figures_to(figures: &Figures) -> v1::Figures {
+            let Figures { $($field),* } = *figures;
+            v1::Figures { $($field),* }
+        }
+        fn figures_from(figures: &v1::Figures) -> Figures {
+            let v1::Figures { $($field),* } = *figures;
+            Figures { $($field),* }
+        }
+    };
+}
+figures!(sessions bytes_used bytes_limit segments under_replicated operations disk_used disk_limit clock_error_us);
