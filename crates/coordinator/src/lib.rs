@@ -1,1 +1,813 @@
-//! Membership, tablet map, recoveries and metadata records as a state machine
+//! Membership, tablet map, recoveries and metadata records as a state machine.
+//!
+//! Floor 3. One coordinator is active. It tells members who is alive and who owns what, finds out
+//! who is dead, and has their logs recovered. It is on no path of a request: an outage stops
+//! recoveries, not service. It never touches sessions, opens sockets or reads clocks.
+//!
+//! Each step takes an input, changes the state in memory and stages the records of the change
+//! (`records`), decides what follows, and, once everything decided is durable, says what is due:
+//!
+//! ```text
+//! Input --> take --> detect --> decide --> commit --> act (only while the journal is idle)
+//! ```
+//!
+//! W1. Nothing is said that follows from an undurable change, but answers to heartbeats and pings,
+//!     which promise nothing (and hand out no time above the durable ceiling).
+//! W2. What is owed (`Enlisted`, `EpochRecorded`, views, fences) is state, not a queue: a restart or
+//!     a slow store delays it, and nothing piles up.
+
+mod clock;
+mod config;
+mod inventory;
+mod membership;
+mod records;
+mod recovery;
+mod status;
+mod tablets;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use holdfast_cluster::{Dice, Input, Level, Node, Now, Output, Outputs};
+use holdfast_format::{ClusterMs, Epoch, LogId, ServerId};
+use holdfast_wire::{
+    Enlist, Enlisted, Heartbeat, HeartbeatReply, Inventory, Member, Message, Role, Tablet, View,
+};
+
+use clock::ClockSource;
+use membership::{Gone, Server, Servers};
+use records::{Identity, Journal, LiveLog, LogRecord, Recorded, Start};
+use recovery::{Done, Recovery, Surroundings};
+use status::Finished;
+use tablets::Tablets;
+
+pub use config::{ConfigError, CoordinatorConfig};
+pub use inventory::Hold;
+pub use records::{RecordError, RecordFault, Seal};
+pub use status::{MemberStatus, PartitionStatus, Phase, RecoveryStatus, Status};
+
+/// Between two looks at timers, in general and while someone is suspected or recovered.
+const TICK_US: u64 = 50_000;
+const TICK_BUSY_US: u64 = 10_000;
+
+/// No step for so long means that the coordinator itself was paused.
+const PAUSE_US: u64 = 250_000;
+
+/// A name, address or label longer than this is refused.
+const TEXT_BYTES_MAX: usize = 256;
+
+/// A log may raise its epoch over the recorded one by no more than this at once. Anything above
+/// is not our shard speaking; and the fence is further up.
+const EPOCH_LEAP_MAX: u64 = 1 << 31;
+
+/// The coordinator.
+#[derive(Debug)]
+pub struct Coordinator {
+    config: CoordinatorConfig,
+    journal: Journal,
+    clock: ClockSource,
+    start: Start,
+    servers: Servers,
+    gone: Gone,
+    live: BTreeMap<LogId, LiveLog>,
+    recoveries: BTreeMap<LogId, Recovery>,
+    tablets: Tablets,
+    finished: Finished,
+    declared_dead: u64,
+
+    /// False until the start record is durable; before that nothing is heard and nothing said.
+    started: bool,
+    stopped: bool,
+    last_step_us: Option<u64>,
+    tick_due_us: u64,
+    dice: Dice,
+
+    /// As last sent out.
+    view: View,
+    /// The state differs from `view`.
+    view_stale: bool,
+    owed_enlisted: BTreeSet<ServerId>,
+    owed_epochs: BTreeSet<LogId>,
+    owed_gone: BTreeSet<(ServerId, LogId)>,
+    dial: Vec<ServerId>,
+    hang_up: Vec<ServerId>,
+}
+
+impl Coordinator {
+    /// Starts from what an earlier coordinator recorded; `records` is empty for a new cluster.
+    pub fn new(
+        mut config: CoordinatorConfig,
+        records: Vec<(String, Bytes)>,
+        now: Now,
+        seed: u64,
+    ) -> Result<Coordinator, ConfigError> {
+        config.validate()?;
+        let recorded = Recorded::load(records)?;
+        let mut dice = Dice::new(seed);
+        let mut journal = Journal::new(recorded.start);
+        match recorded.identity {
+            Some(identity) => adopt(identity, &mut config)?,
+            None => {
+                if config.cluster.cluster == 0 {
+                    config.cluster.cluster = dice.roll();
+                }
+                let (cluster, replicas) = (config.cluster.cluster, config.cluster.replicas);
+                journal.put_identity(Identity { cluster, replicas });
+            }
+        }
+        let clock = ClockSource::new(now, recorded.start.clock_ceiling);
+        let start = Start {
+            generation: recorded.start.generation + 1,
+            clock_ceiling: clock
+                .ceiling_wanted(now, ClusterMs(0))
+                .expect("zero is below any time's margin"),
+        };
+        journal.put_start(start);
+
+        let mut servers = Servers::default();
+        let mut dial = Vec::new();
+        for member in recorded.servers.into_values() {
+            dial.push(member.id);
+            servers.add(member, now.mono_us, false);
+        }
+        let mut live = BTreeMap::new();
+        let mut recoveries = BTreeMap::new();
+        for (log, record) in recorded.logs {
+            match record {
+                LogRecord::Live(record) => {
+                    live.insert(log, record);
+                }
+                LogRecord::Recovering(record) => {
+                    recoveries.insert(log, Recovery::resume(log, record, now.mono_us));
+                }
+            }
+        }
+        Ok(Coordinator {
+            journal,
+            clock,
+            start,
+            servers,
+            gone: Gone::new(recorded.gone, now.mono_us),
+            live,
+            recoveries,
+            tablets: Tablets::new(recorded.tablets),
+            finished: Finished::default(),
+            declared_dead: 0,
+            started: false,
+            stopped: false,
+            last_step_us: None,
+            tick_due_us: 0,
+            dice,
+            view: View {
+                version: u64::from(start.generation) << 32,
+                ..View::default()
+            },
+            view_stale: true,
+            owed_enlisted: BTreeSet::new(),
+            owed_epochs: BTreeSet::new(),
+            owed_gone: BTreeSet::new(),
+            dial,
+            hang_up: Vec::new(),
+            config,
+        })
+    }
+
+    /// Everything an operator may ask.
+    pub fn status(&self, now: Now) -> Status {
+        let member = |server: &Server| MemberStatus {
+            member: server.member.clone(),
+            figures: server.figures,
+            suspect: server.is_suspect(),
+            heard_ms_ago: now.mono_us.saturating_sub(server.heard_us) / 1_000,
+        };
+        let recovery = |(log, recovery): (&LogId, &Recovery)| status::describe(*log, recovery);
+        Status {
+            config: self.config.cluster,
+            cluster_time: self.clock.now_ms(now),
+            generation: self.start.generation,
+            view_version: self.view.version,
+            members: self.servers.iter().map(member).collect(),
+            tablets: self.tablet_view(),
+            recoveries: self.recoveries.iter().map(recovery).collect(),
+            finished: self.finished.to_vec(),
+            waiting_for: self.waiting_for(),
+            ready: self.ready(),
+        }
+    }
+
+    fn take(&mut self, now: Now, input: Input, out: &mut Outputs) {
+        match input {
+            Input::Message { from, message } => {
+                self.servers.heard(from, now.mono_us);
+                self.take_message(now, from, message, out);
+            }
+            Input::PeerLost { peer, ended } => self.take_suspicion(now, peer, ended, out),
+            Input::RecordsWritten { .. } | Input::Tick => {}
+            Input::Shutdown => {
+                self.stopped = true;
+                out.push(Output::Stopped {
+                    reason: "told to shut down".into(),
+                });
+            }
+            // Backups' and gateways' inputs; a driver that gives them to us has a bug, and nothing
+            // of ours depends on them.
+            Input::Disk(_)
+            | Input::Connected { .. }
+            | Input::Received { .. }
+            | Input::Disconnected { .. }
+            | Input::Call { .. } => {}
+        }
+    }
+
+    fn take_message(&mut self, now: Now, from: ServerId, message: Message, out: &mut Outputs) {
+        match message {
+            Message::Enlist(enlist) if enlist.member.id == from => self.enlist(now, enlist, out),
+            Message::Heartbeat(heartbeat) if heartbeat.from == from => {
+                self.heartbeat(now, heartbeat, out);
+            }
+            Message::Ping { nonce } => out.send(from, Message::Pong { nonce }),
+            Message::Suspect { server, ended } if self.servers.get(from).is_some() => {
+                self.take_suspicion(now, server, ended, out);
+            }
+            Message::RaiseEpoch { log, epoch } if log.shard() == from => {
+                self.raise_epoch(log, epoch);
+            }
+            Message::Inventory(inventory) => self.take_inventory(now, from, inventory),
+            Message::RecoveryProgress {
+                log,
+                attempt,
+                entries,
+                bytes,
+            } => {
+                if let Some(recovery) = self.recoveries.get_mut(&log) {
+                    recovery.progress(from, attempt, entries, bytes, now.mono_us);
+                }
+            }
+            Message::Recovered {
+                log,
+                attempt,
+                entries,
+                bytes,
+                timings,
+            } => {
+                let done = Done {
+                    attempt,
+                    entries,
+                    bytes,
+                    timings,
+                };
+                self.recovered(now, from, log, done);
+            }
+            Message::RecoveryFailed {
+                log,
+                attempt,
+                reason,
+            } => {
+                if let Some(recovery) = self.recoveries.get_mut(&log) {
+                    recovery.failed(from, attempt, reason, now.mono_us, &mut self.journal, out);
+                }
+            }
+            // `Pong` has already counted as a sign of life; the rest is not for a coordinator, or
+            // says that somebody else than its sender sent it.
+            _ => {}
+        }
+    }
+
+    // ---- members ----
+
+    fn enlist(&mut self, now: Now, enlist: Enlist, out: &mut Outputs) {
+        let Enlist { member, logs } = enlist;
+        let id = member.id;
+        if self.gone.contains(id) || self.recoveries.contains_key(&LogId::of(id)) {
+            // D1: a message from the past, or a member that has not heard of its death.
+            out.send(id, self.heartbeat_reply(0, 0, false));
+            return;
+        }
+        if self.servers.get(id).is_none() {
+            if let Err(why) = self.admissible(&member) {
+                out.event(
+                    Level::Warn,
+                    format!("{id} ({}) may not enlist: {why}", member.name),
+                );
+                return;
+            }
+            self.replace_incarnation(now, &member, out);
+            out.event(
+                Level::Info,
+                format!(
+                    "{:?} {} ({id}) enlists at {}",
+                    member.role, member.name, member.address
+                ),
+            );
+            self.admit(now, member);
+        }
+        self.owed_enlisted.insert(id);
+        let mut unknown = 0;
+        for log in logs {
+            if self.gone.contains(log.shard()) {
+                self.owed_gone.insert((id, log));
+            } else if !self.live.contains_key(&log) && !self.recoveries.contains_key(&log) {
+                unknown += 1;
+            }
+        }
+        if unknown > 0 {
+            // Perhaps another cluster's store, perhaps lost records: deleting would be final.
+            out.event(
+                Level::Warn,
+                format!("{id} holds replicas of {unknown} logs that no record mentions; they stay"),
+            );
+        }
+    }
+
+    fn admissible(&self, member: &Member) -> Result<(), &'static str> {
+        let texts = [
+            &member.address,
+            &member.machine,
+            &member.resp_cluster,
+            &member.name,
+        ];
+        let dialled = matches!(member.role, Role::Shard | Role::Backup);
+        if member.id == ServerId::COORDINATOR || member.role == Role::Coordinator {
+            return Err("it claims to be the coordinator");
+        }
+        if texts.iter().any(|text| text.len() > TEXT_BYTES_MAX) {
+            return Err("its name, address or label is too long");
+        }
+        if dialled && member.address.is_empty() {
+            return Err("it has no address");
+        }
+        if self.servers.len() >= self.config.members_max as usize {
+            return Err("the cluster has as many members as it may");
+        }
+        Ok(())
+    }
+
+    /// A store, or a shard's place in a process, has one incarnation at a time: a new one proves
+    /// that the old one is dead.
+    fn replace_incarnation(&mut self, now: Now, member: &Member, out: &mut Outputs) {
+        if member.store == 0 {
+            return;
+        }
+        let older: Vec<ServerId> = (self.servers.with_role(member.role))
+            .filter(|server| server.member.store == member.store)
+            .map(|server| server.member.id)
+            .collect();
+        for id in older {
+            self.declare_dead(now, id, "a new incarnation has enlisted", out);
+        }
+    }
+
+    fn admit(&mut self, now: Now, member: Member) {
+        match member.role {
+            Role::Shard => {
+                let stores: BTreeSet<u64> = self
+                    .servers
+                    .with_role(Role::Backup)
+                    .map(|b| b.member.store)
+                    .collect();
+                let record = LiveLog {
+                    minimum_epoch: Epoch(0),
+                    stores: stores.into_iter().collect(),
+                };
+                let log = LogId::of(member.id);
+                self.journal.put_log(log, &LogRecord::Live(record.clone()));
+                self.live.insert(log, record);
+                self.journal.put_server(&member);
+            }
+            Role::Backup => {
+                for (log, record) in &mut self.live {
+                    if let Err(at) = record.stores.binary_search(&member.store) {
+                        record.stores.insert(at, member.store);
+                        self.journal.put_log(*log, &LogRecord::Live(record.clone()));
+                    }
+                }
+                self.journal.put_server(&member);
+            }
+            Role::Gateway => {}
+            Role::Coordinator => unreachable!("not admissible"),
+        }
+        self.dial.push(member.id);
+        self.servers.add(member, now.mono_us, true);
+        self.view_stale = true;
+    }
+
+    fn heartbeat(&mut self, now: Now, heartbeat: Heartbeat, out: &mut Outputs) {
+        let known = match self.servers.get_mut(heartbeat.from) {
+            Some(server) => {
+                server.figures = heartbeat.figures;
+                server.view_version = server.view_version.max(heartbeat.view_version);
+                true
+            }
+            None => false,
+        };
+        let durable = self.journal.ceiling_durable();
+        let Some(cluster_us) = self.clock.to_hand_out_us(now, durable) else {
+            return;
+        };
+        out.send(
+            heartbeat.from,
+            self.heartbeat_reply(heartbeat.sent_us, cluster_us, known),
+        );
+        // The view sent out last is durable, whatever is being written now.
+        if known && heartbeat.view_version < self.view.version && self.view_published() {
+            out.send(heartbeat.from, Message::View(self.view.clone()));
+        }
+    }
+
+    fn heartbeat_reply(&self, sent_us: u64, cluster_us: u64, known: bool) -> Message {
+        let view_version = self.view.version;
+        Message::HeartbeatReply(HeartbeatReply {
+            sent_us,
+            cluster_us,
+            view_version,
+            known,
+        })
+    }
+
+    fn take_suspicion(&mut self, now: Now, server: ServerId, ended: bool, out: &mut Outputs) {
+        if ended {
+            self.declare_dead(now, server, "its process has ended", out);
+        } else {
+            self.servers.suspect(server, now.mono_us);
+        }
+    }
+
+    /// Records a death and what follows from it at once: a shard's log is fenced from now on, and
+    /// what the member was taking over is free again. Unknown ids are nobody's death.
+    fn declare_dead(&mut self, now: Now, id: ServerId, why: &str, out: &mut Outputs) {
+        let Some(server) = self.servers.remove(id) else {
+            return;
+        };
+        let silent_us = now.mono_us.saturating_sub(server.heard_us);
+        let member = server.member;
+        self.view_stale = true;
+        self.owed_enlisted.remove(&id);
+        self.owed_gone.retain(|(to, _)| *to != id);
+        self.dial.retain(|peer| *peer != id);
+        self.hang_up.push(id);
+        if member.role == Role::Gateway {
+            out.event(
+                Level::Info,
+                format!("gateway {} ({id}) is gone: {why}", member.name),
+            );
+            return;
+        }
+        self.declared_dead += 1;
+        out.event(
+            Level::Warn,
+            format!(
+                "{:?} {} ({id}) is dead: {why}, silent for {} ms",
+                member.role,
+                member.name,
+                silent_us / 1_000
+            ),
+        );
+        self.journal.remove_server(id);
+        for recovery in self.recoveries.values_mut() {
+            recovery.lost(id, &mut self.journal);
+        }
+        if member.role == Role::Backup {
+            self.gone.add(id, &mut self.journal);
+            return;
+        }
+        let log = LogId::of(id);
+        self.owed_epochs.remove(&log);
+        let live = self
+            .live
+            .remove(&log)
+            .expect("every shard that is up has a live log");
+        let detected = self.clock.now_ms(now);
+        let recovery = Recovery::begin(log, member.name, live, detected, now.mono_us, silent_us);
+        recovery.save(&mut self.journal);
+        self.recoveries.insert(log, recovery);
+    }
+
+    /// Silence, confirmed suspicion, and pings to those under suspicion.
+    fn detect(&mut self, now: Now, out: &mut Outputs) {
+        let confirm_us = u64::from(self.config.confirm_ms) * 1_000;
+        let dead_us = u64::from(self.config.dead_ms) * 1_000;
+        for id in self.servers.silent(now.mono_us, confirm_us, dead_us) {
+            self.declare_dead(now, id, "it does not answer", out);
+        }
+        if self.hang_up.is_empty() && self.dial.is_empty() {
+            for id in self.servers.pings_due(now.mono_us, confirm_us) {
+                let nonce = self.dice.roll();
+                out.send(id, Message::Ping { nonce });
+            }
+        }
+    }
+
+    // ---- logs and slots ----
+
+    fn raise_epoch(&mut self, log: LogId, epoch: Epoch) {
+        // R4: for a log declared dead the answer is silence.
+        let Some(live) = self.live.get_mut(&log) else {
+            return;
+        };
+        if epoch.0 > live.minimum_epoch.0.saturating_add(EPOCH_LEAP_MAX) {
+            return;
+        }
+        if epoch > live.minimum_epoch {
+            live.minimum_epoch = epoch;
+            self.journal.put_log(log, &LogRecord::Live(live.clone()));
+        }
+        self.owed_epochs.insert(log);
+    }
+
+    fn take_inventory(&mut self, now: Now, from: ServerId, inventory: Inventory) {
+        let is_backup = self
+            .servers
+            .get(from)
+            .is_some_and(|s| s.member.role == Role::Backup);
+        if is_backup && let Some(recovery) = self.recoveries.get_mut(&inventory.log) {
+            recovery.inventory(from, inventory, now.mono_us);
+        }
+    }
+
+    fn recovered(&mut self, now: Now, from: ServerId, log: LogId, done: Done) {
+        // Its own log must be live: a dead master's takeover is nobody's.
+        if !self.live.contains_key(&LogId::of(from)) {
+            return;
+        }
+        let Some(recovery) = self.recoveries.get_mut(&log) else {
+            return;
+        };
+        let (tablets, journal) = (&mut self.tablets, &mut self.journal);
+        self.view_stale |= recovery.recovered(from, done, now.mono_us, tablets, journal);
+    }
+
+    /// Compares what is with what should be: recoveries, the first deal, the clock's ceiling.
+    fn decide(&mut self, now: Now, out: &mut Outputs) {
+        let around = Surroundings {
+            now_us: now.mono_us,
+            servers: &self.servers,
+            replicas: self.config.cluster.replicas,
+            initial_shards: self.config.initial_shards,
+        };
+        for recovery in self.recoveries.values_mut() {
+            self.view_stale |= recovery.advance(&around, &mut self.tablets, &mut self.journal, out);
+        }
+        let over: Vec<LogId> = (self.recoveries.keys().copied())
+            .filter(|log| self.tablets.ranges_of(*log).is_empty())
+            .collect();
+        for log in over {
+            let recovery = self.recoveries.remove(&log).expect("just listed");
+            out.event(
+                Level::Info,
+                format!(
+                    "log {log} ({}) is gone: nothing of it is needed any more",
+                    recovery.record().name
+                ),
+            );
+            self.finished.add(log, &recovery, now.mono_us);
+            self.journal.remove_log(log);
+            self.gone.add(log.shard(), &mut self.journal);
+            self.gone.announce(log, now.mono_us);
+            self.view_stale = true;
+        }
+        if self.tablets.is_empty() && self.waiting_for().is_none() {
+            self.deal(out);
+        }
+        if let Some(ceiling) = self.clock.ceiling_wanted(now, self.start.clock_ceiling) {
+            self.start.clock_ceiling = ceiling;
+            self.journal.put_start(self.start);
+        }
+    }
+
+    /// What the first deal waits for; `None` once it can be, or has been, done.
+    fn waiting_for(&self) -> Option<String> {
+        if !self.tablets.is_empty() {
+            return None;
+        }
+        let up = |role| {
+            self.servers
+                .with_role(role)
+                .filter(|s| s.heard && !s.is_suspect())
+                .count()
+        };
+        let (shards, backups) = (up(Role::Shard), up(Role::Backup));
+        let (shards_wanted, backups_wanted) = (
+            self.config.initial_shards as usize,
+            usize::from(self.config.cluster.replicas),
+        );
+        (shards < shards_wanted || backups < backups_wanted).then(|| {
+            format!("{shards} of {shards_wanted} shards and {backups} of {backups_wanted} backups are up")
+        })
+    }
+
+    fn deal(&mut self, out: &mut Outputs) {
+        let mut shards: Vec<(&str, LogId)> = (self.servers.with_role(Role::Shard))
+            .filter(|server| server.heard && !server.is_suspect())
+            .map(|server| (server.member.name.as_str(), LogId::of(server.member.id)))
+            .collect();
+        shards.sort_unstable();
+        let owners: Vec<LogId> = shards.into_iter().map(|(_, log)| log).collect();
+        out.event(
+            Level::Info,
+            format!("all slots are dealt out to {} shards", owners.len()),
+        );
+        self.tablets.deal(&owners, &mut self.journal);
+        self.view_stale = true;
+    }
+
+    fn tablet_view(&self) -> Vec<Tablet> {
+        let tablet = |t: &records::Ownership| Tablet {
+            range: t.range,
+            owner: t.owner,
+            epoch: t.epoch,
+            available: self.live.contains_key(&t.owner),
+        };
+        self.tablets.iter().map(tablet).collect()
+    }
+
+    // ---- saying what is due ----
+
+    /// W1: called only while everything decided is durable.
+    fn act(&mut self, now: Now, out: &mut Outputs) {
+        for peer in std::mem::take(&mut self.hang_up) {
+            out.push(Output::Forget { peer });
+        }
+        for peer in std::mem::take(&mut self.dial) {
+            let server = self.servers.get(peer).expect("the dead are not dialled");
+            let address = server.member.address.clone();
+            if !address.is_empty() {
+                out.push(Output::Address { peer, address });
+            }
+        }
+        if self.view_stale {
+            self.publish(out);
+        }
+        for id in std::mem::take(&mut self.owed_enlisted) {
+            let enlisted = Enlisted {
+                id,
+                config: self.config.cluster,
+                view: self.view.clone(),
+            };
+            out.send(id, Message::Enlisted(enlisted));
+        }
+        for log in std::mem::take(&mut self.owed_epochs) {
+            let epoch = self.live[&log].minimum_epoch;
+            out.send(log.shard(), Message::EpochRecorded { log, epoch });
+        }
+        for (backup, log) in std::mem::take(&mut self.owed_gone) {
+            out.send(backup, Message::LogGone { log });
+        }
+        for log in self.gone.announcements_due(now.mono_us) {
+            for backup in self.servers.with_role(Role::Backup) {
+                out.send(backup.member.id, Message::LogGone { log });
+            }
+        }
+        let around = Surroundings {
+            now_us: now.mono_us,
+            servers: &self.servers,
+            replicas: self.config.cluster.replicas,
+            initial_shards: self.config.initial_shards,
+        };
+        for recovery in self.recoveries.values_mut() {
+            recovery.act(&around, out);
+        }
+    }
+
+    /// Makes the next view and sends it to everyone who will not get it with `Enlisted`.
+    fn publish(&mut self, out: &mut Outputs) {
+        self.view_stale = false;
+        self.view = View {
+            version: self.view.version + 1,
+            members: self
+                .servers
+                .iter()
+                .map(|server| server.member.clone())
+                .collect(),
+            tablets: self.tablet_view(),
+            recovering: self.recoveries.keys().copied().collect(),
+        };
+        for server in self.servers.iter() {
+            if !self.owed_enlisted.contains(&server.member.id) {
+                out.send(server.member.id, Message::View(self.view.clone()));
+            }
+        }
+    }
+
+    fn view_published(&self) -> bool {
+        self.view.version > u64::from(self.start.generation) << 32
+    }
+}
+
+/// Starts as the cluster that the records belong to, or not at all.
+fn adopt(identity: Identity, config: &mut CoordinatorConfig) -> Result<(), ConfigError> {
+    let mismatch = |what, recorded, configured| {
+        Err(ConfigError::Mismatch {
+            what,
+            recorded,
+            configured,
+        })
+    };
+    let cluster = config.cluster.cluster;
+    if cluster != 0 && cluster != identity.cluster {
+        return mismatch("cluster", identity.cluster, cluster);
+    }
+    // Logs were written, and will be sealed, by this number.
+    if config.cluster.replicas != identity.replicas {
+        let configured = config.cluster.replicas.into();
+        return mismatch("replicas", identity.replicas.into(), configured);
+    }
+    config.cluster.cluster = identity.cluster;
+    Ok(())
+}
+
+impl Node for Coordinator {
+    fn step(&mut self, now: Now, input: Input, out: &mut Outputs) {
+        if self.stopped {
+            return;
+        }
+        let gap_us = now.mono_us - self.last_step_us.unwrap_or(now.mono_us);
+        self.last_step_us = Some(now.mono_us);
+        if gap_us > PAUSE_US {
+            self.servers.forgive(gap_us);
+        }
+        if let Input::RecordsWritten { token } = input {
+            self.journal.written(token);
+        }
+        if !self.started {
+            // Everything is said again by whoever says it; nothing is lost by not listening yet.
+            self.journal.commit(out);
+            self.started = self.journal.idle();
+            self.tick_due_us = now.mono_us + TICK_US;
+            if !self.started {
+                if let Input::Shutdown = input {
+                    self.take(now, input, out);
+                }
+                return;
+            }
+            self.begin(now, out);
+        }
+        self.take(now, input, out);
+        if self.stopped {
+            return;
+        }
+        self.detect(now, out);
+        self.decide(now, out);
+        self.journal.commit(out);
+        if self.journal.idle() {
+            self.act(now, out);
+        }
+        let busy = self.servers.any_suspect() || !self.recoveries.is_empty();
+        self.tick_due_us = now.mono_us + if busy { TICK_BUSY_US } else { TICK_US };
+    }
+
+    fn wakeup(&self) -> Option<u64> {
+        (!self.stopped).then_some(self.tick_due_us)
+    }
+
+    fn metrics(&self) -> Vec<(&'static str, f64)> {
+        let up = |role| self.servers.with_role(role).count() as f64;
+        let held = self
+            .recoveries
+            .values()
+            .filter(|r| r.hold().is_some())
+            .count();
+        let unavailable: u32 = (self.tablet_view().iter())
+            .filter(|tablet| !tablet.available)
+            .map(|tablet| tablet.range.slots())
+            .sum();
+        vec![
+            ("holdfast_shards_up", up(Role::Shard)),
+            ("holdfast_backups_up", up(Role::Backup)),
+            ("holdfast_gateways_up", up(Role::Gateway)),
+            ("holdfast_slots_unavailable", f64::from(unavailable)),
+            ("holdfast_recoveries_running", self.recoveries.len() as f64),
+            ("holdfast_recoveries_held", held as f64),
+            (
+                "holdfast_recoveries_finished_total",
+                self.finished.count as f64,
+            ),
+            (
+                "holdfast_members_declared_dead_total",
+                self.declared_dead as f64,
+            ),
+        ]
+    }
+
+    fn ready(&self) -> bool {
+        let replicated = |server: &Server| server.heard && server.figures.under_replicated == 0;
+        self.started
+            && !self.tablets.is_empty()
+            && self.recoveries.is_empty()
+            && self.servers.with_role(Role::Shard).all(replicated)
+    }
+}
+
+impl Coordinator {
+    /// The start is durable: recorded members have `dead_ms` from now, unless nobody can be alive.
+    fn begin(&mut self, now: Now, out: &mut Outputs) {
+        let recorded: Vec<ServerId> = self.servers.iter().map(|server| server.member.id).collect();
+        for id in recorded {
+            if self.config.cold_start {
+                self.declare_dead(now, id, "this is a cold start", out);
+            } else if let Some(server) = self.servers.get_mut(id) {
+                server.heard_us = now.mono_us;
+                server.since_us = now.mono_us;
+            }
+        }
+    }
+}

@@ -1,0 +1,469 @@
+//! From what backups hold of a dead log to the list of segments to read, or the reason to wait.
+//!
+//! Plain functions over plain data: the rules of "Fence, seal, recover" (design notes) that decide
+//! whether anything acknowledged could be missing. R1 and R2 below are replication's.
+//!
+//! S1. The head is open, of at least the recorded minimum epoch, and carries a digest; of these
+//!     the highest whose digest is complete. Looking below the highest one is safe: by R2, while
+//!     any replica of N is open at a valid epoch, nothing in N+1 past its opening was acknowledged.
+//!     It is needed: a shard may die with N+1 opened somewhere and N closed nowhere.
+//! S2. The seal is the longest certificate among the head's replicas. Any one that counts holds all
+//!     that was acknowledged (R3), so one is enough.
+//! S3. Everything that the head's digest names has a closed replica. Otherwise: wait, and say what
+//!     is missing.
+//! S4. A seal once used is used again. It may be chosen anew only while no range of the log has a
+//!     new owner and nobody is taking one over: then nobody has answered anything from the old
+//!     seal and nobody will, and both seals hold all that was acknowledged. Without this a log
+//!     would wait for ever for a lost backup that alone held a never acknowledged tail.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use holdfast_format::{ClusterMs, Epoch, SegmentId, ServerId, Version};
+use holdfast_wire::{Certificate, Inventory, RecoverSegment, ReplicaState};
+
+use crate::records::Seal;
+
+/// Missing segments named in a report; more are counted.
+const MISSING_NAMED_MAX: usize = 64;
+
+/// Why a recovery cannot go on yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Hold {
+    /// No backup that is up holds an open replica that could be the log's head.
+    NoHead,
+    /// No backup that is up holds the head as far as it was sealed.
+    SealNotReached(Seal),
+    /// These segments have no complete replica on any backup that is up. The first
+    /// 64 are named.
+    Missing {
+        segments: Vec<SegmentId>,
+        count: usize,
+    },
+}
+
+impl std::fmt::Display for Hold {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Hold::NoHead => write!(f, "no backup that is up holds the head of the log"),
+            Hold::SealNotReached(seal) => write!(
+                f,
+                "no backup that is up holds segment {} as far as its sealed length {}",
+                seal.head, seal.length
+            ),
+            Hold::Missing { segments, count } => {
+                write!(
+                    f,
+                    "{count} segments have no complete replica on a backup that is up:"
+                )?;
+                segments
+                    .iter()
+                    .try_for_each(|segment| write!(f, " {segment}"))?;
+                if *count > segments.len() {
+                    write!(f, " …")
+                } else {
+                    Ok(())
+                }
+            }
+        }
+    }
+}
+
+/// All that a recovery master must be told to read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Reading {
+    pub seal: Seal,
+    pub segments: Vec<RecoverSegment>,
+    pub version_ceiling: Version,
+    pub expiry_floor: ClusterMs,
+}
+
+impl Reading {
+    pub(crate) fn bytes(&self) -> u64 {
+        self.segments
+            .iter()
+            .map(|segment| u64::from(segment.length))
+            .sum()
+    }
+}
+
+/// What is known of one segment, over all backups.
+#[derive(Debug, Default)]
+struct Known<'a> {
+    replicas: Vec<(ServerId, &'a ReplicaState)>,
+}
+
+impl<'a> Known<'a> {
+    /// The certificate of the complete segment: that of a closed replica, the longest if (against
+    /// all rules) they differ.
+    fn closed(&self) -> Option<Certificate> {
+        (self.replicas.iter())
+            .filter(|(_, replica)| replica.closed)
+            .map(|(_, replica)| replica.certificate)
+            .max_by_key(|certificate| (certificate.length, certificate.checksum))
+    }
+
+    fn holders(&self, fits: impl Fn(&ReplicaState) -> bool) -> Vec<ServerId> {
+        let fitting: BTreeSet<ServerId> = self
+            .replicas
+            .iter()
+            .filter(|(_, r)| fits(r))
+            .map(|(id, _)| *id)
+            .collect();
+        fitting.into_iter().collect()
+    }
+
+    fn digest(&self) -> Option<&'a [SegmentId]> {
+        self.replicas
+            .iter()
+            .find_map(|(_, replica)| replica.digest.as_deref())
+    }
+}
+
+/// What must be read to recover the log, given all that backups hold. `seal` is the recorded one;
+/// `may_reseal` is S4's condition.
+pub(crate) fn assess(
+    minimum: Epoch,
+    seal: Option<Seal>,
+    may_reseal: bool,
+    inventories: &BTreeMap<ServerId, Inventory>,
+) -> Result<Reading, Hold> {
+    let mut known: BTreeMap<SegmentId, Known<'_>> = BTreeMap::new();
+    for (backup, inventory) in inventories {
+        for replica in &inventory.replicas {
+            known
+                .entry(replica.segment)
+                .or_default()
+                .replicas
+                .push((*backup, replica));
+        }
+    }
+    let sealed = match seal {
+        Some(seal) => match sealed(seal, &known) {
+            Err(_) if may_reseal => choose(minimum, &known),
+            found => found,
+        },
+        None => choose(minimum, &known),
+    };
+    let (seal, segments) = sealed?;
+    let listed = || {
+        inventories
+            .values()
+            .flat_map(|inventory| &inventory.replicas)
+    };
+    Ok(Reading {
+        seal,
+        segments,
+        version_ceiling: listed()
+            .map(|r| r.version_ceiling)
+            .max()
+            .unwrap_or_default(),
+        expiry_floor: inventories
+            .values()
+            .map(|i| i.expiry_ceiling)
+            .max()
+            .unwrap_or_default(),
+    })
+}
+
+type Sealed = Result<(Seal, Vec<RecoverSegment>), Hold>;
+
+/// S1 and S2.
+fn choose(minimum: Epoch, known: &BTreeMap<SegmentId, Known<'_>>) -> Sealed {
+    let mut first_hold = None;
+    for (segment, replicas) in known.iter().rev() {
+        let counts = |r: &ReplicaState| !r.closed && r.epoch >= minimum;
+        if !replicas
+            .replicas
+            .iter()
+            .any(|(_, r)| counts(r) && r.digest.is_some())
+        {
+            continue;
+        }
+        let longest = (replicas.replicas.iter())
+            .filter(|(_, r)| r.closed || counts(r))
+            .map(|(_, r)| r.certificate)
+            .max_by_key(|certificate| (certificate.length, certificate.checksum))
+            .expect("the replica that counts is one");
+        let seal = Seal {
+            head: *segment,
+            length: longest.length,
+            checksum: longest.checksum,
+        };
+        match sealed(seal, known) {
+            Ok(found) => return Ok(found),
+            Err(hold) => first_hold = first_hold.or(Some(hold)),
+        }
+    }
+    Err(first_hold.unwrap_or(Hold::NoHead))
+}
+
+/// S3, for a given seal.
+fn sealed(seal: Seal, known: &BTreeMap<SegmentId, Known<'_>>) -> Sealed {
+    let nothing = Known::default();
+    let head = known.get(&seal.head).unwrap_or(&nothing);
+    // A longer replica has the same bytes up to the seal: a log has one writer, which never
+    // changes what it appended.
+    let reaches = |r: &ReplicaState| {
+        let Certificate { length, checksum } = r.certificate;
+        length > seal.length || (length == seal.length && checksum == seal.checksum)
+    };
+    let holders = head.holders(reaches);
+    let Some(digest) = head.digest().filter(|_| !holders.is_empty()) else {
+        return Err(Hold::SealNotReached(seal));
+    };
+    let named: BTreeSet<SegmentId> = digest.iter().copied().filter(|s| *s != seal.head).collect();
+    let mut segments = Vec::with_capacity(named.len() + 1);
+    let mut missing = Vec::new();
+    for segment in named {
+        let replicas = known.get(&segment).unwrap_or(&nothing);
+        match replicas.closed() {
+            Some(certificate) => segments.push(RecoverSegment {
+                segment,
+                length: certificate.length,
+                holders: replicas.holders(|r| r.closed && r.certificate == certificate),
+            }),
+            None => missing.push(segment),
+        }
+    }
+    if !missing.is_empty() {
+        let count = missing.len();
+        missing.truncate(MISSING_NAMED_MAX);
+        return Err(Hold::Missing {
+            segments: missing,
+            count,
+        });
+    }
+    segments.push(RecoverSegment {
+        segment: seal.head,
+        length: seal.length,
+        holders,
+    });
+    Ok((seal, segments))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use holdfast_format::LogId;
+
+    /// A replica in few words: segment, epoch, length, and the digest if it is open.
+    fn open(segment: u64, epoch: u64, length: u32, digest: &[u64]) -> ReplicaState {
+        ReplicaState {
+            segment: SegmentId(segment),
+            epoch: Epoch(epoch),
+            closed: false,
+            certificate: Certificate {
+                length,
+                checksum: length,
+            },
+            version_ceiling: Version(segment * 100),
+            digest: Some(digest.iter().copied().map(SegmentId).collect()),
+        }
+    }
+
+    fn closed(segment: u64, length: u32) -> ReplicaState {
+        ReplicaState {
+            closed: true,
+            digest: Some(vec![]),
+            ..open(segment, 1, length, &[])
+        }
+    }
+
+    fn held(backups: &[(u64, Vec<ReplicaState>)]) -> BTreeMap<ServerId, Inventory> {
+        let inventory = |(id, replicas): &(u64, Vec<ReplicaState>)| {
+            let inventory = Inventory {
+                log: LogId(1),
+                epoch: Epoch(1 << 32),
+                replicas: replicas.clone(),
+                lease_remaining_ms: 0,
+                expiry_ceiling: ClusterMs(*id),
+            };
+            (ServerId(*id), inventory)
+        };
+        backups.iter().map(inventory).collect()
+    }
+
+    fn seal(head: u64, length: u32) -> Seal {
+        Seal {
+            head: SegmentId(head),
+            length,
+            checksum: length,
+        }
+    }
+
+    fn fresh(minimum: u64, backups: &[(u64, Vec<ReplicaState>)]) -> Result<Reading, Hold> {
+        assess(Epoch(minimum), None, true, &held(backups))
+    }
+
+    fn read(reading: &Reading) -> Vec<(u64, u32, Vec<u64>)> {
+        (reading.segments.iter())
+            .map(|s| {
+                (
+                    s.segment.0,
+                    s.length,
+                    s.holders.iter().map(|h| h.0).collect(),
+                )
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_longest_certificate_of_the_highest_open_segment_is_the_seal() {
+        let reading = fresh(
+            0,
+            &[
+                (10, vec![closed(1, 900), open(2, 1, 300, &[1, 2])]),
+                (11, vec![closed(1, 900), open(2, 1, 340, &[1, 2])]),
+                (12, vec![closed(1, 900)]),
+            ],
+        )
+        .unwrap();
+        assert_eq!(reading.seal, seal(2, 340));
+        assert_eq!(
+            read(&reading),
+            [(1, 900, vec![10, 11, 12]), (2, 340, vec![11])]
+        );
+        assert_eq!(reading.version_ceiling, Version(200));
+        assert_eq!(reading.expiry_floor, ClusterMs(12));
+        assert_eq!(reading.bytes(), 1240);
+    }
+
+    /// R4: a backup that was away while its replica was replaced must not decide the head.
+    #[test]
+    fn a_stale_open_replica_is_never_the_head() {
+        let stale = (10, vec![open(7, 1, 500, &[7])]);
+        assert_eq!(fresh(2, std::slice::from_ref(&stale)), Err(Hold::NoHead));
+        // It may be longer and later than the true one, and still does not count.
+        let reading = fresh(2, &[stale, (11, vec![open(6, 2, 40, &[6])])]).unwrap();
+        assert_eq!(reading.seal, seal(6, 40));
+        // Nor does its certificate, where the segment is the right one.
+        let reading = fresh(
+            2,
+            &[
+                (10, vec![open(6, 1, 900, &[6])]),
+                (11, vec![open(6, 2, 40, &[6])]),
+            ],
+        )
+        .unwrap();
+        assert_eq!(reading.seal, seal(6, 40));
+    }
+
+    #[test]
+    fn a_closed_segment_alone_is_no_head() {
+        assert_eq!(
+            fresh(0, &[(10, vec![closed(1, 900), closed(2, 900)])]),
+            Err(Hold::NoHead)
+        );
+        assert_eq!(fresh(0, &[]), Err(Hold::NoHead));
+    }
+
+    #[test]
+    fn a_segment_without_a_complete_replica_holds_the_recovery() {
+        let backups = [(10, vec![closed(1, 900), open(4, 1, 300, &[1, 2, 3, 4])])];
+        assert_eq!(
+            fresh(0, &backups),
+            Err(Hold::Missing {
+                segments: vec![SegmentId(2), SegmentId(3)],
+                count: 2
+            })
+        );
+        let [first] = backups;
+        let second = (11, vec![closed(2, 800), closed(3, 700)]);
+        assert_eq!(read(&fresh(0, &[first, second]).unwrap()).len(), 4);
+    }
+
+    /// S1: N+1 was opened somewhere, N closed nowhere: N is the head, and nothing is lost.
+    #[test]
+    fn a_head_whose_successor_was_only_opened_is_still_the_head() {
+        let reading = fresh(
+            0,
+            &[
+                (10, vec![closed(1, 900), open(2, 1, 850, &[1, 2])]),
+                (11, vec![open(3, 1, 60, &[1, 2, 3])]),
+            ],
+        )
+        .unwrap();
+        assert_eq!(reading.seal, seal(2, 850));
+        // Once N is closed anywhere, the later one is taken and N read to its end.
+        let reading = fresh(
+            0,
+            &[
+                (10, vec![closed(1, 900), open(2, 1, 850, &[1, 2])]),
+                (11, vec![closed(2, 860), open(3, 1, 60, &[1, 2, 3])]),
+            ],
+        )
+        .unwrap();
+        assert_eq!(
+            read(&reading),
+            [(1, 900, vec![10]), (2, 860, vec![11]), (3, 60, vec![11])]
+        );
+    }
+
+    #[test]
+    fn segments_left_out_by_the_digest_are_not_read() {
+        let reading = fresh(
+            0,
+            &[(
+                10,
+                vec![closed(1, 900), closed(2, 900), open(5, 1, 60, &[2, 5])],
+            )],
+        )
+        .unwrap();
+        assert_eq!(read(&reading), [(2, 900, vec![10]), (5, 60, vec![10])]);
+    }
+
+    #[test]
+    fn a_recorded_seal_is_used_again() {
+        // A longer replica has come back, and a later segment: neither moves the seal.
+        let backups = held(&[
+            (10, vec![open(2, 1, 300, &[2])]),
+            (
+                11,
+                vec![
+                    open(2, 1, 340, &[2]),
+                    open(3, 1, 60, &[2, 3]),
+                    closed(2, 340),
+                ],
+            ),
+        ]);
+        let reading = assess(Epoch(0), Some(seal(2, 300)), false, &backups).unwrap();
+        assert_eq!(reading.seal, seal(2, 300));
+        assert_eq!(read(&reading), [(2, 300, vec![10, 11])]);
+    }
+
+    /// S4.
+    #[test]
+    fn a_seal_that_nobody_reaches_holds_unless_nobody_has_seen_it() {
+        let backups = held(&[(10, vec![open(2, 1, 300, &[2])])]);
+        let recorded = seal(2, 340);
+        assert_eq!(
+            assess(Epoch(0), Some(recorded), false, &backups),
+            Err(Hold::SealNotReached(recorded))
+        );
+        assert_eq!(
+            assess(Epoch(0), Some(recorded), true, &backups)
+                .unwrap()
+                .seal,
+            seal(2, 300)
+        );
+        // Same length and other bytes: not the sealed replica.
+        let other = Seal {
+            checksum: 1,
+            ..seal(2, 300)
+        };
+        assert!(assess(Epoch(0), Some(other), false, &backups).is_err());
+    }
+
+    #[test]
+    fn a_long_list_of_missing_segments_is_cut() {
+        let all: Vec<u64> = (1..=1000).collect();
+        let Err(hold) = fresh(0, &[(10, vec![open(1000, 1, 300, &all)])]) else {
+            panic!()
+        };
+        let Hold::Missing { segments, count } = &hold else {
+            panic!("{hold:?}")
+        };
+        assert_eq!((segments.len(), *count), (MISSING_NAMED_MAX, 999));
+        assert!(hold.to_string().ends_with('…'));
+    }
+}

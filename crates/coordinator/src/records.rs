@@ -1,0 +1,837 @@
+//! The coordinator's memory that outlives it: what each record means, its bytes, and the journal
+//! through which they are written.
+//!
+//! | key | value | there while |
+//! |---|---|---|
+//! | `cluster/identity` | cluster id, replicas | always |
+//! | `cluster/start` | how many coordinators have begun, and the clock ceiling | always |
+//! | `server/<id>` | a shard or backup that is up | it has not been declared dead |
+//! | `log/<id>` | a live log's minimum epoch and stores, or a dead one's recovery | it is not gone |
+//! | `tablet/<first slot>` | a slot range, its owner and epoch | slots have been dealt out |
+//! | `gone/<id>` | the ordinal of a death | it is among the newest `GONE_MAX` |
+//!
+//! A value is: format version (1 byte), fields in little-endian order, CRC32C of all before it.
+//! Ids in keys are 16 hexadecimal digits, slots 5 decimal ones, so that keys sort as they should
+//! and a person can read them.
+//!
+//! J1. Nothing that follows from a change is done before the change is durable. `Journal::idle`
+//!     says that everything is; the coordinator acts only then.
+//! J2. All changes of one step become durable together or not at all.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use holdfast_cluster::{Output, Outputs, RecordWrite};
+use holdfast_format::{
+    ClusterMs, Epoch, LogId, SLOTS, SegmentId, ServerId, Slot, SlotRange, crc32c,
+};
+use holdfast_wire::{Member, Role};
+
+/// The only format of values so far.
+const VALUE_VERSION: u8 = 1;
+
+/// Dead ids remembered. A message of a dead member that is delayed past so many later deaths, or a
+/// store that was away for so long, is no longer recognised: the store keeps its frames and the
+/// coordinator says so.
+pub(crate) const GONE_MAX: usize = 4096;
+
+/// A record that cannot be used. The coordinator does not start: guessing would lose sessions.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("record `{key}` {why}")]
+pub struct RecordError {
+    pub key: String,
+    pub why: RecordFault,
+}
+
+/// What is wrong with a record.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RecordFault {
+    #[error("has a key that this version does not know; was it written by a newer one?")]
+    UnknownKey,
+    #[error("has format version {0}, which this version does not know")]
+    UnknownVersion(u8),
+    #[error("is damaged: its checksum does not match")]
+    Checksum,
+    #[error("is damaged: it ends early or has bytes left over")]
+    Length,
+    #[error("makes no sense: {0}")]
+    Nonsense(&'static str),
+}
+
+/// What the cluster was made with and cannot change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub cluster: u64,
+    pub replicas: u8,
+}
+
+/// Written at each start, and whenever the clock nears its ceiling.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub(crate) struct Start {
+    /// Coordinators begun so far; the high half of view versions.
+    pub generation: u32,
+    /// No cluster time above this has been handed out.
+    pub clock_ceiling: ClusterMs,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum LogRecord {
+    Live(LiveLog),
+    Recovering(DeadLog),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub(crate) struct LiveLog {
+    /// Open replicas below this never count as a head (R4).
+    pub minimum_epoch: Epoch,
+    /// Every store that was up at some time of this log's life, sorted: a replica can be nowhere
+    /// else. 0 stands for a backup that did not name its store.
+    pub stores: Vec<u64>,
+}
+
+/// A dead shard's log on its way to being gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct DeadLog {
+    /// The shard's name, for reports.
+    pub name: String,
+    pub detected: ClusterMs,
+    pub fence: Epoch,
+    pub minimum_epoch: Epoch,
+    pub stores: Vec<u64>,
+    pub seal: Option<Seal>,
+    /// The highest attempt so far.
+    pub attempts: u64,
+    /// True once any range has a new owner, from when the seal can never change.
+    pub taken_over: bool,
+    pub partitions: Vec<Partition>,
+}
+
+/// The agreed end of a dead log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seal {
+    pub head: SegmentId,
+    pub length: u32,
+    /// CRC32C of the head's bytes up to `length`.
+    pub checksum: u32,
+}
+
+/// Ranges of a dead log that one shard is taking over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Partition {
+    pub attempt: u64,
+    pub master: ServerId,
+    pub ranges: Vec<SlotRange>,
+}
+
+/// Who owns a slot range. Whether it is available follows from the owner's log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ownership {
+    pub range: SlotRange,
+    pub owner: LogId,
+    pub epoch: Epoch,
+}
+
+/// Everything a coordinator finds when it starts, checked to be consistent.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Recorded {
+    pub identity: Option<Identity>,
+    pub start: Start,
+    pub servers: BTreeMap<ServerId, Member>,
+    pub logs: BTreeMap<LogId, LogRecord>,
+    pub tablets: Vec<Ownership>,
+    pub gone: BTreeMap<ServerId, u64>,
+}
+
+impl Recorded {
+    pub(crate) fn load(records: Vec<(String, Bytes)>) -> Result<Recorded, RecordError> {
+        let mut found = Recorded::default();
+        for (key, value) in records {
+            found
+                .take(&key, &value)
+                .map_err(|why| RecordError { key, why })?;
+        }
+        found.check()?;
+        Ok(found)
+    }
+
+    fn take(&mut self, key: &str, value: &[u8]) -> Result<(), RecordFault> {
+        let (kind, name) = key.split_once('/').ok_or(RecordFault::UnknownKey)?;
+        let mut fields = Fields::open(value)?;
+        match (kind, name) {
+            ("cluster", "identity") => {
+                self.identity = Some(Identity {
+                    cluster: fields.u64()?,
+                    replicas: fields.u8()?,
+                });
+            }
+            ("cluster", "start") => {
+                self.start = Start {
+                    generation: fields.u32()?,
+                    clock_ceiling: ClusterMs(fields.u64()?),
+                };
+            }
+            ("server", id) => {
+                let id = ServerId(parse_id(id)?);
+                self.servers.insert(id, fields.member(id)?);
+            }
+            ("log", id) => {
+                self.logs.insert(LogId(parse_id(id)?), fields.log()?);
+            }
+            ("tablet", first) => {
+                let first: u16 = first.parse().map_err(|_| RecordFault::UnknownKey)?;
+                let last = fields.u16()?;
+                self.tablets.push(Ownership {
+                    range: range(first, last)?,
+                    owner: LogId(fields.u64()?),
+                    epoch: Epoch(fields.u64()?),
+                });
+            }
+            ("gone", id) => {
+                self.gone.insert(ServerId(parse_id(id)?), fields.u64()?);
+            }
+            _ => return Err(RecordFault::UnknownKey),
+        }
+        fields.end()
+    }
+
+    /// What no single record can show.
+    fn check(&mut self) -> Result<(), RecordError> {
+        let nonsense = |key: String, why| RecordError {
+            key,
+            why: RecordFault::Nonsense(why),
+        };
+        if self.identity.is_none() && !(self.servers.is_empty() && self.tablets.is_empty()) {
+            return Err(nonsense(
+                IDENTITY_KEY.into(),
+                "it is missing and others are there",
+            ));
+        }
+        self.tablets.sort_unstable_by_key(|tablet| tablet.range);
+        let mut next = 0;
+        for tablet in &self.tablets {
+            if tablet.range.first.0 != next {
+                return Err(nonsense(
+                    tablet_key(tablet.range),
+                    "tablets overlap or leave a gap",
+                ));
+            }
+            next = tablet.range.last.0 + 1;
+            if !self.logs.contains_key(&tablet.owner) {
+                return Err(nonsense(
+                    tablet_key(tablet.range),
+                    "its owner has no log record",
+                ));
+            }
+        }
+        if next != 0 && next != SLOTS {
+            return Err(nonsense(format!("tablet/{next:05}"), "it is missing"));
+        }
+        for (log, record) in &self.logs {
+            let shard = self.servers.get(&log.shard());
+            let alive = shard.is_some_and(|member| member.role == Role::Shard);
+            match record {
+                LogRecord::Live(_) if !alive => {
+                    return Err(nonsense(
+                        log_key(*log),
+                        "a live log's shard has no server record",
+                    ));
+                }
+                LogRecord::Recovering(_) if alive => {
+                    return Err(nonsense(
+                        log_key(*log),
+                        "a dead log's shard has a server record",
+                    ));
+                }
+                LogRecord::Recovering(dead) => {
+                    let owned = |range: &SlotRange| {
+                        let inside = |t: &Ownership| {
+                            t.range.contains(range.first) && t.range.contains(range.last)
+                        };
+                        self.tablets.iter().any(|t| t.owner == *log && inside(t))
+                    };
+                    if !dead.partitions.iter().all(|p| p.ranges.iter().all(owned)) {
+                        let why = "it plans for slots that the log does not own";
+                        return Err(nonsense(log_key(*log), why));
+                    }
+                }
+                _ => {}
+            }
+        }
+        for (id, member) in &self.servers {
+            if member.role == Role::Shard && !self.logs.contains_key(&LogId::of(*id)) {
+                return Err(nonsense(server_key(*id), "the shard has no log record"));
+            }
+        }
+        Ok(())
+    }
+}
+
+const IDENTITY_KEY: &str = "cluster/identity";
+const START_KEY: &str = "cluster/start";
+
+fn server_key(id: ServerId) -> String {
+    format!("server/{:016x}", id.0)
+}
+fn log_key(log: LogId) -> String {
+    format!("log/{:016x}", log.0)
+}
+fn tablet_key(range: SlotRange) -> String {
+    format!("tablet/{:05}", range.first.0)
+}
+fn gone_key(id: ServerId) -> String {
+    format!("gone/{:016x}", id.0)
+}
+
+fn parse_id(text: &str) -> Result<u64, RecordFault> {
+    match u64::from_str_radix(text, 16) {
+        Ok(id) if text.len() == 16 => Ok(id),
+        _ => Err(RecordFault::UnknownKey),
+    }
+}
+
+fn range(first: u16, last: u16) -> Result<SlotRange, RecordFault> {
+    if first > last || last >= SLOTS {
+        return Err(RecordFault::Nonsense("not a slot range"));
+    }
+    Ok(SlotRange {
+        first: Slot(first),
+        last: Slot(last),
+    })
+}
+
+/// Collects the changes of each step and keeps one write under way at a time, so that a slow
+/// store merges changes instead of queueing them: what waits is bounded by the number of records.
+#[derive(Debug, Default)]
+pub(crate) struct Journal {
+    staged: BTreeMap<String, Option<Bytes>>,
+    in_flight: Option<u64>,
+    last_token: u64,
+    /// The newest ceiling staged, written and durable.
+    ceiling_staged: ClusterMs,
+    ceiling_in_flight: ClusterMs,
+    ceiling_durable: ClusterMs,
+}
+
+impl Journal {
+    /// Knowing what the records already hold.
+    pub(crate) fn new(start: Start) -> Journal {
+        Journal {
+            ceiling_durable: start.clock_ceiling,
+            ..Journal::default()
+        }
+    }
+
+    pub(crate) fn put_identity(&mut self, identity: Identity) {
+        let mut value = Value::new();
+        value.u64(identity.cluster);
+        value.u8(identity.replicas);
+        self.put(IDENTITY_KEY.into(), value);
+    }
+
+    pub(crate) fn put_start(&mut self, start: Start) {
+        let mut value = Value::new();
+        value.u32(start.generation);
+        value.u64(start.clock_ceiling.0);
+        self.put(START_KEY.into(), value);
+        self.ceiling_staged = start.clock_ceiling;
+    }
+
+    pub(crate) fn put_server(&mut self, member: &Member) {
+        let mut value = Value::new();
+        value.member(member);
+        self.put(server_key(member.id), value);
+    }
+
+    pub(crate) fn remove_server(&mut self, id: ServerId) {
+        self.staged.insert(server_key(id), None);
+    }
+
+    pub(crate) fn put_log(&mut self, log: LogId, record: &LogRecord) {
+        let mut value = Value::new();
+        value.log(record);
+        self.put(log_key(log), value);
+    }
+
+    pub(crate) fn remove_log(&mut self, log: LogId) {
+        self.staged.insert(log_key(log), None);
+    }
+
+    pub(crate) fn put_tablet(&mut self, tablet: &Ownership) {
+        let mut value = Value::new();
+        value.u16(tablet.range.last.0);
+        value.u64(tablet.owner.0);
+        value.u64(tablet.epoch.0);
+        self.put(tablet_key(tablet.range), value);
+    }
+
+    pub(crate) fn remove_tablet(&mut self, range: SlotRange) {
+        self.staged.insert(tablet_key(range), None);
+    }
+
+    pub(crate) fn put_gone(&mut self, id: ServerId, ordinal: u64) {
+        let mut value = Value::new();
+        value.u64(ordinal);
+        self.put(gone_key(id), value);
+    }
+
+    pub(crate) fn remove_gone(&mut self, id: ServerId) {
+        self.staged.insert(gone_key(id), None);
+    }
+
+    /// Begins to write what is staged, unless a write is under way (J2: then all of it goes next).
+    pub(crate) fn commit(&mut self, out: &mut Outputs) {
+        if self.in_flight.is_some() || self.staged.is_empty() {
+            return;
+        }
+        self.last_token += 1;
+        self.in_flight = Some(self.last_token);
+        self.ceiling_in_flight = self.ceiling_staged;
+        let writes = std::mem::take(&mut self.staged);
+        out.push(Output::Records {
+            token: self.last_token,
+            writes: writes
+                .into_iter()
+                .map(|(key, value)| RecordWrite { key, value })
+                .collect(),
+        });
+    }
+
+    /// The driver says that a write is durable.
+    pub(crate) fn written(&mut self, token: u64) {
+        if self.in_flight == Some(token) {
+            self.in_flight = None;
+            self.ceiling_durable = self.ceiling_durable.max(self.ceiling_in_flight);
+        }
+    }
+
+    /// J1: everything decided so far is durable.
+    pub(crate) fn idle(&self) -> bool {
+        self.in_flight.is_none() && self.staged.is_empty()
+    }
+
+    pub(crate) fn ceiling_durable(&self) -> ClusterMs {
+        self.ceiling_durable
+    }
+
+    fn put(&mut self, key: String, value: Value) {
+        self.staged.insert(key, Some(value.seal()));
+    }
+}
+
+/// A value being written.
+struct Value(Vec<u8>);
+
+impl Value {
+    fn new() -> Value {
+        Value(vec![VALUE_VERSION])
+    }
+    fn u8(&mut self, v: u8) {
+        self.0.push(v);
+    }
+    fn u16(&mut self, v: u16) {
+        self.0.extend_from_slice(&v.to_le_bytes());
+    }
+    fn u32(&mut self, v: u32) {
+        self.0.extend_from_slice(&v.to_le_bytes());
+    }
+    fn u64(&mut self, v: u64) {
+        self.0.extend_from_slice(&v.to_le_bytes());
+    }
+    fn count(&mut self, n: usize) {
+        self.u32(u32::try_from(n).expect("records hold thousands of things, not billions"));
+    }
+    fn text(&mut self, text: &str) {
+        self.count(text.len());
+        self.0.extend_from_slice(text.as_bytes());
+    }
+    fn stores(&mut self, stores: &[u64]) {
+        self.count(stores.len());
+        stores.iter().for_each(|store| self.u64(*store));
+    }
+    fn member(&mut self, member: &Member) {
+        self.u8(match member.role {
+            Role::Shard => 1,
+            Role::Backup => 2,
+            Role::Coordinator | Role::Gateway => {
+                unreachable!("only shards and backups are recorded")
+            }
+        });
+        self.text(&member.address);
+        self.text(&member.machine);
+        self.u32(member.pid);
+        self.text(&member.resp_cluster);
+        self.text(&member.name);
+        self.u64(member.store);
+    }
+    fn log(&mut self, record: &LogRecord) {
+        match record {
+            LogRecord::Live(log) => {
+                self.u8(1);
+                self.u64(log.minimum_epoch.0);
+                self.stores(&log.stores);
+            }
+            LogRecord::Recovering(log) => {
+                self.u8(2);
+                self.text(&log.name);
+                self.u64(log.detected.0);
+                self.u64(log.fence.0);
+                self.u64(log.minimum_epoch.0);
+                self.stores(&log.stores);
+                self.u8(u8::from(log.seal.is_some()));
+                if let Some(seal) = log.seal {
+                    self.u64(seal.head.0);
+                    self.u32(seal.length);
+                    self.u32(seal.checksum);
+                }
+                self.u64(log.attempts);
+                self.u8(u8::from(log.taken_over));
+                self.count(log.partitions.len());
+                for partition in &log.partitions {
+                    self.u64(partition.attempt);
+                    self.u64(partition.master.0);
+                    self.count(partition.ranges.len());
+                    for range in &partition.ranges {
+                        self.u16(range.first.0);
+                        self.u16(range.last.0);
+                    }
+                }
+            }
+        }
+    }
+    fn seal(mut self) -> Bytes {
+        let checksum = crc32c(&self.0);
+        self.0.extend_from_slice(&checksum.to_le_bytes());
+        Bytes::from(self.0)
+    }
+}
+
+/// A value being read.
+struct Fields<'a>(&'a [u8]);
+
+impl<'a> Fields<'a> {
+    fn open(value: &'a [u8]) -> Result<Fields<'a>, RecordFault> {
+        let (body, checksum) = value.split_last_chunk::<4>().ok_or(RecordFault::Length)?;
+        if crc32c(body) != u32::from_le_bytes(*checksum) {
+            return Err(RecordFault::Checksum);
+        }
+        let mut fields = Fields(body);
+        match fields.u8()? {
+            VALUE_VERSION => Ok(fields),
+            other => Err(RecordFault::UnknownVersion(other)),
+        }
+    }
+    fn take<const N: usize>(&mut self) -> Result<[u8; N], RecordFault> {
+        let (taken, rest) = self.0.split_first_chunk::<N>().ok_or(RecordFault::Length)?;
+        self.0 = rest;
+        Ok(*taken)
+    }
+    fn u8(&mut self) -> Result<u8, RecordFault> {
+        Ok(u8::from_le_bytes(self.take()?))
+    }
+    fn u16(&mut self) -> Result<u16, RecordFault> {
+        Ok(u16::from_le_bytes(self.take()?))
+    }
+    fn u32(&mut self) -> Result<u32, RecordFault> {
+        Ok(u32::from_le_bytes(self.take()?))
+    }
+    fn u64(&mut self) -> Result<u64, RecordFault> {
+        Ok(u64::from_le_bytes(self.take()?))
+    }
+    fn flag(&mut self) -> Result<bool, RecordFault> {
+        match self.u8()? {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(RecordFault::Nonsense("a flag is neither 0 nor 1")),
+        }
+    }
+    /// How many things of at least `bytes_each` bytes follow.
+    fn count(&mut self, bytes_each: usize) -> Result<usize, RecordFault> {
+        let n = self.u32()? as usize;
+        if n > self.0.len() / bytes_each {
+            return Err(RecordFault::Length);
+        }
+        Ok(n)
+    }
+    fn text(&mut self) -> Result<String, RecordFault> {
+        let n = self.count(1)?;
+        let (text, rest) = self.0.split_at(n);
+        self.0 = rest;
+        String::from_utf8(text.to_vec()).map_err(|_| RecordFault::Nonsense("text is not UTF-8"))
+    }
+    fn stores(&mut self) -> Result<Vec<u64>, RecordFault> {
+        (0..self.count(8)?).map(|_| self.u64()).collect()
+    }
+    fn member(&mut self, id: ServerId) -> Result<Member, RecordFault> {
+        let role = match self.u8()? {
+            1 => Role::Shard,
+            2 => Role::Backup,
+            _ => return Err(RecordFault::Nonsense("neither a shard nor a backup")),
+        };
+        Ok(Member {
+            id,
+            role,
+            address: self.text()?,
+            machine: self.text()?,
+            pid: self.u32()?,
+            resp_cluster: self.text()?,
+            name: self.text()?,
+            store: self.u64()?,
+        })
+    }
+    fn log(&mut self) -> Result<LogRecord, RecordFault> {
+        match self.u8()? {
+            1 => Ok(LogRecord::Live(LiveLog {
+                minimum_epoch: Epoch(self.u64()?),
+                stores: self.stores()?,
+            })),
+            2 => Ok(LogRecord::Recovering(DeadLog {
+                name: self.text()?,
+                detected: ClusterMs(self.u64()?),
+                fence: Epoch(self.u64()?),
+                minimum_epoch: Epoch(self.u64()?),
+                stores: self.stores()?,
+                seal: match self.flag()? {
+                    true => Some(Seal {
+                        head: SegmentId(self.u64()?),
+                        length: self.u32()?,
+                        checksum: self.u32()?,
+                    }),
+                    false => None,
+                },
+                attempts: self.u64()?,
+                taken_over: self.flag()?,
+                partitions: self.partitions()?,
+            })),
+            _ => Err(RecordFault::Nonsense("neither a live log nor a dead one")),
+        }
+    }
+    fn partitions(&mut self) -> Result<Vec<Partition>, RecordFault> {
+        let one = |fields: &mut Self| {
+            Ok(Partition {
+                attempt: fields.u64()?,
+                master: ServerId(fields.u64()?),
+                ranges: (0..fields.count(4)?)
+                    .map(|_| range(fields.u16()?, fields.u16()?))
+                    .collect::<Result<_, _>>()?,
+            })
+        };
+        (0..self.count(20)?).map(|_| one(self)).collect()
+    }
+    fn end(self) -> Result<(), RecordFault> {
+        if self.0.is_empty() {
+            Ok(())
+        } else {
+            Err(RecordFault::Length)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shard(id: u64) -> Member {
+        Member {
+            id: ServerId(id),
+            role: Role::Shard,
+            address: "127.0.0.1:7400".into(),
+            machine: "rack-1".into(),
+            pid: 77,
+            resp_cluster: "127.0.0.1:6381".into(),
+            name: "master-1.0".into(),
+            store: 9,
+        }
+    }
+
+    fn dead() -> DeadLog {
+        DeadLog {
+            name: "master-2.0".into(),
+            detected: ClusterMs(1_700_000_000_123),
+            fence: Epoch(1 << 32),
+            minimum_epoch: Epoch(3),
+            stores: vec![4, 5, 6],
+            seal: Some(Seal {
+                head: SegmentId(12),
+                length: 4096,
+                checksum: 0xABCD,
+            }),
+            attempts: 2,
+            taken_over: true,
+            partitions: vec![Partition {
+                attempt: 2,
+                master: ServerId(1),
+                ranges: vec![range(9005, 9009).unwrap(), range(9100, 9100).unwrap()],
+            }],
+        }
+    }
+
+    /// What a store would hold after these writes.
+    fn written(journal: &mut Journal) -> Vec<(String, Bytes)> {
+        let mut out = Outputs::default();
+        journal.commit(&mut out);
+        let Some(Output::Records { token, writes }) = out.list.pop() else {
+            panic!("nothing written")
+        };
+        journal.written(token);
+        writes
+            .into_iter()
+            .filter_map(|w| w.value.map(|value| (w.key, value)))
+            .collect()
+    }
+
+    fn everything() -> Vec<(String, Bytes)> {
+        let mut journal = Journal::default();
+        journal.put_identity(Identity {
+            cluster: 42,
+            replicas: 3,
+        });
+        journal.put_start(Start {
+            generation: 5,
+            clock_ceiling: ClusterMs(99),
+        });
+        journal.put_server(&shard(1));
+        let live = LiveLog {
+            minimum_epoch: Epoch(2),
+            stores: vec![4, 5],
+        };
+        journal.put_log(LogId(1), &LogRecord::Live(live));
+        journal.put_log(LogId(2), &LogRecord::Recovering(dead()));
+        for (first, last, owner) in [(0, 8191, 1), (8192, 16383, 2)] {
+            journal.put_tablet(&Ownership {
+                range: range(first, last).unwrap(),
+                owner: LogId(owner),
+                epoch: Epoch(1),
+            });
+        }
+        journal.put_gone(ServerId(7), 31);
+        written(&mut journal)
+    }
+
+    #[test]
+    fn records_come_back_as_they_were_written() {
+        let found = Recorded::load(everything()).unwrap();
+        assert_eq!(
+            found.identity,
+            Some(Identity {
+                cluster: 42,
+                replicas: 3
+            })
+        );
+        assert_eq!(
+            found.start,
+            Start {
+                generation: 5,
+                clock_ceiling: ClusterMs(99)
+            }
+        );
+        assert_eq!(found.servers[&ServerId(1)], shard(1));
+        assert_eq!(found.logs[&LogId(2)], LogRecord::Recovering(dead()));
+        assert_eq!(found.tablets.len(), 2);
+        assert_eq!(found.gone[&ServerId(7)], 31);
+        let keys: Vec<String> = everything().into_iter().map(|(key, _)| key).collect();
+        assert!(
+            keys.contains(&"server/0000000000000001".to_string()),
+            "{keys:?}"
+        );
+        assert!(keys.contains(&"tablet/08192".to_string()), "{keys:?}");
+    }
+
+    /// Every single damaged byte of every value is noticed, and none panics.
+    #[test]
+    fn damaged_records_are_refused() {
+        let records = everything();
+        for at in 0..records.len() {
+            for byte in 0..records[at].1.len() {
+                let mut damaged = records.clone();
+                let mut value = damaged[at].1.to_vec();
+                value[byte] ^= 0x20;
+                damaged[at].1 = Bytes::from(value);
+                let error = Recorded::load(damaged).unwrap_err();
+                assert_eq!(
+                    (error.key, error.why),
+                    (records[at].0.clone(), RecordFault::Checksum)
+                );
+            }
+            let mut short = records.clone();
+            short[at].1.truncate(3);
+            assert_eq!(Recorded::load(short).unwrap_err().why, RecordFault::Length);
+        }
+    }
+
+    /// Bytes with a right checksum and wrong contents give errors, never panics.
+    #[test]
+    fn nonsense_is_refused_without_panic() {
+        let mut dice = holdfast_cluster::Dice::new(11);
+        for (key, value) in everything() {
+            for _ in 0..500 {
+                let mut body = value[..value.len() - 4].to_vec();
+                let at = dice.below(body.len() as u64) as usize;
+                body[at] = dice.roll() as u8;
+                body.truncate(1 + dice.below(body.len() as u64) as usize);
+                let _ = Recorded::load(vec![(key.clone(), Value(body).seal())]);
+            }
+        }
+        let with_version = |version| vec![("cluster/start".into(), Value(vec![version]).seal())];
+        assert_eq!(
+            Recorded::load(with_version(9)).unwrap_err().why,
+            RecordFault::UnknownVersion(9)
+        );
+        assert_eq!(
+            Recorded::load(with_version(1)).unwrap_err().why,
+            RecordFault::Length
+        );
+        let strange = vec![("site/1".to_string(), Value::new().seal())];
+        assert_eq!(
+            Recorded::load(strange).unwrap_err().why,
+            RecordFault::UnknownKey
+        );
+    }
+
+    #[test]
+    fn records_that_contradict_each_other_are_refused() {
+        for missing in [
+            "cluster/identity",
+            "server/0000000000000001",
+            "log/0000000000000001",
+            "log/0000000000000002",
+            "tablet/00000",
+            "tablet/08192",
+        ] {
+            let records = everything()
+                .into_iter()
+                .filter(|(key, _)| key != missing)
+                .collect();
+            let error = Recorded::load(records).unwrap_err();
+            assert!(
+                matches!(error.why, RecordFault::Nonsense(_)),
+                "{missing}: {error}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_slow_store_gets_one_write_at_a_time() {
+        let mut journal = Journal::default();
+        let mut out = Outputs::default();
+        journal.put_gone(ServerId(1), 1);
+        journal.commit(&mut out);
+        for ordinal in 2..100 {
+            journal.put_gone(ServerId(1), ordinal);
+            journal.commit(&mut out);
+        }
+        assert_eq!(out.list.len(), 1);
+        assert!(!journal.idle());
+        journal.written(7); // a token never given
+        journal.commit(&mut out);
+        assert_eq!(out.list.len(), 1);
+        journal.written(1);
+        assert!(!journal.idle());
+        journal.commit(&mut out);
+        let Some(Output::Records { token: 2, writes }) = out.list.pop() else {
+            panic!()
+        };
+        assert_eq!(writes.len(), 1, "writes to one key merge");
+        journal.written(2);
+        assert!(journal.idle());
+    }
+}

@@ -1,0 +1,643 @@
+//! One dead log, from its shard's death until somebody else owns all that it owned.
+//!
+//! ```text
+//! Fencing --all backups answered--> Held <--> Replaying --all ranges taken over--> (gone)
+//!    ^                                |           |
+//!    +---- a backup comes or goes ----+-----------+
+//! ```
+//!
+//! A task that compares what is (the record, what backups answered) with what should be (no range
+//! left with the dead log) and says the next messages. Every run is a retry: after a restart of the
+//! coordinator it begins with the record and asks the backups again.
+//!
+//! V1. The fence is above every epoch that the dead shard can have used.
+//! V2. The seal and the plan are recorded before anyone is told (J1).
+//! V3. A shard takes over at most one partition of a log at a time, so that a newer attempt given
+//!     to it never means that an older one was withdrawn.
+//! V4. The ranges to recover are those that the tablet map gives to the log. A partition done is
+//!     no longer among them, so nothing is recovered twice and nothing is forgotten.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use holdfast_cluster::{Level, Outputs};
+use holdfast_format::{ClusterMs, Epoch, LogId, ServerId, SlotRange};
+use holdfast_wire::{Inventory, Message, Recover, RecoveryFailure, ReplayTimings, Role};
+
+use crate::inventory::{Hold, Reading, assess};
+use crate::membership::Servers;
+use crate::records::{DeadLog, Journal, LiveLog, LogRecord, Partition};
+use crate::tablets::{Tablets, divide, without};
+
+/// Added to the recorded minimum to make the fence (V1). A shard that loses backups raises its
+/// epoch one at a time before it asks for a record, so it may be ahead of what is recorded, but
+/// never by four billion.
+const FENCE_AHEAD: u64 = 1 << 32;
+
+/// `Fence` and `Recover` are said again after so long without an answer or a sign of progress.
+const FENCE_REPEAT_US: u64 = 100_000;
+const RECOVER_REPEAT_US: u64 = 500_000;
+
+/// After a failure the same thing is tried again no sooner than this, doubling up to the maximum.
+const RETRY_MIN_US: u64 = 200_000;
+const RETRY_MAX_US: u64 = 10_000_000;
+
+/// When much is missing, others may be about to enlist (a cold start, a restarted machine): a plan
+/// made a moment later reads more replicas and uses more memory.
+const SETTLE_US: u64 = 300_000;
+
+/// Attempts remembered for reports.
+const REPORTS_MAX: usize = 256;
+
+/// What a recovery may look at.
+pub(crate) struct Surroundings<'a> {
+    pub now_us: u64,
+    pub servers: &'a Servers,
+    pub replicas: u8,
+    pub initial_shards: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum State {
+    /// Not every backup that is up has answered the fence.
+    Fencing,
+    Held(Hold),
+    Readable(Reading),
+    /// Certainly nothing was ever acknowledged: the log has no replica on any store of its life,
+    /// or the cluster keeps none.
+    Empty,
+}
+
+/// What became of one attempt, for reports.
+#[derive(Clone, Debug)]
+pub(crate) struct Report {
+    pub master: ServerId,
+    pub ranges: Vec<SlotRange>,
+    pub entries: u64,
+    pub bytes: u64,
+    pub timings: Option<ReplayTimings>,
+    pub ended_us: Option<u64>,
+    pub failure: Option<RecoveryFailure>,
+    due_us: u64,
+}
+
+/// What a recovery master says of a partition that it has taken over.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Done {
+    pub attempt: u64,
+    pub entries: u64,
+    pub bytes: u64,
+    pub timings: ReplayTimings,
+}
+
+/// When each phase ended, by the coordinator's own clock.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct PhaseTimes {
+    pub detected_us: u64,
+    pub silent_us: u64,
+    pub fenced_us: Option<u64>,
+    pub sealed_us: Option<u64>,
+    pub planned_us: Option<u64>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Recovery {
+    log: LogId,
+    record: DeadLog,
+    state: State,
+    /// The inventories differ from what `state` was judged by.
+    dirty: bool,
+    inventories: BTreeMap<ServerId, Inventory>,
+    received_us: BTreeMap<ServerId, u64>,
+    fence_due_us: BTreeMap<ServerId, u64>,
+    /// Shards without the memory for it, and until when they are not asked again.
+    avoid_until_us: BTreeMap<ServerId, u64>,
+    plan_due_us: u64,
+    failures: u32,
+    reports: BTreeMap<u64, Report>,
+    times: PhaseTimes,
+    warned: Option<Hold>,
+}
+
+impl Recovery {
+    /// Of a log that was live until now. `silent_us`: since its shard was last heard.
+    pub(crate) fn begin(
+        log: LogId,
+        name: String,
+        live: LiveLog,
+        detected: ClusterMs,
+        now_us: u64,
+        silent_us: u64,
+    ) -> Recovery {
+        let record = DeadLog {
+            name,
+            detected,
+            fence: Epoch(live.minimum_epoch.0 + FENCE_AHEAD),
+            minimum_epoch: live.minimum_epoch,
+            stores: live.stores,
+            seal: None,
+            attempts: 0,
+            taken_over: false,
+            partitions: Vec::new(),
+        };
+        Recovery {
+            times: PhaseTimes {
+                silent_us,
+                ..Default::default()
+            },
+            ..Self::resume(log, record, now_us)
+        }
+    }
+
+    /// As recorded by an earlier coordinator.
+    pub(crate) fn resume(log: LogId, record: DeadLog, now_us: u64) -> Recovery {
+        let mut recovery = Recovery {
+            log,
+            state: State::Fencing,
+            dirty: true,
+            inventories: BTreeMap::new(),
+            received_us: BTreeMap::new(),
+            fence_due_us: BTreeMap::new(),
+            avoid_until_us: BTreeMap::new(),
+            plan_due_us: 0,
+            failures: 0,
+            reports: BTreeMap::new(),
+            times: PhaseTimes::default(),
+            warned: None,
+            record,
+        };
+        recovery.times.detected_us = now_us;
+        for partition in recovery.record.partitions.clone() {
+            recovery.report(&partition);
+        }
+        recovery
+    }
+
+    pub(crate) fn record(&self) -> &DeadLog {
+        &self.record
+    }
+
+    pub(crate) fn save(&self, journal: &mut Journal) {
+        journal.put_log(self.log, &LogRecord::Recovering(self.record.clone()));
+    }
+
+    pub(crate) fn times(&self) -> &PhaseTimes {
+        &self.times
+    }
+
+    pub(crate) fn reports(&self) -> &BTreeMap<u64, Report> {
+        &self.reports
+    }
+
+    /// Why it waits, if it does.
+    pub(crate) fn hold(&self) -> Option<&Hold> {
+        match &self.state {
+            State::Held(hold) => Some(hold),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn is_fencing(&self) -> bool {
+        self.state == State::Fencing
+    }
+
+    /// What is being read, once known.
+    pub(crate) fn reading(&self) -> Option<&Reading> {
+        match &self.state {
+            State::Readable(reading) => Some(reading),
+            _ => None,
+        }
+    }
+
+    /// A backup's answer to the fence. One to another fence, or from the past, proves nothing.
+    pub(crate) fn inventory(&mut self, from: ServerId, inventory: Inventory, now_us: u64) {
+        if inventory.epoch != self.record.fence {
+            return;
+        }
+        if self
+            .inventories
+            .get(&from)
+            .is_none_or(|known| known.replicas != inventory.replicas)
+        {
+            self.dirty = true;
+        }
+        self.received_us.insert(from, now_us);
+        self.inventories.insert(from, inventory);
+    }
+
+    /// A member is dead: what it held is out of reach, and what it was taking over is free again.
+    pub(crate) fn lost(&mut self, server: ServerId, journal: &mut Journal) {
+        self.inventories.remove(&server);
+        self.received_us.remove(&server);
+        self.fence_due_us.remove(&server);
+        self.avoid_until_us.remove(&server);
+        self.dirty = true;
+        let before = self.record.partitions.len();
+        self.record
+            .partitions
+            .retain(|partition| partition.master != server);
+        if self.record.partitions.len() != before {
+            self.save(journal);
+        }
+    }
+
+    pub(crate) fn progress(
+        &mut self,
+        from: ServerId,
+        attempt: u64,
+        entries: u64,
+        bytes: u64,
+        now_us: u64,
+    ) {
+        if let Some(report) = self.reports.get_mut(&attempt)
+            && report.master == from
+            && report.ended_us.is_none()
+        {
+            report.entries = report.entries.max(entries);
+            report.bytes = report.bytes.max(bytes);
+            report.due_us = now_us + RECOVER_REPEAT_US;
+        }
+    }
+
+    /// A partition is in its recovery master's own log: it owns the ranges from now on. Returns
+    /// false for what is no longer, or never was, asked of it.
+    pub(crate) fn recovered(
+        &mut self,
+        from: ServerId,
+        done: Done,
+        now_us: u64,
+        tablets: &mut Tablets,
+        journal: &mut Journal,
+    ) -> bool {
+        let Some(partition) = self.end_partition(from, done.attempt) else {
+            return false;
+        };
+        if let Some(report) = self.reports.get_mut(&done.attempt) {
+            report.entries = done.entries;
+            report.bytes = done.bytes;
+            report.timings = Some(done.timings);
+            report.ended_us = Some(now_us);
+        }
+        self.record.taken_over = true;
+        tablets.hand_over(self.log, LogId::of(from), &partition.ranges, journal);
+        self.save(journal);
+        true
+    }
+
+    /// A recovery master gave up: the ranges are planned again, elsewhere if it lacked memory, with
+    /// fresh inventories if replicas could not be read.
+    pub(crate) fn failed(
+        &mut self,
+        from: ServerId,
+        attempt: u64,
+        reason: RecoveryFailure,
+        now_us: u64,
+        journal: &mut Journal,
+        out: &mut Outputs,
+    ) {
+        if self.end_partition(from, attempt).is_none() {
+            return;
+        }
+        if let Some(report) = self.reports.get_mut(&attempt) {
+            report.failure = Some(reason);
+            report.ended_us = Some(now_us);
+        }
+        let pause_us = (RETRY_MIN_US << self.failures.min(10)).min(RETRY_MAX_US);
+        self.failures += 1;
+        let why = match reason {
+            RecoveryFailure::OutOfMemory => {
+                self.avoid_until_us.insert(from, now_us + pause_us);
+                "is out of memory".to_string()
+            }
+            RecoveryFailure::SegmentMissing(segment) => {
+                self.plan_due_us = now_us + pause_us;
+                self.ask_again();
+                format!("could not read {segment} anywhere")
+            }
+        };
+        out.event(
+            Level::Warn,
+            format!(
+                "recovery of {} ({}): {from} {why}; its part is planned again",
+                self.log, self.record.name
+            ),
+        );
+        self.save(journal);
+    }
+
+    /// Compares what is with what should be and decides the next step. Returns true if ownership
+    /// changed.
+    pub(crate) fn advance(
+        &mut self,
+        around: &Surroundings<'_>,
+        tablets: &mut Tablets,
+        journal: &mut Journal,
+        out: &mut Outputs,
+    ) -> bool {
+        self.judge(around, journal, out);
+        let ranges = tablets.ranges_of(self.log);
+        let planned: Vec<SlotRange> = self
+            .record
+            .partitions
+            .iter()
+            .flat_map(|p| p.ranges.iter().copied())
+            .collect();
+        let unplanned = without(&ranges, &planned);
+        if unplanned.is_empty() || around.now_us < self.plan_due_us {
+            return false;
+        }
+        match self.state {
+            State::Fencing | State::Held(_) => false,
+            State::Empty => self.give_away(&unplanned, around, tablets, journal, out),
+            State::Readable(_) => {
+                self.plan(&unplanned, around, journal, out);
+                false
+            }
+        }
+    }
+
+    /// Says what is due. Called only when everything decided is durable (V2).
+    pub(crate) fn act(&mut self, around: &Surroundings<'_>, out: &mut Outputs) {
+        if around.replicas == 0 {
+            return;
+        }
+        let now_us = around.now_us;
+        for backup in around.servers.with_role(Role::Backup) {
+            let id = backup.member.id;
+            let due_us = self.fence_due_us.entry(id).or_insert(0);
+            if !self.inventories.contains_key(&id) && now_us >= *due_us {
+                *due_us = now_us + FENCE_REPEAT_US;
+                out.send(
+                    id,
+                    Message::Fence {
+                        log: self.log,
+                        epoch: self.record.fence,
+                    },
+                );
+            }
+        }
+        let State::Readable(reading) = &self.state else {
+            return;
+        };
+        let lease_remaining_ms = self.lease_remaining_ms(now_us);
+        for partition in &self.record.partitions {
+            let Some(report) = self.reports.get_mut(&partition.attempt) else {
+                continue;
+            };
+            if now_us < report.due_us {
+                continue;
+            }
+            report.due_us = now_us + RECOVER_REPEAT_US;
+            let recover = Recover {
+                log: self.log,
+                attempt: partition.attempt,
+                ranges: partition.ranges.clone(),
+                segments: reading.segments.clone(),
+                version_ceiling: reading.version_ceiling,
+                expiry_floor: reading.expiry_floor,
+                lease_remaining_ms,
+            };
+            out.send(partition.master, Message::Recover(recover));
+        }
+    }
+
+    /// Fence answered by all? Anything missing? What is the seal?
+    fn judge(&mut self, around: &Surroundings<'_>, journal: &mut Journal, out: &mut Outputs) {
+        if around.replicas == 0 {
+            self.state = State::Empty;
+            return;
+        }
+        let backups = || around.servers.with_role(Role::Backup);
+        let answered = backups().all(|b| self.inventories.contains_key(&b.member.id));
+        if !answered || self.stores_settling(around) {
+            self.state = State::Fencing;
+            self.dirty = true;
+            return;
+        }
+        if !self.dirty {
+            return;
+        }
+        self.dirty = false;
+        self.times.fenced_us.get_or_insert(around.now_us);
+        if self.certainly_empty(around) {
+            self.state = State::Empty;
+            return;
+        }
+        let may_reseal = !self.record.taken_over && self.record.partitions.is_empty();
+        let found = assess(
+            self.record.minimum_epoch,
+            self.record.seal,
+            may_reseal,
+            &self.inventories,
+        );
+        match found {
+            Ok(reading) => {
+                if self.record.seal != Some(reading.seal) {
+                    self.record.seal = Some(reading.seal);
+                    self.save(journal);
+                    out.event(
+                        Level::Info,
+                        format!(
+                            "log {} ({}) ends in segment {} at byte {}",
+                            self.log, self.record.name, reading.seal.head, reading.seal.length
+                        ),
+                    );
+                }
+                self.times.sealed_us.get_or_insert(around.now_us);
+                self.warned = None;
+                self.state = State::Readable(reading);
+            }
+            Err(hold) => {
+                if self.warned.as_ref() != Some(&hold) {
+                    out.event(
+                        Level::Warn,
+                        format!(
+                            "recovery of {} ({}) waits: {hold}",
+                            self.log, self.record.name
+                        ),
+                    );
+                    self.warned = Some(hold.clone());
+                }
+                self.state = State::Held(hold);
+            }
+        }
+    }
+
+    /// True while stores of this log are away and backups have only just been coming.
+    fn stores_settling(&self, around: &Surroundings<'_>) -> bool {
+        let up: BTreeSet<u64> = around
+            .servers
+            .with_role(Role::Backup)
+            .map(|b| b.member.store)
+            .collect();
+        let away = self.record.stores.iter().any(|store| !up.contains(store));
+        away && around
+            .servers
+            .with_role(Role::Backup)
+            .any(|b| b.heard && around.now_us.saturating_sub(b.since_us) < SETTLE_US)
+    }
+
+    /// No store that was ever up in the log's life holds a replica, and all were asked. The shard
+    /// then never acknowledged anything: that takes an opened head on R of them.
+    fn certainly_empty(&self, around: &Surroundings<'_>) -> bool {
+        let asked = |store: &u64| {
+            *store != 0
+                && around.servers.with_role(Role::Backup).any(|b| {
+                    b.member.store == *store && self.inventories.contains_key(&b.member.id)
+                })
+        };
+        self.record.seal.is_none()
+            && self.record.stores.len() >= usize::from(around.replicas)
+            && self.record.stores.iter().all(asked)
+            && self
+                .inventories
+                .values()
+                .all(|inventory| inventory.replicas.is_empty())
+    }
+
+    /// Shards that could take a part now, with their free bytes, emptiest first.
+    fn candidates(&mut self, around: &Surroundings<'_>) -> Vec<(ServerId, u64)> {
+        self.avoid_until_us
+            .retain(|_, until_us| around.now_us < *until_us);
+        let shards = || {
+            around
+                .servers
+                .with_role(Role::Shard)
+                .filter(|shard| shard.heard)
+        };
+        let settling = shards().count() < around.initial_shards as usize
+            && shards().any(|shard| around.now_us.saturating_sub(shard.since_us) < SETTLE_US);
+        if settling {
+            return Vec::new();
+        }
+        let busy = |id: ServerId| self.record.partitions.iter().any(|p| p.master == id);
+        let mut fit: Vec<(u64, ServerId, u64)> = shards()
+            .filter(|shard| !shard.is_suspect())
+            .map(|shard| {
+                (
+                    shard.figures.bytes_used,
+                    shard.member.id,
+                    shard.bytes_free(),
+                )
+            })
+            .filter(|(_, id, _)| !busy(*id) && !self.avoid_until_us.contains_key(id))
+            .collect();
+        fit.sort_unstable();
+        fit.into_iter().map(|(_, id, free)| (id, free)).collect()
+    }
+
+    fn plan(
+        &mut self,
+        unplanned: &[SlotRange],
+        around: &Surroundings<'_>,
+        journal: &mut Journal,
+        out: &mut Outputs,
+    ) {
+        let shards = self.candidates(around);
+        if shards.is_empty() {
+            return;
+        }
+        let parts = divide(unplanned, &shards);
+        out.event(
+            Level::Info,
+            format!(
+                "recovery of {} ({}): {} shards take over",
+                self.log,
+                self.record.name,
+                parts.len()
+            ),
+        );
+        for (master, ranges) in parts {
+            self.record.attempts += 1;
+            let partition = Partition {
+                attempt: self.record.attempts,
+                master,
+                ranges,
+            };
+            self.report(&partition);
+            self.record.partitions.push(partition);
+        }
+        self.times.planned_us.get_or_insert(around.now_us);
+        self.save(journal);
+    }
+
+    /// An empty log's ranges need no recovery, only an owner.
+    fn give_away(
+        &mut self,
+        ranges: &[SlotRange],
+        around: &Surroundings<'_>,
+        tablets: &mut Tablets,
+        journal: &mut Journal,
+        out: &mut Outputs,
+    ) -> bool {
+        let shards = self.candidates(around);
+        if shards.is_empty() {
+            return false;
+        }
+        for (shard, ranges) in divide(ranges, &shards) {
+            tablets.hand_over(self.log, LogId::of(shard), &ranges, journal);
+        }
+        self.record.taken_over = true;
+        self.save(journal);
+        let why = if around.replicas == 0 {
+            "the cluster keeps no replicas, so its sessions are lost"
+        } else {
+            "no replica of it was ever written"
+        };
+        out.event(
+            Level::Warn,
+            format!("log {} ({}): {why}", self.log, self.record.name),
+        );
+        true
+    }
+
+    fn end_partition(&mut self, master: ServerId, attempt: u64) -> Option<Partition> {
+        let fits = |p: &Partition| p.master == master && p.attempt == attempt;
+        let at = self.record.partitions.iter().position(fits)?;
+        Some(self.record.partitions.remove(at))
+    }
+
+    /// What backups hold may have changed: ask all of them.
+    fn ask_again(&mut self) {
+        self.inventories.clear();
+        self.received_us.clear();
+        self.fence_due_us.clear();
+        self.dirty = true;
+    }
+
+    fn report(&mut self, partition: &Partition) {
+        let report = Report {
+            master: partition.master,
+            ranges: partition.ranges.clone(),
+            entries: 0,
+            bytes: 0,
+            timings: None,
+            ended_us: None,
+            failure: None,
+            due_us: 0,
+        };
+        self.reports.insert(partition.attempt, report);
+        while self.reports.len() > REPORTS_MAX {
+            let ended = self
+                .reports
+                .iter()
+                .find(|(_, r)| r.ended_us.is_some())
+                .map(|(a, _)| *a);
+            // Running ones stay: there are no more of them than shards.
+            let Some(oldest) = ended else { break };
+            self.reports.remove(&oldest);
+        }
+    }
+
+    /// The longest lease that any backup may have granted, less what has passed since it said so.
+    fn lease_remaining_ms(&self, now_us: u64) -> u32 {
+        (self.inventories.iter())
+            .map(|(backup, inventory)| {
+                let passed_ms = (now_us - self.received_us[backup]) / 1_000;
+                inventory
+                    .lease_remaining_ms
+                    .saturating_sub(u32::try_from(passed_ms).unwrap_or(u32::MAX))
+            })
+            .max()
+            .unwrap_or(0)
+    }
+}

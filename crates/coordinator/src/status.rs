@@ -1,0 +1,163 @@
+//! What the coordinator knows, as plain data: for `ctl status`, `bench recovery` and tests.
+
+use std::collections::VecDeque;
+
+use holdfast_format::{ClusterMs, LogId, ServerId, SlotRange};
+use holdfast_wire::{ClusterConfig, Figures, Member, RecoveryFailure, ReplayTimings, Tablet};
+
+use crate::inventory::Hold;
+use crate::records::Seal;
+use crate::recovery::{Recovery, Report};
+
+/// Finished recoveries kept for reports.
+const FINISHED_MAX: usize = 16;
+
+/// The cluster at one moment.
+#[derive(Clone, Debug)]
+pub struct Status {
+    pub config: ClusterConfig,
+    pub cluster_time: ClusterMs,
+    /// How many coordinators have begun on these records.
+    pub generation: u32,
+    pub view_version: u64,
+    pub members: Vec<MemberStatus>,
+    pub tablets: Vec<Tablet>,
+    pub recoveries: Vec<RecoveryStatus>,
+    /// The last 16, oldest first.
+    pub finished: Vec<RecoveryStatus>,
+    /// What the first deal of slots waits for; `None` once dealt.
+    pub waiting_for: Option<String>,
+    /// Recovered, and everything replicated as often as it should be.
+    pub ready: bool,
+}
+
+#[derive(Clone, Debug)]
+pub struct MemberStatus {
+    pub member: Member,
+    pub figures: Figures,
+    /// Suspected of being dead; the coordinator is finding out.
+    pub suspect: bool,
+    pub heard_ms_ago: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Waiting for backups to fence the log and say what they hold.
+    Fencing,
+    /// Something is missing: see `hold`.
+    Held,
+    /// All is there, but no shard could take a part (yet).
+    Planning,
+    /// Recovery masters are at work.
+    Replaying,
+    Done,
+}
+
+/// One dead log. Times are milliseconds since the coordinator declared its shard dead (or, for a
+/// recovery found in the records, since this coordinator started).
+#[derive(Clone, Debug)]
+pub struct RecoveryStatus {
+    pub log: LogId,
+    pub name: String,
+    pub phase: Phase,
+    pub hold: Option<Hold>,
+    pub seal: Option<Seal>,
+    /// Segments and bytes to be read, once known.
+    pub segments: u64,
+    pub bytes: u64,
+    pub detected_at: ClusterMs,
+    /// How long the shard had been silent when it was declared dead.
+    pub silent_ms: u64,
+    pub fenced_ms: Option<u64>,
+    pub sealed_ms: Option<u64>,
+    pub planned_ms: Option<u64>,
+    pub done_ms: Option<u64>,
+    /// Every attempt at a part of the log, failed ones too, in the order in which they began.
+    pub partitions: Vec<PartitionStatus>,
+}
+
+#[derive(Clone, Debug)]
+pub struct PartitionStatus {
+    pub attempt: u64,
+    pub master: ServerId,
+    pub ranges: Vec<SlotRange>,
+    pub entries: u64,
+    pub bytes: u64,
+    /// The recovery master's own, once it has taken over.
+    pub timings: Option<ReplayTimings>,
+    pub taken_over_ms: Option<u64>,
+    pub failure: Option<RecoveryFailure>,
+}
+
+/// Reports of recoveries that are over.
+#[derive(Debug, Default)]
+pub(crate) struct Finished {
+    list: VecDeque<RecoveryStatus>,
+    pub(crate) count: u64,
+}
+
+impl Finished {
+    pub(crate) fn add(&mut self, log: LogId, recovery: &Recovery, now_us: u64) {
+        let done_ms = Some((now_us - recovery.times().detected_us) / 1_000);
+        let report = RecoveryStatus {
+            phase: Phase::Done,
+            done_ms,
+            ..describe(log, recovery)
+        };
+        if self.list.len() == FINISHED_MAX {
+            self.list.pop_front();
+        }
+        self.list.push_back(report);
+        self.count += 1;
+    }
+
+    pub(crate) fn to_vec(&self) -> Vec<RecoveryStatus> {
+        self.list.iter().cloned().collect()
+    }
+}
+
+pub(crate) fn describe(log: LogId, recovery: &Recovery) -> RecoveryStatus {
+    let times = recovery.times();
+    let record = recovery.record();
+    let since = |us: u64| us.saturating_sub(times.detected_us) / 1_000;
+    let phase = if recovery.is_fencing() {
+        Phase::Fencing
+    } else if recovery.hold().is_some() {
+        Phase::Held
+    } else if record.partitions.is_empty() {
+        Phase::Planning
+    } else {
+        Phase::Replaying
+    };
+    let partition = |(attempt, report): (&u64, &Report)| PartitionStatus {
+        attempt: *attempt,
+        master: report.master,
+        ranges: report.ranges.clone(),
+        entries: report.entries,
+        bytes: report.bytes,
+        timings: report.timings,
+        taken_over_ms: report
+            .ended_us
+            .filter(|_| report.timings.is_some())
+            .map(since),
+        failure: report.failure,
+    };
+    RecoveryStatus {
+        log,
+        name: record.name.clone(),
+        phase,
+        hold: recovery.hold().cloned(),
+        seal: record.seal,
+        segments: recovery
+            .reading()
+            .map_or(0, |reading| reading.segments.len() as u64),
+        bytes: recovery.reading().map_or(0, |reading| reading.bytes()),
+        detected_at: record.detected,
+        silent_ms: times.silent_us / 1_000,
+        fenced_ms: times.fenced_us.map(since),
+        sealed_ms: times.sealed_us.map(since),
+        planned_ms: times.planned_us.map(since),
+        done_ms: None,
+        partitions: recovery.reports().iter().map(partition).collect(),
+    }
+}
