@@ -1,0 +1,1181 @@
+//! Simulated applications: some speak RESP in fragments, some make calls that return versions.
+//!
+//! They live the life of session stores (create, read, touch, compare, delete, lock) against a few
+//! hot keys and many cold ones, and write down what they asked for and what they were told.
+//!
+//! A1. Every write writes a value of its own, so a second execution cannot hide.
+//! A2. A write whose answer is lost is repeated with the same `Once`, or given up as unknown; it is
+//!     never asked for again under a new one.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+use holdfast_cluster::{Call, ConnectionId};
+use holdfast_format::{ClientId, ClusterMs};
+use holdfast_wire::{
+    AbsoluteDeadline, Command, Condition, ExpiryChange, Failure, Meta, Once, Op, Outcome, Role,
+    TouchCondition,
+};
+
+use crate::chance::Chance;
+use crate::faults::{Fault, FaultSet};
+use crate::history::{
+    Asked, Deadline, Expiry, History, KeyClass, KeyId, NEVER, Operation, Saw, ValueId, Version,
+    When,
+};
+use crate::network::PlaceId;
+use crate::reply::{Reply, ReplyReader, command};
+use crate::world::{Happening, World};
+
+/// Repetitions of one write before it is given up as unknown.
+const REPEATS_MAX: u32 = 6;
+
+/// A script that Redis clients use to release a lock: delete if the value is still ours.
+const COMPARE_AND_DELETE: &[u8] =
+    b"if redis.call(\"get\",KEYS[1]) == ARGV[1] then return redis.call(\"del\",KEYS[1]) else return 0 end";
+
+/// How the applications behave.
+#[derive(Clone, Copy, Debug)]
+pub struct Habits {
+    pub callers: u32,
+    pub speakers: u32,
+    /// Mean time between an application's operations.
+    pub think_us: u64,
+    pub cold_keys: u32,
+    /// In how many of a hundred writes the value is large.
+    pub large_percent: u32,
+    pub large_bytes_max: u32,
+}
+
+/// All applications of a run and the history they write.
+#[derive(Debug)]
+pub struct Applications {
+    pub history: History,
+    habits: Habits,
+    faults: FaultSet,
+    chance: Chance,
+    callers: Vec<Caller>,
+    speakers: Vec<Speaker>,
+    gateways: Vec<PlaceId>,
+    /// Calls under way: whose they are.
+    calls: BTreeMap<u64, usize>,
+    connections: BTreeMap<ConnectionId, usize>,
+    /// The newest version anybody has seen of a key, for conditions.
+    versions: BTreeMap<KeyId, (Version, Option<ValueId>)>,
+    resting: bool,
+}
+
+/// An application that makes one call at a time.
+#[derive(Debug)]
+struct Caller {
+    id: ClientId,
+    sequence: u64,
+    acknowledged: u64,
+    doing: Option<Doing>,
+}
+
+#[derive(Debug)]
+struct Doing {
+    key: KeyId,
+    asked: Asked,
+    command: Command,
+    once: Option<Once>,
+    invoked_us: u64,
+    repeats: u32,
+    attempts: u32,
+    /// Answers still expected: two when the write was sent twice.
+    tokens: Vec<u64>,
+    answer: Option<Saw>,
+}
+
+/// An application with a RESP connection.
+#[derive(Debug, Default)]
+struct Speaker {
+    connection: Option<ConnectionId>,
+    reader: ReplyReader,
+    waiting: VecDeque<Expected>,
+    namespace: u8,
+}
+
+/// A reply that a speaker waits for.
+#[derive(Debug)]
+struct Expected {
+    invoked_us: u64,
+    kind: ExpectedKind,
+}
+
+#[derive(Debug)]
+enum ExpectedKind {
+    /// `SELECT` or `HELLO`: anything but an error.
+    Fine,
+    /// One value per key.
+    Values(Vec<KeyId>),
+    Exists(KeyId),
+    Set {
+        key: KeyId,
+        asked: Asked,
+        gives_old: bool,
+    },
+    Removed {
+        key: KeyId,
+    },
+    RemovedValue {
+        key: KeyId,
+    },
+    ComparedAndRemoved {
+        key: KeyId,
+        value: ValueId,
+    },
+    Touched {
+        key: KeyId,
+        asked: Asked,
+    },
+    TouchedValue {
+        key: KeyId,
+        asked: Asked,
+    },
+    Flushed,
+}
+
+impl Applications {
+    /// Applications that begin at once.
+    pub fn new(world: &mut World, habits: Habits, faults: FaultSet) -> Applications {
+        let mut history = History::default();
+        for (class, name, count) in [
+            (KeyClass::Hot, "hot", 8),
+            (KeyClass::Cold, "sess", habits.cold_keys),
+            (KeyClass::Lock, "lock", 3),
+            (KeyClass::Chain, "chain", 3),
+            (KeyClass::Register, "reg", 6),
+            (KeyClass::Flushed, "tmp", 12),
+        ] {
+            for number in 0..count {
+                history.keys.add(format!("{name}:{number}"), class);
+            }
+        }
+        let mut chance = Chance::new(world.setup.seed, 0x6170);
+        let callers = (0..habits.callers)
+            .map(|_| Caller {
+                id: ClientId(chance.roll() | 1),
+                sequence: 0,
+                acknowledged: 1,
+                doing: None,
+            })
+            .collect();
+        let speakers = (0..habits.speakers).map(|_| Speaker::default()).collect();
+        for application in 0..u64::from(habits.callers + habits.speakers) {
+            world.alarm(chance.below(500_000), application);
+        }
+        Applications {
+            history,
+            habits,
+            faults,
+            chance,
+            callers,
+            speakers,
+            gateways: world.places_of(Role::Gateway),
+            calls: BTreeMap::new(),
+            connections: BTreeMap::new(),
+            versions: BTreeMap::new(),
+            resting: false,
+        }
+    }
+
+    /// Alarm names below this are the applications'.
+    pub fn alarms(&self) -> u64 {
+        u64::from(self.habits.callers + self.habits.speakers)
+    }
+
+    /// Begins nothing new; what is under way goes on.
+    pub fn rest(&mut self) {
+        self.resting = true;
+    }
+
+    /// How many applications still wait for an answer.
+    pub fn pending(&self) -> usize {
+        self.callers
+            .iter()
+            .filter(|caller| caller.doing.is_some())
+            .count()
+            + self
+                .speakers
+                .iter()
+                .filter(|speaker| !speaker.waiting.is_empty())
+                .count()
+    }
+
+    /// Whatever is still unanswered counts as unknown: the end of a history.
+    pub fn give_up(&mut self) {
+        for index in 0..self.callers.len() {
+            if let Some(doing) = self.callers[index].doing.take() {
+                self.record(
+                    index as u32,
+                    doing.key,
+                    doing.invoked_us,
+                    NEVER,
+                    doing.asked,
+                    Saw::Unknown,
+                );
+            }
+        }
+        for index in 0..self.speakers.len() {
+            self.forget(index);
+        }
+    }
+
+    /// Takes what concerns the applications.
+    pub fn take(&mut self, world: &mut World, happening: Happening) {
+        match happening {
+            Happening::Alarm { name } => {
+                let index = name as usize;
+                match index.checked_sub(self.callers.len()) {
+                    None => self.caller_begins(world, index),
+                    Some(speaker) => self.speaker_begins(world, speaker),
+                }
+            }
+            Happening::Answer { token, outcome } => {
+                if let Some(index) = self.calls.remove(&token) {
+                    self.caller_answered(world, index, token, Some(outcome));
+                }
+            }
+            Happening::CallLost { token } => {
+                if let Some(index) = self.calls.remove(&token) {
+                    self.caller_answered(world, index, token, None);
+                }
+            }
+            Happening::Bytes { connection, bytes } => {
+                if let Some(&index) = self.connections.get(&connection) {
+                    self.speaker_hears(world, index, &bytes);
+                }
+            }
+            Happening::Closed { connection } => {
+                if let Some(index) = self.connections.remove(&connection) {
+                    self.speakers[index].connection = None;
+                    self.forget(index);
+                    let pause_us = 20_000 + self.chance.exponential(100_000);
+                    self.think_again(world, self.callers.len() + index, pause_us);
+                }
+            }
+        }
+    }
+
+    fn think_again(&mut self, world: &mut World, application: usize, pause_us: u64) {
+        if !self.resting {
+            world.alarm(pause_us, application as u64);
+        }
+    }
+
+    fn record(
+        &mut self,
+        client: u32,
+        key: KeyId,
+        invoked_us: u64,
+        returned_us: u64,
+        asked: Asked,
+        saw: Saw,
+    ) {
+        let (version, value) = match (saw, asked) {
+            (Saw::Present { version, value, .. }, _) => (version, value),
+            (Saw::Done { version, .. }, Asked::Put { value, .. }) => (version, Some(value)),
+            (Saw::Done { version, .. }, _) => (version, None),
+            (Saw::Refused { version }, _) => (version, None),
+            _ => (None, None),
+        };
+        if let Some(version) = version {
+            let known = self.versions.entry(key).or_insert((version, value));
+            if known.0 < version {
+                *known = (version, value);
+            } else if known.0 == version && value.is_some() {
+                known.1 = value;
+            }
+        }
+        let operation = Operation {
+            client,
+            key,
+            invoked_us,
+            returned_us,
+            asked,
+            saw,
+        };
+        self.history.operations.push(operation);
+    }
+
+    fn gateway(&mut self) -> PlaceId {
+        *self.chance.pick(&self.gateways)
+    }
+
+    fn pick_key(&mut self, classes: &[(KeyClass, u64)]) -> KeyId {
+        let total: u64 = classes.iter().map(|(_, weight)| weight).sum();
+        let mut drawn = self.chance.below(total);
+        for &(class, weight) in classes {
+            if drawn < weight {
+                let keys = self.history.keys.of(class);
+                return *self.chance.pick(&keys);
+            }
+            drawn -= weight;
+        }
+        unreachable!("a draw below the sum of the weights ends at one of them")
+    }
+
+    fn new_value(&mut self, key: KeyId) -> ValueId {
+        let bytes = match self.chance.percent(self.habits.large_percent) {
+            true => self
+                .chance
+                .between(1_000, u64::from(self.habits.large_bytes_max)),
+            false => self.chance.between(10, 300),
+        };
+        self.history.values.make(key, bytes as u32)
+    }
+
+    // ---- callers ----
+
+    fn caller_begins(&mut self, world: &mut World, index: usize) {
+        if self.resting || self.callers[index].doing.is_some() {
+            return;
+        }
+        let key = self.pick_key(&[
+            (KeyClass::Hot, 35),
+            (KeyClass::Cold, 45),
+            (KeyClass::Lock, 5),
+            (KeyClass::Chain, 10),
+            (KeyClass::Flushed, 5),
+        ]);
+        let (asked, op) = match self.history.keys.class(key) {
+            KeyClass::Chain => self.next_in_chain(key),
+            _ => self.next_deed(key),
+        };
+        let command = Command {
+            namespace: self.history.keys.namespace(key),
+            key: self.history.keys.bytes(key),
+            op,
+        };
+        let caller = &mut self.callers[index];
+        // Now and then a client does not identify itself, and its gateway does instead.
+        let once = (command.op.is_write() && self.chance.percent(85)).then(|| {
+            caller.sequence += 1;
+            let now_ms = world.cluster_time.at_ms(world.now_us()).unwrap_or(0);
+            Once {
+                client: caller.id,
+                sequence: caller.sequence,
+                acknowledged: caller.acknowledged,
+                lease_until: ClusterMs(now_ms + self.chance.between(5_000, 30_000)),
+            }
+        });
+        caller.doing = Some(Doing {
+            key,
+            asked,
+            command,
+            once,
+            invoked_us: world.now_us(),
+            repeats: 0,
+            attempts: 0,
+            tokens: Vec::new(),
+            answer: None,
+        });
+        self.send_call(world, index);
+        if once.is_some() && self.faults.has(Fault::ClientRepeat) && self.chance.percent(8) {
+            world.counts.count(Fault::ClientRepeat);
+            self.send_call(world, index);
+        }
+    }
+
+    fn send_call(&mut self, world: &mut World, index: usize) {
+        let gateway = self.gateway();
+        let doing = self.callers[index]
+            .doing
+            .as_mut()
+            .expect("a caller sends what it is doing");
+        let call = Call {
+            command: doing.command.clone(),
+            once: doing.once,
+            within_ms: None,
+        };
+        let token = world.call(gateway, call);
+        doing.tokens.push(token);
+        doing.attempts += 1;
+        self.calls.insert(token, index);
+    }
+
+    fn next_deed(&mut self, key: KeyId) -> (Asked, Op) {
+        let known = self.versions.get(&key).copied();
+        let (when, condition, touch_condition) = match (self.chance.below(10), known) {
+            (0, Some((version, _))) => (
+                When::Version(version),
+                Condition::Version(holdfast_format::Version(version)),
+                TouchCondition::Version(holdfast_format::Version(version)),
+            ),
+            (1, Some((_, Some(value)))) => {
+                let bytes = self.history.values.bytes(value);
+                let touch = TouchCondition::ValueIs(bytes.clone());
+                (When::Value(value), Condition::ValueIs(bytes), touch)
+            }
+            (2, _) => (When::Absent, Condition::Absent, TouchCondition::Always),
+            (3, _) => (When::Present, Condition::Present, TouchCondition::Always),
+            _ => (When::Always, Condition::Always, TouchCondition::Always),
+        };
+        match self.chance.below(100) {
+            0..=39 => (Asked::Read, Op::Get),
+            40..=44 => (Asked::Read, Op::Stat),
+            45..=79 => {
+                let value = self.new_value(key);
+                let (expiry, change) = self.new_expiry();
+                let op = Op::Put {
+                    value: self.history.values.bytes(value),
+                    condition,
+                    expiry: change,
+                    return_old: self.chance.percent(15),
+                };
+                (
+                    Asked::Put {
+                        value,
+                        when,
+                        expiry,
+                    },
+                    op,
+                )
+            }
+            80..=89 => {
+                let (expiry, change) = match self.chance.below(3) {
+                    0 => (Expiry::Inherited, ExpiryChange::Slide),
+                    _ => self.new_expiry(),
+                };
+                let when = match touch_condition {
+                    TouchCondition::Always => When::Always,
+                    _ => when,
+                };
+                let op = Op::Touch {
+                    condition: touch_condition,
+                    expiry: change,
+                    return_value: self.chance.percent(30),
+                };
+                // PERSIST leaves an absolute deadline in force: only the answer says which.
+                let expiry = if expiry == Expiry::Never {
+                    Expiry::Inherited
+                } else {
+                    expiry
+                };
+                (Asked::Touch { when, expiry }, op)
+            }
+            _ => {
+                let (when, condition) = match condition {
+                    Condition::Absent => (When::Always, Condition::Always),
+                    condition => (when, condition),
+                };
+                (
+                    Asked::Delete { when },
+                    Op::Delete {
+                        condition,
+                        return_old: self.chance.percent(30),
+                    },
+                )
+            }
+        }
+    }
+
+    fn next_in_chain(&mut self, key: KeyId) -> (Asked, Op) {
+        let Some(&(version, _)) = self.versions.get(&key).filter(|_| self.chance.percent(70))
+        else {
+            if self.chance.percent(60) {
+                return (Asked::Read, Op::Get);
+            }
+            let value = self.new_value(key);
+            let op = Op::Put {
+                value: self.history.values.bytes(value),
+                condition: Condition::Absent,
+                expiry: ExpiryChange::Clear,
+                return_old: false,
+            };
+            return (
+                Asked::Put {
+                    value,
+                    when: When::Absent,
+                    expiry: Expiry::Never,
+                },
+                op,
+            );
+        };
+        let value = self.new_value(key);
+        let op = Op::Put {
+            value: self.history.values.bytes(value),
+            condition: Condition::Version(holdfast_format::Version(version)),
+            expiry: ExpiryChange::Clear,
+            return_old: self.chance.percent(30),
+        };
+        (
+            Asked::Put {
+                value,
+                when: When::Version(version),
+                expiry: Expiry::Never,
+            },
+            op,
+        )
+    }
+
+    fn new_expiry(&mut self) -> (Expiry, ExpiryChange) {
+        let ms = match self.chance.below(4) {
+            0 => self.chance.between(100, 1_500),
+            1 => self.chance.between(1_000, 8_000),
+            _ => self.chance.between(60_000, 600_000),
+        };
+        match self.chance.below(10) {
+            0..=3 => (Expiry::Never, ExpiryChange::Clear),
+            4..=6 => (Expiry::InMs(ms), ExpiryChange::In { ms: ms as i64 }),
+            7 => (Expiry::Inherited, ExpiryChange::Keep),
+            _ => {
+                let idle_ms = Some(ms as u32);
+                let longest_ms = ms + self.chance.between(0, 5_000);
+                let absolute = self
+                    .chance
+                    .percent(50)
+                    .then_some(AbsoluteDeadline::InMs(longest_ms));
+                (
+                    Expiry::InMs(ms),
+                    ExpiryChange::Session { idle_ms, absolute },
+                )
+            }
+        }
+    }
+
+    fn caller_answered(
+        &mut self,
+        world: &mut World,
+        index: usize,
+        token: u64,
+        outcome: Option<Outcome>,
+    ) {
+        let Some(mut doing) = self.callers[index].doing.take() else {
+            return;
+        };
+        doing.tokens.retain(|&other| other != token);
+        let is_write = doing.command.op.is_write();
+        let mut not_executed = false;
+        let saw = match outcome {
+            None => None,
+            Some(Outcome::Failed(failure)) => {
+                not_executed = match failure {
+                    Failure::OutcomeUnknown | Failure::StaleClient => false,
+                    Failure::Busy | Failure::OutOfMemory | Failure::Unreachable => true,
+                    // Not an application's business: gateways retry these.
+                    other => {
+                        let text = format!("an application was told {other:?}");
+                        self.history.violations.push(text);
+                        true
+                    }
+                };
+                None
+            }
+            Some(outcome) => self.understand(&doing, outcome),
+        };
+        match (saw, doing.answer) {
+            (Some(saw), Some(before)) if saw != before => {
+                let key = self.history.keys.name(doing.key);
+                self.history.violations.push(format!(
+                    "{key}: one write was answered twice, differently: {before:?} and {saw:?}"
+                ));
+            }
+            (Some(saw), _) => doing.answer = Some(saw),
+            (None, _) => {}
+        }
+        if !doing.tokens.is_empty() {
+            // A refusal to one of two attempts says nothing about the other.
+            self.callers[index].doing = Some(doing);
+            return;
+        }
+        if doing.answer.is_none() {
+            // A2: with a `Once` the same write may be asked for again.
+            let was_sent_twice = doing.attempts > 1;
+            let repeats_left = doing.repeats < REPEATS_MAX;
+            if is_write && doing.once.is_some() && repeats_left && self.chance.percent(70) {
+                doing.repeats += 1;
+                self.callers[index].doing = Some(doing);
+                return self.send_call(world, index);
+            }
+            let unknown = !not_executed || was_sent_twice;
+            if is_write && unknown {
+                self.record(
+                    index as u32,
+                    doing.key,
+                    doing.invoked_us,
+                    NEVER,
+                    doing.asked,
+                    Saw::Unknown,
+                );
+            }
+        }
+        if let Some(saw) = doing.answer {
+            let now_us = world.now_us();
+            self.record(
+                index as u32,
+                doing.key,
+                doing.invoked_us,
+                now_us,
+                doing.asked,
+                saw,
+            );
+        }
+        let caller = &mut self.callers[index];
+        caller.acknowledged = caller.sequence + 1;
+        let pause_us = self.chance.exponential(self.habits.think_us);
+        self.think_again(world, index, pause_us);
+    }
+
+    fn understand(&mut self, doing: &Doing, outcome: Outcome) -> Option<Saw> {
+        let key = doing.key;
+        let wants_value = match &doing.command.op {
+            Op::Get => true,
+            Op::Touch { return_value, .. } => *return_value,
+            _ => false,
+        };
+        Some(match outcome {
+            Outcome::Value { value, meta } => {
+                let value = match wants_value {
+                    true => Some(self.history.recognise(key, &value)?),
+                    false => None,
+                };
+                Saw::Present {
+                    value,
+                    version: Some(meta.version.0),
+                    deadline: deadline(&meta),
+                }
+            }
+            Outcome::Absent { version } => Saw::Absent {
+                version: Some(version.0),
+            },
+            Outcome::Done { meta, old } => {
+                let asked_for_old = matches!(
+                    doing.command.op,
+                    Op::Put {
+                        return_old: true,
+                        ..
+                    } | Op::Delete {
+                        return_old: true,
+                        ..
+                    }
+                );
+                let old = match (asked_for_old, old) {
+                    (false, _) => None,
+                    (true, None) => Some(None),
+                    (true, Some(bytes)) => Some(Some(self.history.recognise(key, &bytes)?)),
+                };
+                Saw::Done {
+                    version: Some(meta.version.0),
+                    deadline: deadline(&meta),
+                    old,
+                }
+            }
+            Outcome::Refused {
+                version, current, ..
+            } => match current {
+                Some(meta) => Saw::Refused {
+                    version: Some(meta.version.0),
+                },
+                None => Saw::Absent {
+                    version: Some(version.0),
+                },
+            },
+            other => {
+                let text = format!("{:?} was answered {other:?}", doing.command);
+                self.history.violations.push(text);
+                return None;
+            }
+        })
+    }
+
+    // ---- speakers ----
+
+    fn speaker_begins(&mut self, world: &mut World, index: usize) {
+        if self.resting || !self.speakers[index].waiting.is_empty() {
+            return;
+        }
+        if self.speakers[index].connection.is_none() {
+            let gateway = self.gateway();
+            let connection = world.connect(gateway);
+            self.connections.insert(connection, index);
+            let speaker = &mut self.speakers[index];
+            speaker.connection = Some(connection);
+            speaker.reader = ReplyReader::default();
+            speaker.namespace = 0;
+            if self.chance.percent(50) {
+                self.say(world, index, ExpectedKind::Fine, &[b"HELLO", b"3"]);
+            }
+        }
+        if self.faults.has(Fault::ClientDisconnect) && self.chance.per_million(15_000) {
+            world.counts.count(Fault::ClientDisconnect);
+            // In the middle of a command, as likely as not.
+            self.next_command(world, index);
+            let connection = self.speakers[index]
+                .connection
+                .take()
+                .expect("connected above");
+            self.connections.remove(&connection);
+            world.disconnect(connection);
+            self.forget(index);
+            return self.think_again(world, self.callers.len() + index, 50_000);
+        }
+        for _ in 0..*self.chance.pick(&[1, 1, 1, 2, 4]) {
+            self.next_command(world, index);
+        }
+    }
+
+    fn say(&mut self, world: &mut World, index: usize, kind: ExpectedKind, words: &[&[u8]]) {
+        let speaker = &mut self.speakers[index];
+        let connection = speaker
+            .connection
+            .expect("a speaker connects before it speaks");
+        speaker.waiting.push_back(Expected {
+            invoked_us: world.now_us(),
+            kind,
+        });
+        world.send_bytes(connection, command(words));
+    }
+
+    fn next_command(&mut self, world: &mut World, index: usize) {
+        // Registers belong to the first few speakers, so that the general checker can cope.
+        let register = if index < 4 { 25 } else { 0 };
+        let key = self.pick_key(&[
+            (KeyClass::Hot, 25),
+            (KeyClass::Cold, 35),
+            (KeyClass::Lock, 8),
+            (KeyClass::Register, register),
+            (KeyClass::Flushed, 8),
+        ]);
+        let namespace = self.history.keys.namespace(key).0;
+        if self.speakers[index].namespace != namespace {
+            self.speakers[index].namespace = namespace;
+            let number = namespace.to_string();
+            self.say(
+                world,
+                index,
+                ExpectedKind::Fine,
+                &[b"SELECT", number.as_bytes()],
+            );
+        }
+        if namespace == 1 && self.chance.percent(3) {
+            return self.say(world, index, ExpectedKind::Flushed, &[b"FLUSHDB"]);
+        }
+        match self.history.keys.class(key) {
+            KeyClass::Lock => self.next_lock_command(world, index, key),
+            KeyClass::Register => self.next_session_command(world, index, key, false),
+            _ => self.next_session_command(world, index, key, true),
+        }
+    }
+
+    fn next_lock_command(&mut self, world: &mut World, index: usize, key: KeyId) {
+        let name = self.history.keys.bytes(key);
+        let held = self.versions.get(&key).and_then(|known| known.1);
+        match (self.chance.below(3), held) {
+            (0, _) | (_, None) => {
+                let value = self.history.values.make(key, 20);
+                let ms = self.chance.between(500, 4_000);
+                let asked = Asked::Put {
+                    value,
+                    when: When::Absent,
+                    expiry: Expiry::InMs(ms),
+                };
+                // Nobody but the holder knows its token, so remember it for the release.
+                let version = self.versions.get(&key).map_or(0, |known| known.0);
+                self.versions.insert(key, (version, Some(value)));
+                let bytes = self.history.values.bytes(value);
+                let ms = ms.to_string();
+                let words: [&[u8]; 6] = [b"SET", &name, &bytes, b"NX", b"PX", ms.as_bytes()];
+                self.say(
+                    world,
+                    index,
+                    ExpectedKind::Set {
+                        key,
+                        asked,
+                        gives_old: false,
+                    },
+                    &words,
+                );
+            }
+            (1, Some(value)) => {
+                let bytes = self.history.values.bytes(value);
+                let words: [&[u8]; 5] = [b"EVAL", COMPARE_AND_DELETE, b"1", &name, &bytes];
+                self.say(
+                    world,
+                    index,
+                    ExpectedKind::ComparedAndRemoved { key, value },
+                    &words,
+                );
+            }
+            _ => self.say(
+                world,
+                index,
+                ExpectedKind::Values(vec![key]),
+                &[b"GET", &name],
+            ),
+        }
+    }
+
+    fn next_session_command(&mut self, world: &mut World, index: usize, key: KeyId, expires: bool) {
+        let name = self.history.keys.bytes(key);
+        let ms = match self.chance.below(3) {
+            0 => self.chance.between(100, 2_000),
+            _ => self.chance.between(5_000, 500_000),
+        };
+        let number = ms.to_string();
+        let lasting = Asked::Touch {
+            when: When::Always,
+            expiry: Expiry::InMs(ms),
+        };
+        match self.chance.below(100) {
+            0..=34 => self.say(
+                world,
+                index,
+                ExpectedKind::Values(vec![key]),
+                &[b"GET", &name],
+            ),
+            35..=39 => self.say(world, index, ExpectedKind::Exists(key), &[b"EXISTS", &name]),
+            40..=46 if expires => {
+                let class = self.history.keys.class(key);
+                let same = self.history.keys.of(class);
+                let mut keys = vec![key];
+                for _ in 0..self.chance.below(4) {
+                    let other = *self.chance.pick(&same);
+                    if !keys.contains(&other) {
+                        keys.push(other);
+                    }
+                }
+                let names: Vec<Bytes> = keys.iter().map(|&k| self.history.keys.bytes(k)).collect();
+                let mut words: Vec<&[u8]> = vec![b"MGET"];
+                words.extend(names.iter().map(|name| name.as_ref()));
+                self.say(world, index, ExpectedKind::Values(keys), &words);
+            }
+            47..=76 => {
+                let value = self.new_value(key);
+                let bytes = self.history.values.bytes(value);
+                let mut words: Vec<&[u8]> = vec![b"SET", &name, &bytes];
+                let when = match self.chance.below(8) {
+                    0 => When::Absent,
+                    1 => When::Present,
+                    _ => When::Always,
+                };
+                match when {
+                    When::Absent => words.push(b"NX"),
+                    When::Present => words.push(b"XX"),
+                    _ => {}
+                }
+                let gives_old = when == When::Always && self.chance.percent(10);
+                if gives_old {
+                    words.push(b"GET");
+                }
+                let mut expiry = Expiry::Never;
+                match self.chance.below(10) {
+                    0..=5 if expires => {
+                        words.extend([b"PX".as_slice(), number.as_bytes()]);
+                        expiry = Expiry::InMs(ms);
+                    }
+                    6 if expires => {
+                        words.push(b"KEEPTTL");
+                        expiry = Expiry::Inherited;
+                    }
+                    _ => {}
+                }
+                let asked = Asked::Put {
+                    value,
+                    when,
+                    expiry,
+                };
+                self.say(
+                    world,
+                    index,
+                    ExpectedKind::Set {
+                        key,
+                        asked,
+                        gives_old,
+                    },
+                    &words,
+                );
+            }
+            77..=82 if expires => {
+                let words: [&[u8]; 3] = [b"PEXPIRE", &name, number.as_bytes()];
+                self.say(
+                    world,
+                    index,
+                    ExpectedKind::Touched {
+                        key,
+                        asked: lasting,
+                    },
+                    &words,
+                );
+            }
+            83..=86 if expires => {
+                let words: [&[u8]; 4] = [b"GETEX", &name, b"PX", number.as_bytes()];
+                self.say(
+                    world,
+                    index,
+                    ExpectedKind::TouchedValue {
+                        key,
+                        asked: lasting,
+                    },
+                    &words,
+                );
+            }
+            87..=89 => {
+                self.say(
+                    world,
+                    index,
+                    ExpectedKind::RemovedValue { key },
+                    &[b"GETDEL", &name],
+                );
+            }
+            90..=93 => {
+                let Some(value) = self.versions.get(&key).and_then(|known| known.1) else {
+                    return;
+                };
+                let bytes = self.history.values.bytes(value);
+                let words: [&[u8]; 5] = [b"EVAL", COMPARE_AND_DELETE, b"1", &name, &bytes];
+                self.say(
+                    world,
+                    index,
+                    ExpectedKind::ComparedAndRemoved { key, value },
+                    &words,
+                );
+            }
+            94..=97 => self.say(
+                world,
+                index,
+                ExpectedKind::Removed { key },
+                &[b"DEL", &name],
+            ),
+            _ => self.say(
+                world,
+                index,
+                ExpectedKind::Values(vec![key]),
+                &[b"GET", &name],
+            ),
+        }
+    }
+
+    fn speaker_hears(&mut self, world: &mut World, index: usize, bytes: &[u8]) {
+        self.speakers[index].reader.feed(bytes);
+        loop {
+            match self.speakers[index].reader.next() {
+                Ok(Some(reply)) => match self.speakers[index].waiting.pop_front() {
+                    Some(expected) => self.reply_came(world.now_us(), index, expected, reply),
+                    None => {
+                        self.history
+                            .violations
+                            .push(format!("a reply too many: {reply:?}"));
+                    }
+                },
+                Ok(None) => break,
+                Err(error) => {
+                    self.history.violations.push(format!("not RESP: {error}"));
+                    break;
+                }
+            }
+        }
+        if self.speakers[index].waiting.is_empty() {
+            let pause_us = self.chance.exponential(self.habits.think_us);
+            self.think_again(world, self.callers.len() + index, pause_us);
+        }
+    }
+
+    fn reply_came(&mut self, now_us: u64, index: usize, expected: Expected, reply: Reply) {
+        let invoked_us = expected.invoked_us;
+        let client = (self.callers.len() + index) as u32;
+        if let Reply::Error(error) = &reply {
+            return self.error_came(client, &expected, error);
+        }
+        let absent = Saw::Absent { version: None };
+        let done = Saw::Done {
+            version: None,
+            deadline: Deadline::NotSaid,
+            old: None,
+        };
+        let present = |value| Saw::Present {
+            value,
+            version: None,
+            deadline: Deadline::NotSaid,
+        };
+        let (key, asked, saw) = match (expected.kind, reply) {
+            (ExpectedKind::Fine, _) => return,
+            (ExpectedKind::Values(keys), reply) => {
+                let replies = match reply {
+                    Reply::Array(replies) => replies,
+                    other => vec![other],
+                };
+                if replies.len() != keys.len() {
+                    let text = format!("{} keys were asked for: {replies:?}", keys.len());
+                    return self.history.violations.push(text);
+                }
+                for (key, reply) in keys.into_iter().zip(replies) {
+                    let saw = match reply {
+                        Reply::Bulk(bytes) => match self.history.recognise(key, &bytes) {
+                            Some(value) => present(Some(value)),
+                            None => continue,
+                        },
+                        Reply::Null => absent,
+                        other => {
+                            self.history.violations.push(format!("no value: {other:?}"));
+                            continue;
+                        }
+                    };
+                    self.record(client, key, invoked_us, now_us, Asked::Read, saw);
+                }
+                return;
+            }
+            (ExpectedKind::Exists(key), Reply::Integer(count)) => (
+                key,
+                Asked::Read,
+                if count == 1 { present(None) } else { absent },
+            ),
+            (
+                ExpectedKind::Set {
+                    key,
+                    asked,
+                    gives_old: true,
+                },
+                Reply::Bulk(bytes),
+            ) => {
+                let Some(old) = self.history.recognise(key, &bytes) else {
+                    return;
+                };
+                let old = Some(Some(old));
+                (
+                    key,
+                    asked,
+                    Saw::Done {
+                        version: None,
+                        deadline: Deadline::NotSaid,
+                        old,
+                    },
+                )
+            }
+            (
+                ExpectedKind::Set {
+                    key,
+                    asked,
+                    gives_old: true,
+                },
+                Reply::Null,
+            ) => {
+                let old = Some(None);
+                (
+                    key,
+                    asked,
+                    Saw::Done {
+                        version: None,
+                        deadline: Deadline::NotSaid,
+                        old,
+                    },
+                )
+            }
+            (ExpectedKind::Set { key, asked, .. }, Reply::Simple(_)) => (key, asked, done),
+            (ExpectedKind::Set { key, asked, .. }, Reply::Null) => match asked {
+                Asked::Put {
+                    when: When::Absent, ..
+                } => (key, asked, Saw::Refused { version: None }),
+                _ => (key, asked, absent),
+            },
+            (ExpectedKind::Removed { key }, Reply::Integer(count)) => {
+                let saw = if count == 1 { done } else { absent };
+                (key, Asked::Delete { when: When::Always }, saw)
+            }
+            (ExpectedKind::RemovedValue { key }, Reply::Bulk(bytes)) => {
+                let Some(old) = self.history.recognise(key, &bytes) else {
+                    return;
+                };
+                let old = Some(Some(old));
+                let saw = Saw::Done {
+                    version: None,
+                    deadline: Deadline::NotSaid,
+                    old,
+                };
+                (key, Asked::Delete { when: When::Always }, saw)
+            }
+            (ExpectedKind::RemovedValue { key }, Reply::Null) => {
+                (key, Asked::Delete { when: When::Always }, absent)
+            }
+            (ExpectedKind::ComparedAndRemoved { key, value }, Reply::Integer(count)) => {
+                let saw = if count == 1 {
+                    done
+                } else {
+                    Saw::RefusedOrAbsent
+                };
+                (
+                    key,
+                    Asked::Delete {
+                        when: When::Value(value),
+                    },
+                    saw,
+                )
+            }
+            (ExpectedKind::Touched { key, asked }, Reply::Integer(count)) => {
+                (key, asked, if count == 1 { done } else { absent })
+            }
+            (ExpectedKind::TouchedValue { key, asked }, Reply::Bulk(bytes)) => {
+                let Some(value) = self.history.recognise(key, &bytes) else {
+                    return;
+                };
+                (key, asked, present(Some(value)))
+            }
+            (ExpectedKind::TouchedValue { key, asked }, Reply::Null) => (key, asked, absent),
+            (ExpectedKind::Flushed, Reply::Simple(_)) => {
+                return self.record_flush(client, invoked_us, now_us, done);
+            }
+            (kind, reply) => {
+                return self
+                    .history
+                    .violations
+                    .push(format!("{kind:?} was answered {reply:?}"));
+            }
+        };
+        self.record(client, key, invoked_us, now_us, asked, saw);
+    }
+
+    fn record_flush(&mut self, client: u32, invoked_us: u64, returned_us: u64, saw: Saw) {
+        for key in self.history.keys.of(KeyClass::Flushed) {
+            self.record(client, key, invoked_us, returned_us, Asked::Flush, saw);
+        }
+    }
+
+    fn error_came(&mut self, client: u32, expected: &Expected, error: &str) {
+        let refused = error.starts_with("OOM")
+            || error.starts_with("BUSY")
+            || error.contains("nothing was executed")
+            || error.contains("retry later");
+        if refused {
+            return;
+        }
+        if error.contains("unknown") && error.contains("outcome") {
+            return self.outcome_unknown(client, expected);
+        }
+        let text = format!("{:?} was answered -{error}", expected.kind);
+        self.history.violations.push(text);
+    }
+
+    fn outcome_unknown(&mut self, client: u32, expected: &Expected) {
+        let invoked_us = expected.invoked_us;
+        let delete = |when| Asked::Delete { when };
+        let (key, asked) = match expected.kind {
+            ExpectedKind::Fine | ExpectedKind::Values(_) | ExpectedKind::Exists(_) => return,
+            ExpectedKind::Set { key, asked, .. }
+            | ExpectedKind::Touched { key, asked }
+            | ExpectedKind::TouchedValue { key, asked } => (key, asked),
+            ExpectedKind::Removed { key } | ExpectedKind::RemovedValue { key } => {
+                (key, delete(When::Always))
+            }
+            ExpectedKind::ComparedAndRemoved { key, value } => (key, delete(When::Value(value))),
+            ExpectedKind::Flushed => {
+                return self.record_flush(client, invoked_us, NEVER, Saw::Unknown);
+            }
+        };
+        self.record(client, key, invoked_us, NEVER, asked, Saw::Unknown);
+    }
+
+    /// A speaker's connection is gone: what it waited for may or may not happen.
+    fn forget(&mut self, index: usize) {
+        let client = (self.callers.len() + index) as u32;
+        for expected in std::mem::take(&mut self.speakers[index].waiting) {
+            self.outcome_unknown(client, &expected);
+        }
+    }
+}
+
+fn deadline(meta: &Meta) -> Deadline {
+    meta.deadline
+        .map_or(Deadline::Never, |deadline| Deadline::At(deadline.0))
+}

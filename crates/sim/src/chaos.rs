@@ -1,0 +1,343 @@
+//! Brings a seed's faults upon the world while it is to be unsafe.
+//!
+//! F1. Storage is hurt (bits flipped, power lost before a sync, reads and syncs failing, disks
+//!     replaced) only on R - 1 chosen backups, for a whole seed: never more copies of the same data
+//!     than the cluster promises to survive. Where writes are acknowledged from disk, losing power
+//!     hurts no acknowledged copy and may strike anybody, or everybody.
+//! F2. Processes may die anywhere, in any number: their machines keep what they wrote.
+
+use holdfast_wire::Role;
+
+use crate::chance::Chance;
+use crate::faults::{Fault, FaultSet};
+use crate::network::{MachineId, PlaceId, Rates};
+use crate::world::{Blow, DiskManners, Tells, World};
+
+/// Alarms of chaos begin here; applications' end below.
+pub const ALARMS_FROM: u64 = 1_000_000;
+const RESTART_FROM: u64 = 2_000_000;
+const RECOVER_FROM: u64 = 3_000_000;
+
+/// Faults that come again and again, with the mean time between them.
+const RECURRING: [(Fault, u64); 15] = [
+    (Fault::Partition, 5_000_000),
+    (Fault::OneWayPartition, 5_000_000),
+    (Fault::SlowLink, 4_000_000),
+    (Fault::ShardCrash, 6_000_000),
+    (Fault::BackupCrash, 5_000_000),
+    (Fault::CoordinatorCrash, 7_000_000),
+    (Fault::GatewayCrash, 8_000_000),
+    (Fault::Pause, 4_000_000),
+    (Fault::SlowProcessor, 5_000_000),
+    (Fault::SlowDisk, 5_000_000),
+    (Fault::BitFlip, 1_500_000),
+    (Fault::PowerLoss, 7_000_000),
+    (Fault::DiskReplaced, 9_000_000),
+    (Fault::SlowRecords, 4_000_000),
+    // Once is enough for these two; see `take`.
+    (Fault::KillAll, u64::MAX),
+];
+
+/// The faults of one seed.
+#[derive(Debug)]
+pub struct Chaos {
+    faults: FaultSet,
+    chance: Chance,
+    victims: Vec<PlaceId>,
+    active: bool,
+}
+
+impl Chaos {
+    /// Chooses the victims and switches on what lasts for the whole phase.
+    pub fn begin(world: &mut World, faults: FaultSet, lasts_us: u64) -> Chaos {
+        let mut chance = Chance::new(world.setup.seed, 0x6368);
+        let mut backups = world.places_of(Role::Backup);
+        let hurt_max = usize::from(world.setup.config.replicas).saturating_sub(1);
+        let mut victims = Vec::new();
+        while victims.len() < hurt_max.min(backups.len()) {
+            victims.push(backups.swap_remove(chance.below(backups.len() as u64) as usize));
+        }
+        let mut chaos = Chaos {
+            faults,
+            chance,
+            victims,
+            active: true,
+        };
+        let rate = |chaos: &mut Chaos, fault, low, high| match chaos.faults.has(fault) {
+            true => chaos.chance.between(low, high) as u32,
+            false => 0,
+        };
+        world.network.rates = Rates {
+            lost: rate(&mut chaos, Fault::MessageLost, 100, 20_000),
+            broken: rate(&mut chaos, Fault::StreamBroken, 50, 1_000),
+            doubled: rate(&mut chaos, Fault::MessageDoubled, 1_000, 200_000),
+            reordered: rate(&mut chaos, Fault::MessageReordered, 1_000, 100_000),
+        };
+        for fault in [Fault::ClockDrift, Fault::ClockOffset] {
+            if chaos.faults.has(fault) {
+                world.counts.count(fault);
+            }
+        }
+        for place in chaos.victims.clone() {
+            world.set_disk(place, chaos.manners(place, 1));
+        }
+        for (fault, _) in RECURRING.into_iter().chain([(Fault::PowerLossOfAll, 0)]) {
+            if chaos.faults.has(fault) {
+                // Once each for certain: some time after the cluster has had a moment to form.
+                let in_us = 1_500_000
+                    + chaos
+                        .chance
+                        .below(lasts_us.saturating_sub(2_000_000).max(1));
+                world.alarm(in_us, ALARMS_FROM + fault as u64);
+            }
+        }
+        chaos
+    }
+
+    /// Backups whose storage may have been hurt.
+    pub fn victims(&self) -> &[PlaceId] {
+        &self.victims
+    }
+
+    /// No more faults; alarms still to come do nothing.
+    pub fn end(&mut self) {
+        self.active = false;
+    }
+
+    /// Takes an alarm of its own.
+    pub fn take(&mut self, world: &mut World, name: u64) {
+        if !self.active {
+            return;
+        }
+        if let Some(place) = name.checked_sub(RECOVER_FROM) {
+            let place = PlaceId(place as usize);
+            world.set_stretch(place, 1);
+            world.records_delay_us = 1_000;
+            if world.role(place) == Role::Backup {
+                world.set_disk(place, self.manners(place, 1));
+            }
+            return;
+        }
+        if let Some(place) = name.checked_sub(RESTART_FROM) {
+            return restart(world, PlaceId(place as usize));
+        }
+        let Some(fault) = Fault::ALL
+            .into_iter()
+            .find(|&f| ALARMS_FROM + f as u64 == name)
+        else {
+            return;
+        };
+        self.strike(world, fault);
+        let mean_us = RECURRING
+            .into_iter()
+            .find(|&(other, _)| other == fault)
+            .map(|(_, mean)| mean);
+        if let Some(mean_us) = mean_us.filter(|&mean_us| mean_us < u64::MAX) {
+            world.alarm(300_000 + self.chance.exponential(mean_us), name);
+        }
+    }
+
+    fn strike(&mut self, world: &mut World, fault: Fault) {
+        match fault {
+            Fault::Partition | Fault::OneWayPartition => self.partition(world, fault),
+            Fault::SlowLink => {
+                let (from, to) = (self.machine(world), self.machine(world));
+                let factor = self.chance.between(5, 300) as u32;
+                let until_us = world.now_us() + self.chance.between(300_000, 4_000_000);
+                world.network.slow_down(from, to, factor, until_us);
+                world.counts.count(fault);
+            }
+            Fault::ShardCrash => self.crash(world, Role::Shard, fault),
+            Fault::BackupCrash => self.crash(world, Role::Backup, fault),
+            Fault::CoordinatorCrash => self.crash(world, Role::Coordinator, fault),
+            Fault::GatewayCrash => self.crash(world, Role::Gateway, fault),
+            Fault::Pause => {
+                let place = self.place(world);
+                let for_us = match self.chance.percent(70) {
+                    true => self.chance.between(50_000, 1_500_000),
+                    false => self.chance.between(1_000_000, 8_000_000),
+                };
+                let after = self.chance.below(40) as u32;
+                world.strike(place, after, Blow::Pause { for_us });
+                world.counts.count(fault);
+            }
+            Fault::SlowProcessor => {
+                let place = self.place(world);
+                world.set_stretch(place, self.chance.between(2, 100));
+                self.recover_later(world, place, 4_000_000);
+                world.counts.count(fault);
+            }
+            Fault::SlowDisk => {
+                let backups = world.places_of(Role::Backup);
+                let place = *self.chance.pick(&backups);
+                let factor = self.chance.between(5, 200);
+                world.set_disk(place, self.manners(place, factor));
+                self.recover_later(world, place, 4_000_000);
+                world.counts.count(fault);
+            }
+            Fault::SlowRecords => {
+                world.records_delay_us = self.chance.between(20_000, 400_000);
+                let coordinator = world.places_of(Role::Coordinator)[0];
+                self.recover_later(world, coordinator, 4_000_000);
+                world.counts.count(fault);
+            }
+            Fault::BitFlip => {
+                if let Some(&place) = self.victims.first()
+                    && world.flip_bit(place)
+                {
+                    world.counts.count(fault);
+                }
+            }
+            Fault::PowerLoss => {
+                let place = self.place(world);
+                // F1.
+                let hurts = |world: &World, place| {
+                    let machine = world.machine(place);
+                    let all = world.places_of(Role::Backup).into_iter();
+                    all.filter(|&b| world.machine(b) == machine)
+                        .all(|b| self.victims.contains(&b))
+                };
+                let place = match world.setup.config.ack_disk || hurts(world, place) {
+                    true => place,
+                    false => self.victims[0],
+                };
+                world.strike(place, self.chance.below(40) as u32, Blow::PowerLoss);
+                self.restart_later(world, place);
+                world.counts.count(fault);
+            }
+            Fault::DiskReplaced => {
+                let victim = *self.chance.pick(&self.victims);
+                world.crash(victim);
+                world.store(victim).wipe();
+                self.restart_later(world, victim);
+                world.counts.count(fault);
+            }
+            Fault::PowerLossOfAll => {
+                let machines = self.machines(world);
+                for machine in machines {
+                    world.power_loss(machine);
+                }
+                self.restart_all(world);
+                world.counts.count(fault);
+            }
+            Fault::KillAll => {
+                for place in world.all_places() {
+                    world.crash(place);
+                }
+                self.restart_all(world);
+                world.counts.count(fault);
+            }
+            Fault::MessageLost
+            | Fault::StreamBroken
+            | Fault::MessageDoubled
+            | Fault::MessageReordered
+            | Fault::ClockDrift
+            | Fault::ClockOffset
+            | Fault::SyncError
+            | Fault::ReadError
+            | Fault::ClientDisconnect
+            | Fault::ClientRepeat => unreachable!("{fault:?} has no alarm"),
+        }
+        world.tell(Tells::Events, || format!("fault: {}", fault.name()));
+    }
+
+    fn partition(&mut self, world: &mut World, fault: Fault) {
+        let machines = self.machines(world);
+        let mut cut: Vec<MachineId> = machines
+            .iter()
+            .copied()
+            .filter(|_| self.chance.percent(35))
+            .collect();
+        if cut.is_empty() || cut.len() == machines.len() {
+            cut = vec![*self.chance.pick(&machines)];
+        }
+        let until_us = world.now_us()
+            + match self.chance.percent(75) {
+                true => self.chance.between(100_000, 2_000_000),
+                false => self.chance.between(1_000_000, 5_000_000),
+            };
+        let holds = self.chance.percent(50);
+        for &a in &cut {
+            for &b in machines.iter().filter(|b| !cut.contains(b)) {
+                world.network.block(a, b, until_us, holds);
+                if fault == Fault::Partition {
+                    world.network.block(b, a, until_us, holds);
+                }
+            }
+        }
+        world.counts.count(fault);
+    }
+
+    fn crash(&mut self, world: &mut World, role: Role, fault: Fault) {
+        let places = world.places_of(role);
+        let place = *self.chance.pick(&places);
+        if world.is_up(place) {
+            world.strike(place, self.chance.below(60) as u32, Blow::Crash);
+            world.counts.count(fault);
+        }
+        self.restart_later(world, place);
+    }
+
+    fn restart_later(&mut self, world: &mut World, place: PlaceId) {
+        let in_us = match self.chance.percent(75) {
+            true => self.chance.between(150_000, 1_500_000),
+            false => self.chance.between(1_000_000, 7_000_000),
+        };
+        world.alarm(in_us, RESTART_FROM + place.0 as u64);
+    }
+
+    fn restart_all(&mut self, world: &mut World) {
+        // Half the time an operator says that nobody can be alive.
+        world.setup.cold_start = self.chance.percent(50);
+        for place in world.all_places() {
+            world.alarm(
+                self.chance.between(10_000, 1_000_000),
+                RESTART_FROM + place.0 as u64,
+            );
+        }
+    }
+
+    fn recover_later(&mut self, world: &mut World, place: PlaceId, longest_us: u64) {
+        let in_us = self.chance.between(300_000, longest_us);
+        world.alarm(in_us, RECOVER_FROM + place.0 as u64);
+    }
+
+    fn manners(&self, place: PlaceId, slow_factor: u64) -> DiskManners {
+        let hurt = |fault| self.faults.has(fault) && self.victims.contains(&place);
+        DiskManners {
+            slow_factor,
+            sync_errors_ppm: if hurt(Fault::SyncError) { 50_000 } else { 0 },
+            read_errors_ppm: if hurt(Fault::ReadError) { 150_000 } else { 0 },
+        }
+    }
+
+    fn place(&mut self, world: &World) -> PlaceId {
+        *self.chance.pick(&world.all_places())
+    }
+
+    fn machine(&mut self, world: &World) -> MachineId {
+        let place = self.place(world);
+        world.machine(place)
+    }
+
+    fn machines(&self, world: &World) -> Vec<MachineId> {
+        let mut machines: Vec<MachineId> = world
+            .all_places()
+            .into_iter()
+            .map(|place| world.machine(place))
+            .collect();
+        machines.sort_unstable();
+        machines.dedup();
+        machines
+    }
+}
+
+/// Starts everything that is down on the place's machine.
+fn restart(world: &mut World, place: PlaceId) {
+    let machine = world.machine(place);
+    for other in world.all_places() {
+        if world.machine(other) == machine && !world.is_up(other) {
+            world.start_in(other, 0);
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! What many seeds showed together, and whether that is enough.
+
+use std::fmt;
+
+use crate::faults::{Fault, FaultCounts};
+use crate::run::Report;
+
+/// A seed must commit so many operations to have tested anything.
+const OPERATIONS_MIN: u64 = 500;
+/// In so many of a hundred seeds.
+const BUSY_SEEDS_PERCENT: u64 = 95;
+/// Each kind of fault must have happened in so many of a hundred seeds.
+const FAULT_SEEDS_PERCENT: u64 = 20;
+/// Coverage is judged from so many seeds on; a share of fewer says little.
+const SEEDS_TO_JUDGE: u64 = 100;
+/// Violations of one seed that are printed.
+const VIOLATIONS_SHOWN: usize = 5;
+
+/// The sum of many reports.
+#[derive(Clone, Debug, Default)]
+pub struct Summary {
+    seeds: u64,
+    busy_seeds: u64,
+    simulated_us: u64,
+    events: u64,
+    answered: u64,
+    unknown: u64,
+    counts: FaultCounts,
+    seeds_with: Vec<u64>,
+    opinion_keys: u64,
+    opinion_operations: u64,
+    opinion_unknown: u64,
+    repeated: u64,
+    failed: Vec<(u64, Vec<String>)>,
+}
+
+impl Summary {
+    /// Adds a seed.
+    pub fn add(&mut self, report: Report) {
+        self.seeds += 1;
+        self.busy_seeds += u64::from(report.answered >= OPERATIONS_MIN);
+        self.simulated_us += report.simulated_us;
+        self.events += report.events;
+        self.answered += report.answered;
+        self.unknown += report.unknown;
+        self.counts.add(&report.counts);
+        self.seeds_with.resize(Fault::ALL.len(), 0);
+        for (index, fault) in Fault::ALL.into_iter().enumerate() {
+            self.seeds_with[index] += u64::from(report.counts.of(fault) > 0);
+        }
+        self.opinion_keys += report.second_opinion.keys;
+        self.opinion_operations += report.second_opinion.operations;
+        self.opinion_unknown += report.second_opinion.unknown;
+        if !report.violations.is_empty() {
+            self.failed.push((report.seed, report.violations));
+        }
+    }
+
+    /// Adds a seed that did not come to its end.
+    pub fn add_panic(&mut self, seed: u64, message: String) {
+        self.seeds += 1;
+        self.seeds_with.resize(Fault::ALL.len(), 0);
+        self.failed
+            .push((seed, vec![format!("panicked: {message}")]));
+    }
+
+    /// Notes that a seed was run twice, with this result.
+    pub fn add_repeat(&mut self, seed: u64, same: bool) {
+        self.repeated += 1;
+        if !same {
+            self.failed
+                .push((seed, vec!["two runs gave two traces".to_owned()]));
+        }
+    }
+
+    /// Seeds that broke a promise, and how.
+    pub fn failed(&self) -> &[(u64, Vec<String>)] {
+        &self.failed
+    }
+
+    /// What the seeds did not cover; empty if there are too few of them to say.
+    pub fn shortcomings(&self) -> Vec<String> {
+        let mut short = Vec::new();
+        if self.seeds < SEEDS_TO_JUDGE {
+            return short;
+        }
+        if self.busy_seeds * 100 < self.seeds * BUSY_SEEDS_PERCENT {
+            short.push(format!(
+                "only {} of {} seeds committed {OPERATIONS_MIN} operations",
+                self.busy_seeds, self.seeds
+            ));
+        }
+        for (fault, &with) in Fault::ALL.iter().zip(&self.seeds_with) {
+            if with * 100 < self.seeds * FAULT_SEEDS_PERCENT {
+                let name = fault.name();
+                short.push(format!("only {with} of {} seeds had a {name}", self.seeds));
+            }
+        }
+        if self.opinion_unknown * 1_000 > self.opinion_keys {
+            let (unknown, keys) = (self.opinion_unknown, self.opinion_keys);
+            short.push(format!(
+                "the second opinion gave up on {unknown} of {keys} keys"
+            ));
+        }
+        short
+    }
+
+    /// True if no promise was broken and the coverage suffices.
+    pub fn passed(&self) -> bool {
+        self.failed.is_empty() && self.shortcomings().is_empty()
+    }
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let hours = self.simulated_us as f64 / 3.6e9;
+        writeln!(f, "seeds                {}", self.seeds)?;
+        writeln!(
+            f,
+            "simulated            {hours:.2} hours, {} events",
+            self.events
+        )?;
+        writeln!(
+            f,
+            "operations checked   {} ({} of unknown outcome besides)",
+            self.answered, self.unknown
+        )?;
+        writeln!(
+            f,
+            "second opinion       {} keys, {} operations, {} unknown",
+            self.opinion_keys, self.opinion_operations, self.opinion_unknown
+        )?;
+        let busy = self.busy_seeds as f64 * 100.0 / self.seeds.max(1) as f64;
+        writeln!(f, "committed >= {OPERATIONS_MIN}     {busy:.1} % of seeds")?;
+        writeln!(f, "run twice            {} seeds", self.repeated)?;
+        writeln!(
+            f,
+            "faults injected      how often, and in which share of seeds"
+        )?;
+        for (fault, &with) in Fault::ALL.iter().zip(&self.seeds_with) {
+            let share = with as f64 * 100.0 / self.seeds.max(1) as f64;
+            let name = fault.name();
+            writeln!(
+                f,
+                "  {name:<22} {:>9} {share:>6.1} %",
+                self.counts.of(*fault)
+            )?;
+        }
+        for (seed, violations) in &self.failed {
+            writeln!(
+                f,
+                "\nseed {seed} FAILED; replay: holdfast-sim --seed {seed} --events"
+            )?;
+            for violation in violations.iter().take(VIOLATIONS_SHOWN) {
+                writeln!(f, "  {violation}")?;
+            }
+            if violations.len() > VIOLATIONS_SHOWN {
+                writeln!(f, "  and {} more", violations.len() - VIOLATIONS_SHOWN)?;
+            }
+        }
+        for short in self.shortcomings() {
+            writeln!(f, "\nCOVERAGE: {short}")?;
+        }
+        let failed = self.failed.len() as u64;
+        write!(
+            f,
+            "\n{} passed, {failed} failed",
+            self.seeds.saturating_sub(failed)
+        )
+    }
+}

@@ -1,0 +1,1409 @@
+//! A whole cluster on one thread: places where processes run, the network between them, their
+//! disks and clocks, and one queue of everything that will happen.
+//!
+//!     applications, chaos --calls, faults--> World <--outputs-- Node (in a place, on a machine)
+//!              ^------------happenings---------/ \----inputs------^
+//!
+//! W1. Events happen in the order of (time, sequence number); nothing else decides, so a seed
+//!     always gives the same run. The trace hash proves it.
+//! W2. A step's outputs are applied one at a time, and a process may die or stand still between any
+//!     two of them. Answers are released by a step of their own (`flush`) with a later clock.
+//! W3. A process that dies leaves its machine's store and clock; it returns under a new id (the
+//!     coordinator under 0) and remembers only what the store or the records hold.
+//! W4. Every step costs simulated time, stretched as a fault, so that long work can outlive a lease.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
+
+use bytes::Bytes;
+use holdfast_cluster::{
+    Call, ConnectionId, DiskDone, DiskError, DiskOp, FrameId, Input, Level, Node, Now, Output,
+    Outputs,
+};
+use holdfast_format::ServerId;
+use holdfast_wire::{Message, Outcome, Role};
+
+use crate::chance::Chance;
+use crate::clock::MachineClock;
+use crate::cluster_time::ClusterTime;
+use crate::content;
+use crate::faults::{Fault, FaultCounts};
+use crate::network::{Fate, MachineId, Network, PlaceId, Route};
+use crate::records::Records;
+use crate::roles;
+use crate::setup::Setup;
+use crate::store::{Store, SyncMark};
+use crate::trace::TraceHash;
+
+/// Inputs a process takes before it flushes.
+const BATCH_INPUTS: usize = 16;
+/// A node that asks to be woken at once so often, with nothing to do in between, spins.
+const SPINS_MAX: u32 = 10_000;
+
+/// What applications and scenarios get to see.
+#[derive(Debug)]
+pub enum Happening {
+    /// A call was answered.
+    Answer { token: u64, outcome: Outcome },
+    /// A call's gateway died or could not be reached: nobody knows.
+    CallLost { token: u64 },
+    /// A gateway said something on a connection.
+    Bytes {
+        connection: ConnectionId,
+        bytes: Bytes,
+    },
+    /// A connection has ended.
+    Closed { connection: ConnectionId },
+    /// An alarm set with `alarm` has come.
+    Alarm { name: u64 },
+}
+
+/// What to do to a process after some more of its outputs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Blow {
+    /// It dies; its kernel closes its streams.
+    Crash,
+    /// It stands still.
+    Pause { for_us: u64 },
+    /// Its machine loses power: everyone there dies in silence.
+    PowerLoss,
+}
+
+/// Decides whether a message is dropped; for scenarios.
+pub type Filter = Box<dyn FnMut(PlaceId, PlaceId, &Message) -> bool>;
+
+/// See the module's description.
+pub struct World {
+    pub setup: Setup,
+    pub network: Network,
+    pub counts: FaultCounts,
+    /// Broken promises that the world itself has seen.
+    pub violations: Vec<String>,
+    pub cluster_time: ClusterTime,
+    /// How long a write of the metadata store takes, in microseconds (mean).
+    pub records_delay_us: u64,
+    now_us: u64,
+    sequence: u64,
+    queue: BinaryHeap<Reverse<Scheduled>>,
+    chance: Chance,
+    ids: Chance,
+    places: Vec<Place>,
+    machines: Vec<Machine>,
+    records: Records,
+    records_last_us: u64,
+    whereabouts: BTreeMap<ServerId, PlaceId>,
+    refusals: BTreeSet<(PlaceId, ServerId)>,
+    connections: BTreeMap<ConnectionId, Connection>,
+    calls: BTreeMap<u64, PlaceId>,
+    last_token: u64,
+    happenings: VecDeque<Happening>,
+    trace: TraceHash,
+    tells: Tells,
+    events: u64,
+    filter: Option<Filter>,
+    scratch: Outputs,
+}
+
+/// What is printed while the world runs.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub enum Tells {
+    #[default]
+    Nothing,
+    /// What nodes report, and faults.
+    Events,
+    /// Every input and output as well.
+    Everything,
+}
+
+#[derive(Debug)]
+struct Machine {
+    clock: MachineClock,
+    off: bool,
+}
+
+struct Place {
+    name: String,
+    role: Role,
+    machine: MachineId,
+    /// Processes of one master die together.
+    process: u32,
+    store: Option<Store>,
+    disk: DiskManners,
+    /// Computing takes so many times as long.
+    stretch: u64,
+    incarnation: u64,
+    running: Option<Running>,
+    last_id: Option<ServerId>,
+}
+
+/// How a disk behaves.
+#[derive(Clone, Copy, Debug)]
+pub struct DiskManners {
+    pub slow_factor: u64,
+    pub sync_errors_ppm: u32,
+    pub read_errors_ppm: u32,
+}
+
+impl Default for DiskManners {
+    fn default() -> DiskManners {
+        DiskManners {
+            slow_factor: 1,
+            sync_errors_ppm: 0,
+            read_errors_ppm: 0,
+        }
+    }
+}
+
+struct Running {
+    id: ServerId,
+    node: Box<dyn Node>,
+    inbox: VecDeque<Input>,
+    flush_due: bool,
+    /// The time of the next `Event::Turn`, if one is on its way.
+    turn_at_us: Option<u64>,
+    busy_until_us: u64,
+    paused_until_us: u64,
+    tick_at_us: u64,
+    spins: u32,
+    /// Outputs not applied yet because the process stands still between two of them.
+    held: VecDeque<Output>,
+    blow: Option<(u32, Blow)>,
+    /// Peers it may send to: it gave their address, or they spoke first.
+    reachable: BTreeSet<ServerId>,
+}
+
+struct Connection {
+    gateway: PlaceId,
+    incarnation: u64,
+    to_gateway_us: u64,
+    to_client_us: u64,
+    open: bool,
+}
+
+enum Event {
+    Turn {
+        place: PlaceId,
+        incarnation: u64,
+    },
+    Tick {
+        place: PlaceId,
+        incarnation: u64,
+    },
+    Deliver {
+        route: Route,
+        from: ServerId,
+        incarnation: u64,
+        generation: u64,
+        message: Box<Message>,
+    },
+    /// The stream between two places breaks.
+    Break {
+        a: PlaceId,
+        b: PlaceId,
+    },
+    Input {
+        place: PlaceId,
+        incarnation: u64,
+        input: Box<Input>,
+    },
+    Refused {
+        place: PlaceId,
+        incarnation: u64,
+        peer: ServerId,
+        ended: bool,
+    },
+    Sync {
+        place: PlaceId,
+        incarnation: u64,
+        token: u64,
+        frame: FrameId,
+        mark: SyncMark,
+        fails: bool,
+    },
+    Read {
+        place: PlaceId,
+        incarnation: u64,
+        token: u64,
+        frame: FrameId,
+        span: (u32, u32),
+        fails: bool,
+    },
+    Records {
+        place: PlaceId,
+        incarnation: u64,
+    },
+    Start {
+        place: PlaceId,
+        incarnation: u64,
+    },
+    /// A blow whose outputs never came falls anyway.
+    Blow {
+        place: PlaceId,
+        incarnation: u64,
+    },
+    Happens(Happening),
+}
+
+struct Scheduled {
+    at_us: u64,
+    sequence: u64,
+    event: Event,
+}
+
+impl PartialEq for Scheduled {
+    fn eq(&self, other: &Scheduled) -> bool {
+        self.sequence == other.sequence
+    }
+}
+impl Eq for Scheduled {}
+impl PartialOrd for Scheduled {
+    fn partial_cmp(&self, other: &Scheduled) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Scheduled {
+    fn cmp(&self, other: &Scheduled) -> std::cmp::Ordering {
+        (self.at_us, self.sequence).cmp(&(other.at_us, other.sequence))
+    }
+}
+
+impl std::fmt::Debug for World {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "World at {} us after {} events",
+            self.now_us, self.events
+        )
+    }
+}
+
+impl World {
+    /// Machines and places as `setup` says; every process starts within the first 50 ms.
+    pub fn new(setup: Setup, tells: Tells) -> World {
+        let mut chance = Chance::new(setup.seed, 0x776F);
+        let mut world = World {
+            network: Network::new(setup.seed),
+            counts: FaultCounts::default(),
+            violations: Vec::new(),
+            cluster_time: ClusterTime::default(),
+            records_delay_us: 1_000,
+            now_us: 1_000_000,
+            sequence: 0,
+            queue: BinaryHeap::new(),
+            ids: Chance::new(setup.seed, 0x6964),
+            places: Vec::new(),
+            machines: Vec::new(),
+            records: Records::default(),
+            records_last_us: 0,
+            whereabouts: BTreeMap::new(),
+            refusals: BTreeSet::new(),
+            connections: BTreeMap::new(),
+            calls: BTreeMap::new(),
+            last_token: 0,
+            happenings: VecDeque::new(),
+            trace: TraceHash::default(),
+            tells,
+            events: 0,
+            filter: None,
+            scratch: Outputs::default(),
+            chance: Chance::new(setup.seed, 0x7772),
+            setup,
+        };
+        for plan in world.setup.places() {
+            while world.machines.len() <= plan.machine.0 as usize {
+                let clock = world.setup.clock(&mut chance);
+                world.machines.push(Machine { clock, off: false });
+            }
+            let store = (plan.role == Role::Backup).then(|| {
+                Store::new(
+                    world.setup.frames,
+                    world.setup.segment_bytes,
+                    world.setup.power_fails,
+                )
+            });
+            world.places.push(Place {
+                name: plan.name,
+                role: plan.role,
+                machine: plan.machine,
+                process: plan.process,
+                store,
+                disk: DiskManners::default(),
+                stretch: 1,
+                incarnation: 0,
+                running: None,
+                last_id: None,
+            });
+        }
+        for place in world.all_places() {
+            world.start_in(place, chance.below(50_000));
+        }
+        world
+    }
+
+    // ---- time ----
+
+    /// The world's own time.
+    pub fn now_us(&self) -> u64 {
+        self.now_us
+    }
+
+    /// Lets things happen until there is one to report, or until that time.
+    pub fn advance(&mut self, until_us: u64) -> Option<Happening> {
+        loop {
+            if let Some(happening) = self.happenings.pop_front() {
+                return Some(happening);
+            }
+            match self.queue.peek() {
+                Some(Reverse(next)) if next.at_us <= until_us => {}
+                _ => {
+                    self.now_us = self.now_us.max(until_us);
+                    return None;
+                }
+            }
+            let Reverse(next) = self.queue.pop().expect("peeked");
+            self.now_us = self.now_us.max(next.at_us);
+            self.events += 1;
+            self.happen(next.event);
+        }
+    }
+
+    /// Reports `Happening::Alarm` in so long.
+    pub fn alarm(&mut self, in_us: u64, name: u64) {
+        self.schedule(in_us, Event::Happens(Happening::Alarm { name }));
+    }
+
+    /// Events so far.
+    pub fn events(&self) -> u64 {
+        self.events
+    }
+
+    /// The trace up to now.
+    pub fn trace(&self) -> TraceHash {
+        self.trace
+    }
+
+    // ---- looking around ----
+
+    /// Every place, in order.
+    pub fn all_places(&self) -> Vec<PlaceId> {
+        (0..self.places.len()).map(PlaceId).collect()
+    }
+
+    /// Places of a role, in order.
+    pub fn places_of(&self, role: Role) -> Vec<PlaceId> {
+        (0..self.places.len())
+            .filter(|&p| self.places[p].role == role)
+            .map(PlaceId)
+            .collect()
+    }
+
+    /// A place's name, such as `backup-2`.
+    pub fn name(&self, place: PlaceId) -> &str {
+        &self.places[place.0].name
+    }
+
+    /// A place's role.
+    pub fn role(&self, place: PlaceId) -> Role {
+        self.places[place.0].role
+    }
+
+    /// A place's machine.
+    pub fn machine(&self, place: PlaceId) -> MachineId {
+        self.places[place.0].machine
+    }
+
+    /// The id of the process that runs there now.
+    pub fn id(&self, place: PlaceId) -> Option<ServerId> {
+        self.places[place.0]
+            .running
+            .as_ref()
+            .map(|running| running.id)
+    }
+
+    /// How many processes have been started there.
+    pub fn incarnation(&self, place: PlaceId) -> u64 {
+        self.places[place.0].incarnation
+    }
+
+    /// True if a process runs there (standing still or not).
+    pub fn is_up(&self, place: PlaceId) -> bool {
+        self.places[place.0].running.is_some()
+    }
+
+    /// True if everything runs and calls itself ready.
+    pub fn is_ready(&self) -> bool {
+        self.unready().is_empty()
+    }
+
+    /// Who is down or not ready.
+    pub fn unready(&self) -> Vec<String> {
+        let ready = |place: &&Place| !place.running.as_ref().is_some_and(|r| r.node.ready());
+        self.places
+            .iter()
+            .filter(ready)
+            .map(|place| place.name.clone())
+            .collect()
+    }
+
+    /// Figures of the process in a place, by their Prometheus names.
+    pub fn metrics(&self, place: PlaceId) -> BTreeMap<&'static str, f64> {
+        match &self.places[place.0].running {
+            Some(running) => running.node.metrics().into_iter().collect(),
+            None => BTreeMap::new(),
+        }
+    }
+
+    /// Segments that a shard says have fewer replicas than they should.
+    pub fn under_replicated(&self, place: PlaceId) -> u64 {
+        self.places[place.0]
+            .running
+            .as_ref()
+            .map_or(0, |r| r.node.figures().under_replicated)
+    }
+
+    /// Operations not answered yet that applications have asked for.
+    pub fn calls_pending(&self) -> usize {
+        self.calls.len()
+    }
+
+    // ---- clients ----
+
+    /// Gives a gateway a call; an `Answer` or `CallLost` follows.
+    pub fn call(&mut self, gateway: PlaceId, call: Call) -> u64 {
+        self.last_token += 1;
+        let token = self.last_token;
+        let delay_us = 30 + self.chance.below(100);
+        if !self.is_up(gateway) {
+            self.schedule(delay_us, Event::Happens(Happening::CallLost { token }));
+            return token;
+        }
+        self.calls.insert(token, gateway);
+        self.input(gateway, delay_us, Input::Call { token, call });
+        token
+    }
+
+    /// Opens a connection to a gateway; `Closed` follows when it is down.
+    pub fn connect(&mut self, gateway: PlaceId) -> ConnectionId {
+        self.last_token += 1;
+        let connection = ConnectionId(self.last_token);
+        let at_us = self.now_us + 30 + self.chance.below(100);
+        let open = self.is_up(gateway);
+        self.connections.insert(
+            connection,
+            Connection {
+                gateway,
+                incarnation: self.places[gateway.0].incarnation,
+                to_gateway_us: at_us,
+                to_client_us: at_us,
+                open,
+            },
+        );
+        if open {
+            let client_address = format!("10.9.0.1:{}", 1024 + connection.0 % 60_000);
+            let input = Input::Connected {
+                connection,
+                client_address,
+            };
+            self.input(gateway, at_us - self.now_us, input);
+        } else {
+            self.schedule(200, Event::Happens(Happening::Closed { connection }));
+        }
+        connection
+    }
+
+    /// Sends bytes on a connection, in random fragments.
+    pub fn send_bytes(&mut self, connection: ConnectionId, mut bytes: Bytes) {
+        while !bytes.is_empty() {
+            let some = match self.chance.below(4) {
+                0 => 1 + self.chance.below(8) as usize,
+                1 => 1 + self.chance.below(200) as usize,
+                _ => bytes.len(),
+            };
+            let fragment = bytes.split_to(some.min(bytes.len()));
+            let delay_us = 20 + self.chance.exponential(60);
+            let now_us = self.now_us;
+            let Some(known) = self
+                .connections
+                .get_mut(&connection)
+                .filter(|known| known.open)
+            else {
+                return;
+            };
+            known.to_gateway_us = known.to_gateway_us.max(now_us + delay_us);
+            let (gateway, at_us) = (known.gateway, known.to_gateway_us);
+            let input = Input::Received {
+                connection,
+                bytes: fragment,
+            };
+            self.input(gateway, at_us - now_us, input);
+        }
+    }
+
+    /// The application drops a connection.
+    pub fn disconnect(&mut self, connection: ConnectionId) {
+        let Some(known) = self
+            .connections
+            .remove(&connection)
+            .filter(|known| known.open)
+        else {
+            return;
+        };
+        let delay_us = known.to_gateway_us.saturating_sub(self.now_us) + 10;
+        if self.places[known.gateway.0].incarnation == known.incarnation {
+            self.input(known.gateway, delay_us, Input::Disconnected { connection });
+        }
+    }
+
+    // ---- faults and deeds ----
+
+    /// The process there dies at once, and with it the other shards of the same master.
+    pub fn crash(&mut self, place: PlaceId) {
+        let process = self.places[place.0].process;
+        for other in self.all_places() {
+            if self.places[other.0].process == process {
+                self.kill(other, true);
+            }
+        }
+    }
+
+    /// The machine loses power: its processes die in silence, its stores lose what was not synced.
+    pub fn power_loss(&mut self, machine: MachineId) {
+        self.tell(Tells::Events, || {
+            format!("machine {} loses power", machine.0)
+        });
+        self.machines[machine.0 as usize].off = true;
+        for place in self.all_places() {
+            if self.places[place.0].machine == machine {
+                self.kill(place, false);
+                if let Some(store) = &mut self.places[place.0].store {
+                    store.power_failure(&mut self.chance);
+                }
+            }
+        }
+    }
+
+    /// Starts the place's process again in so long, under a new id, and switches its machine on.
+    pub fn start_in(&mut self, place: PlaceId, in_us: u64) {
+        let incarnation = self.places[place.0].incarnation;
+        self.schedule(in_us, Event::Start { place, incarnation });
+    }
+
+    /// Lets a blow fall after so many more outputs of the process, in 100 ms at the latest.
+    pub fn strike(&mut self, place: PlaceId, after_outputs: u32, blow: Blow) {
+        let incarnation = self.places[place.0].incarnation;
+        if let Some(running) = &mut self.places[place.0].running {
+            running.blow = Some((after_outputs, blow));
+            self.schedule(100_000, Event::Blow { place, incarnation });
+        }
+    }
+
+    /// The process stands still; its machine's clock goes on.
+    pub fn pause(&mut self, place: PlaceId, for_us: u64) {
+        self.tell(Tells::Events, || {
+            format!("{place:?} pauses for {for_us} us")
+        });
+        let until_us = self.now_us + for_us;
+        if let Some(running) = &mut self.places[place.0].running {
+            running.paused_until_us = running.paused_until_us.max(until_us);
+        }
+    }
+
+    /// Breaks the stream between two places; both ends are told soon.
+    pub fn break_stream(&mut self, a: PlaceId, b: PlaceId) {
+        self.schedule(0, Event::Break { a, b });
+    }
+
+    /// How the disk of a backup's place behaves from now on.
+    pub fn set_disk(&mut self, place: PlaceId, manners: DiskManners) {
+        self.places[place.0].disk = manners;
+    }
+
+    /// How much slower than usual a place computes from now on.
+    pub fn set_stretch(&mut self, place: PlaceId, stretch: u64) {
+        self.places[place.0].stretch = stretch;
+    }
+
+    /// The store of a backup's place.
+    pub fn store(&mut self, place: PlaceId) -> &mut Store {
+        self.places[place.0]
+            .store
+            .as_mut()
+            .expect("only backups have a store")
+    }
+
+    /// Flips a random bit of a random written frame; false if there is none.
+    pub fn flip_bit(&mut self, place: PlaceId) -> bool {
+        let store = self.places[place.0]
+            .store
+            .as_mut()
+            .expect("only backups have a store");
+        store.flip_bit(&mut self.chance)
+    }
+
+    /// Messages for which `filter` says true are dropped. For scenarios.
+    pub fn set_filter(&mut self, filter: Option<Filter>) {
+        self.filter = filter;
+    }
+
+    /// Ends every fault and starts whatever is down. Clocks stay as they are.
+    pub fn heal(&mut self) {
+        self.tell(Tells::Events, || "everything heals".to_owned());
+        self.network.heal();
+        self.records_delay_us = 1_000;
+        for place in self.all_places() {
+            self.places[place.0].disk = DiskManners::default();
+            self.places[place.0].stretch = 1;
+            let now_us = self.now_us;
+            match &mut self.places[place.0].running {
+                Some(running) => {
+                    running.blow = None;
+                    running.paused_until_us = now_us;
+                    self.turn_soon(place);
+                }
+                None => {
+                    let in_us = self.chance.below(100_000);
+                    self.start_in(place, in_us);
+                }
+            }
+        }
+    }
+
+    /// Prints a line if such lines are wanted.
+    pub fn tell(&self, level: Tells, line: impl FnOnce() -> String) {
+        if self.tells >= level {
+            println!("{:>12.6}  {}", self.now_us as f64 / 1e6, line());
+        }
+    }
+}
+
+// ---- what happens ----
+
+impl World {
+    fn schedule(&mut self, in_us: u64, event: Event) {
+        self.sequence += 1;
+        let at_us = self.now_us + in_us;
+        self.queue.push(Reverse(Scheduled {
+            at_us,
+            sequence: self.sequence,
+            event,
+        }));
+    }
+
+    fn input(&mut self, place: PlaceId, in_us: u64, input: Input) {
+        let incarnation = self.places[place.0].incarnation;
+        self.schedule(
+            in_us,
+            Event::Input {
+                place,
+                incarnation,
+                input: Box::new(input),
+            },
+        );
+    }
+
+    /// The process of `place` if it is still the one meant.
+    fn running(&mut self, place: PlaceId, incarnation: u64) -> Option<&mut Running> {
+        let place = &mut self.places[place.0];
+        if place.incarnation != incarnation {
+            return None;
+        }
+        place.running.as_mut()
+    }
+
+    fn happen(&mut self, event: Event) {
+        match event {
+            Event::Turn { place, incarnation } => self.turn(place, incarnation),
+            Event::Tick { place, incarnation } => {
+                let now_us = self.now_us;
+                if let Some(running) = self.running(place, incarnation)
+                    && running.tick_at_us == now_us
+                {
+                    running.tick_at_us = u64::MAX;
+                    self.give(place, Input::Tick);
+                }
+            }
+            Event::Deliver {
+                route,
+                from,
+                incarnation,
+                generation,
+                message,
+            } => {
+                let current = self.network.is_current(route.from, route.to, generation);
+                let place = route.to;
+                if let Some(running) = self.running(place, incarnation)
+                    && current
+                {
+                    running.reachable.insert(from);
+                    self.give(
+                        place,
+                        Input::Message {
+                            from,
+                            message: *message,
+                        },
+                    );
+                }
+            }
+            Event::Break { a, b } => self.stream_breaks(a, b),
+            Event::Input {
+                place,
+                incarnation,
+                input,
+            } => {
+                if self.running(place, incarnation).is_some() {
+                    self.give(place, *input);
+                }
+            }
+            Event::Refused {
+                place,
+                incarnation,
+                peer,
+                ended,
+            } => {
+                self.refusals.remove(&(place, peer));
+                if self.running(place, incarnation).is_some() {
+                    self.give(place, Input::PeerLost { peer, ended });
+                }
+            }
+            Event::Sync {
+                place,
+                incarnation,
+                token,
+                frame,
+                mark,
+                fails,
+            } => {
+                if self.running(place, incarnation).is_some() {
+                    let store = self.store(place);
+                    let done = if fails {
+                        store.sync_fails(frame);
+                        false
+                    } else {
+                        store.sync_end(frame, mark)
+                    };
+                    let result = done
+                        .then_some(())
+                        .ok_or(DiskError("sync failed".to_owned()));
+                    self.give(place, Input::Disk(DiskDone::Synced { token, result }));
+                }
+            }
+            Event::Read {
+                place,
+                incarnation,
+                token,
+                frame,
+                span: (offset, length),
+                fails,
+            } => {
+                if self.running(place, incarnation).is_some() {
+                    let result = match fails {
+                        true => Err(DiskError("read failed".to_owned())),
+                        false => Ok(self.store(place).read(frame, offset, length)),
+                    };
+                    self.give(place, Input::Disk(DiskDone::Read { token, result }));
+                }
+            }
+            Event::Records { place, incarnation } => {
+                if self.running(place, incarnation).is_some()
+                    && let Some(token) = self.records.complete_next()
+                {
+                    self.give(place, Input::RecordsWritten { token });
+                }
+            }
+            Event::Start { place, incarnation } => {
+                if self.places[place.0].incarnation == incarnation && !self.is_up(place) {
+                    self.start(place);
+                }
+            }
+            Event::Blow { place, incarnation } => {
+                if let Some(running) = self.running(place, incarnation)
+                    && let Some((_, blow)) = running.blow.take()
+                {
+                    self.blow_falls(place, blow);
+                }
+            }
+            Event::Happens(happening) => self.happens(happening),
+        }
+    }
+
+    fn happens(&mut self, happening: Happening) {
+        let told = match &happening {
+            Happening::Answer { token, outcome } => {
+                self.trace.word(*token);
+                content::fold_outcome(&mut self.trace, outcome);
+                self.calls.remove(token).is_some()
+            }
+            Happening::CallLost { .. } | Happening::Alarm { .. } => true,
+            Happening::Bytes { connection, bytes } => {
+                self.trace.bytes(bytes);
+                self.connections.contains_key(connection)
+            }
+            Happening::Closed { connection } => self.connections.remove(connection).is_some(),
+        };
+        if told {
+            self.happenings.push_back(happening);
+        }
+    }
+
+    /// Puts an input into a process's inbox.
+    fn give(&mut self, place: PlaceId, input: Input) {
+        self.trace.word(self.now_us);
+        self.trace.word(place.0 as u64);
+        content::fold_input(&mut self.trace, &input);
+        if self.tells >= Tells::Everything {
+            let (name, mut text) = (self.name(place), format!("{input:?}"));
+            cut(&mut text, 400);
+            self.tell(Tells::Everything, || format!("{name} <- {text}"));
+        }
+        let running = self.places[place.0]
+            .running
+            .as_mut()
+            .expect("given to a running process");
+        running.inbox.push_back(input);
+        self.turn_soon(place);
+    }
+
+    fn turn_soon(&mut self, place: PlaceId) {
+        let now_us = self.now_us;
+        let incarnation = self.places[place.0].incarnation;
+        let Some(running) = self.places[place.0].running.as_mut() else {
+            return;
+        };
+        let at_us = now_us
+            .max(running.busy_until_us)
+            .max(running.paused_until_us);
+        if running.turn_at_us.is_none_or(|turn_us| turn_us > at_us) {
+            running.turn_at_us = Some(at_us);
+            self.schedule(at_us - now_us, Event::Turn { place, incarnation });
+        }
+    }
+
+    /// A process runs: it steps through its inbox, or releases what its steps have made ready.
+    fn turn(&mut self, place: PlaceId, incarnation: u64) {
+        let now_us = self.now_us;
+        let stretch = self.places[place.0].stretch;
+        let Some(running) = self.running(place, incarnation) else {
+            return;
+        };
+        if running.turn_at_us != Some(now_us) {
+            return; // A turn that was put earlier has made this one superfluous.
+        }
+        running.turn_at_us = None;
+        if running.paused_until_us > now_us || running.busy_until_us > now_us {
+            return self.turn_soon(place);
+        }
+        if !running.held.is_empty() {
+            let held = std::mem::take(&mut running.held);
+            if !self.apply(place, held, 0) {
+                return;
+            }
+        } else if running.flush_due {
+            running.flush_due = false;
+            let cost_us = 2 * stretch;
+            self.step_node(place, cost_us, |node, now, out| node.flush(now, out));
+        } else {
+            running.flush_due = true;
+            let mut cost_us = 0;
+            for _ in 0..BATCH_INPUTS {
+                let Some(running) = self.running(place, incarnation) else {
+                    return;
+                };
+                if !running.held.is_empty() {
+                    break; // A pause came between two outputs; what follows comes after it.
+                }
+                let Some(input) = running.inbox.pop_front() else {
+                    break;
+                };
+                match input {
+                    Input::Tick => running.spins += 1,
+                    _ => running.spins = 0,
+                }
+                cost_us += content::cost_us(&input) * stretch;
+                self.step_node(place, cost_us, |node, now, out| node.step(now, input, out));
+            }
+        }
+        let now_us = self.now_us;
+        let clock = self.machines[self.places[place.0].machine.0 as usize].clock;
+        let Some(running) = self.running(place, incarnation) else {
+            return;
+        };
+        if running.flush_due || !running.inbox.is_empty() || !running.held.is_empty() {
+            self.turn_soon(place);
+            return;
+        }
+        // Idle: sleep until the node wants to be woken.
+        let Some(wakeup_us) = running.node.wakeup() else {
+            return;
+        };
+        let mut at_us = clock
+            .world_us(wakeup_us)
+            .max(now_us + 1)
+            .max(running.busy_until_us);
+        if running.spins > 100 {
+            at_us = at_us.max(now_us + 100);
+        }
+        let spins = running.spins;
+        if at_us > now_us + 1_000 {
+            running.spins = 0;
+        }
+        if at_us != running.tick_at_us {
+            running.tick_at_us = at_us;
+            self.schedule(at_us - now_us, Event::Tick { place, incarnation });
+        }
+        if spins == SPINS_MAX {
+            let name = self.name(place).to_owned();
+            self.violations
+                .push(format!("{name} asks to be woken at once, for ever"));
+        }
+    }
+
+    fn step_node(
+        &mut self,
+        place: PlaceId,
+        cost_us: u64,
+        step: impl FnOnce(&mut dyn Node, Now, &mut Outputs),
+    ) {
+        let machine = self.places[place.0].machine;
+        // The clock is read when the work begins; its effects leave when it has ended.
+        let busy_since_us = self.places[place.0]
+            .running
+            .as_ref()
+            .map_or(0, |r| r.busy_until_us);
+        let now = self.machines[machine.0 as usize]
+            .clock
+            .read(self.now_us.max(busy_since_us));
+        let mut out = std::mem::take(&mut self.scratch);
+        let running = self.places[place.0]
+            .running
+            .as_mut()
+            .expect("a running process steps");
+        running.busy_until_us = self.now_us + cost_us;
+        step(running.node.as_mut(), now, &mut out);
+        let outputs: VecDeque<Output> = out.list.drain(..).collect();
+        self.scratch = out;
+        self.apply(place, outputs, cost_us);
+    }
+
+    /// Applies outputs one at a time (W2). False if the process is gone afterwards.
+    fn apply(&mut self, place: PlaceId, mut outputs: VecDeque<Output>, in_us: u64) -> bool {
+        let incarnation = self.places[place.0].incarnation;
+        while let Some(output) = outputs.pop_front() {
+            let now_us = self.now_us;
+            let Some(running) = self.running(place, incarnation) else {
+                return false;
+            };
+            if running.paused_until_us > now_us {
+                outputs.push_front(output);
+                running.held.extend(outputs);
+                return true;
+            }
+            if let Some((after, blow)) = running.blow {
+                if after > 0 {
+                    running.blow = Some((after - 1, blow));
+                } else {
+                    running.blow = None;
+                    outputs.push_front(output);
+                    self.blow_falls(place, blow);
+                    continue;
+                }
+            }
+            self.apply_one(place, output, in_us);
+        }
+        self.running(place, incarnation).is_some()
+    }
+
+    fn blow_falls(&mut self, place: PlaceId, blow: Blow) {
+        match blow {
+            Blow::Crash => self.crash(place),
+            Blow::Pause { for_us } => self.pause(place, for_us),
+            Blow::PowerLoss => self.power_loss(self.machine(place)),
+        }
+    }
+
+    fn apply_one(&mut self, place: PlaceId, output: Output, in_us: u64) {
+        let incarnation = self.places[place.0].incarnation;
+        if self.tells >= Tells::Everything && !matches!(output, Output::Event(_)) {
+            let (name, mut text) = (self.name(place), format!("{output:?}"));
+            cut(&mut text, 400);
+            self.tell(Tells::Everything, || format!("{name} -> {text}"));
+        }
+        match output {
+            Output::Send { to, message } => self.send(place, to, message, in_us),
+            Output::Address { peer, .. } => {
+                if let Some(running) = self.running(place, incarnation) {
+                    running.reachable.insert(peer);
+                }
+            }
+            Output::Forget { peer } => {
+                if let Some(running) = self.running(place, incarnation) {
+                    running.reachable.remove(&peer);
+                }
+                if let Some(&there) = self.whereabouts.get(&peer)
+                    && self.id(there) == Some(peer)
+                {
+                    self.network.break_stream(place, there);
+                }
+            }
+            Output::Disk(op) => self.disk(place, op, in_us),
+            Output::Records { token, writes } => {
+                self.records.ask(token, writes);
+                let delay_us = in_us + 100 + self.chance.exponential(self.records_delay_us);
+                let at_us = (self.now_us + delay_us).max(self.records_last_us + 1);
+                self.records_last_us = at_us;
+                self.schedule(at_us - self.now_us, Event::Records { place, incarnation });
+            }
+            Output::Bytes { connection, bytes } => {
+                self.to_client(connection, in_us, Happening::Bytes { connection, bytes });
+            }
+            Output::Close { connection } => {
+                self.to_client(connection, in_us, Happening::Closed { connection });
+                if let Some(known) = self.connections.get_mut(&connection) {
+                    known.open = false;
+                }
+            }
+            Output::Answer { token, outcome } => {
+                let delay_us = in_us + 30 + self.chance.below(100);
+                self.schedule(
+                    delay_us,
+                    Event::Happens(Happening::Answer { token, outcome }),
+                );
+            }
+            Output::Event(event) => {
+                if event.level > Level::Debug || self.tells >= Tells::Everything {
+                    let name = self.name(place);
+                    self.tell(Tells::Events, || {
+                        format!("{name} {:?}: {}", event.level, event.text)
+                    });
+                }
+            }
+            Output::Stopped { reason } => {
+                let name = self.name(place).to_owned();
+                self.tell(Tells::Events, || format!("{name} stops: {reason}"));
+                self.kill(place, true);
+                let in_us = 20_000 + self.chance.below(200_000);
+                self.start_in(place, in_us);
+            }
+        }
+    }
+
+    fn to_client(&mut self, connection: ConnectionId, in_us: u64, happening: Happening) {
+        let delay_us = in_us + 20 + self.chance.exponential(60);
+        let now_us = self.now_us;
+        if let Some(known) = self
+            .connections
+            .get_mut(&connection)
+            .filter(|known| known.open)
+        {
+            known.to_client_us = known.to_client_us.max(now_us + delay_us);
+            let at_us = known.to_client_us;
+            self.schedule(at_us - now_us, Event::Happens(happening));
+        }
+    }
+
+    fn send(&mut self, place: PlaceId, to: ServerId, message: Message, in_us: u64) {
+        let from = self.id(place).expect("only a running process sends");
+        if let Message::HeartbeatReply(reply) = &message {
+            self.cluster_time.observe(self.now_us, reply.cluster_us);
+        }
+        let reachable = &self.places[place.0]
+            .running
+            .as_ref()
+            .expect("it runs")
+            .reachable;
+        if to != ServerId::COORDINATOR && !reachable.contains(&to) {
+            // A driver has nowhere to send it. Whoever was forgotten may still be answered late.
+            if !self.whereabouts.contains_key(&to) {
+                let name = self.name(place).to_owned();
+                self.violations
+                    .push(format!("{name} sends to {to}, which it cannot know"));
+            }
+            return;
+        }
+        let Some(&there) = self.whereabouts.get(&to) else {
+            return self.refuse(place, to, in_us);
+        };
+        if self.id(there) != Some(to) {
+            return self.refuse(place, to, in_us);
+        }
+        if let Some(filter) = &mut self.filter
+            && filter(place, there, &message)
+        {
+            return;
+        }
+        let route = self.route(place, there);
+        let bytes = content::message_bytes(&message);
+        let sent_us = self.now_us + in_us;
+        let incarnation = self.places[there.0].incarnation;
+        match self.network.send(sent_us, route, bytes, &mut self.counts) {
+            Fate::Lost => {}
+            Fate::Breaks { at_us } => {
+                self.schedule(at_us - self.now_us, Event::Break { a: place, b: there });
+            }
+            Fate::Arrives {
+                at_us,
+                again_at_us,
+                generation,
+            } => {
+                if let Some(again_us) = again_at_us {
+                    let message = Box::new(message.clone());
+                    let event = Event::Deliver {
+                        route,
+                        from,
+                        incarnation,
+                        generation,
+                        message,
+                    };
+                    self.schedule(again_us - self.now_us, event);
+                }
+                let message = Box::new(message);
+                let event = Event::Deliver {
+                    route,
+                    from,
+                    incarnation,
+                    generation,
+                    message,
+                };
+                self.schedule(at_us - self.now_us, event);
+            }
+        }
+    }
+
+    fn route(&self, from: PlaceId, to: PlaceId) -> Route {
+        Route {
+            from,
+            to,
+            from_machine: self.machine(from),
+            to_machine: self.machine(to),
+        }
+    }
+
+    /// `peer` runs nowhere: after a refusal or a timeout the sender is told.
+    fn refuse(&mut self, place: PlaceId, peer: ServerId, in_us: u64) {
+        if !self.refusals.insert((place, peer)) {
+            return;
+        }
+        let incarnation = self.places[place.0].incarnation;
+        let there = match self.whereabouts.get(&peer) {
+            Some(&there) => Some(there),
+            None if peer == ServerId::COORDINATOR => {
+                self.places_of(Role::Coordinator).first().copied()
+            }
+            None => None,
+        };
+        let (mut delay_us, mut ended) = (1_000, false);
+        if let Some(there) = there {
+            let (here_machine, there_machine) = (self.machine(place), self.machine(there));
+            let silent = self.machines[there_machine.0 as usize].off
+                || self
+                    .network
+                    .is_blocked(self.now_us, here_machine, there_machine);
+            ended = here_machine == there_machine && !silent && peer != ServerId::COORDINATOR;
+            delay_us = match silent {
+                true => self.chance.between(1_000_000, 3_000_000),
+                false => {
+                    self.network
+                        .delay_us(self.now_us, self.route(place, there), 60)
+                        + 300
+                }
+            };
+        }
+        self.schedule(
+            in_us + delay_us,
+            Event::Refused {
+                place,
+                incarnation,
+                peer,
+                ended,
+            },
+        );
+    }
+
+    fn stream_breaks(&mut self, a: PlaceId, b: PlaceId) {
+        self.network.break_stream(a, b);
+        for (here, there) in [(a, b), (b, a)] {
+            if let (Some(_), Some(peer)) = (self.id(here), self.id(there)) {
+                let delay_us = self.chance.below(2_000);
+                self.input(here, delay_us, Input::PeerLost { peer, ended: false });
+            }
+        }
+    }
+
+    fn disk(&mut self, place: PlaceId, op: DiskOp, in_us: u64) {
+        let incarnation = self.places[place.0].incarnation;
+        let manners = self.places[place.0].disk;
+        match op {
+            DiskOp::Write {
+                frame,
+                offset,
+                bytes,
+            } => {
+                self.store(place).write(frame, offset, &bytes);
+            }
+            DiskOp::Sync { token, frame } => {
+                let mark = self.store(place).sync_begin(frame);
+                let fails = self.chance.per_million(manners.sync_errors_ppm);
+                if fails {
+                    self.counts.count(Fault::SyncError);
+                }
+                let delay_us = (300 + self.chance.exponential(700)) * manners.slow_factor;
+                let event = Event::Sync {
+                    place,
+                    incarnation,
+                    token,
+                    frame,
+                    mark,
+                    fails,
+                };
+                self.schedule(in_us + delay_us, event);
+            }
+            DiskOp::Read {
+                token,
+                frame,
+                offset,
+                length,
+            } => {
+                let fails = self.chance.per_million(manners.read_errors_ppm);
+                if fails {
+                    self.counts.count(Fault::ReadError);
+                }
+                let transfer_us = u64::from(length) / 500;
+                let delay_us =
+                    (80 + self.chance.exponential(100) + transfer_us) * manners.slow_factor;
+                let span = (offset, length);
+                let event = Event::Read {
+                    place,
+                    incarnation,
+                    token,
+                    frame,
+                    span,
+                    fails,
+                };
+                self.schedule(in_us + delay_us, event);
+            }
+        }
+    }
+
+    fn start(&mut self, place: PlaceId) {
+        let machine = self.places[place.0].machine;
+        self.machines[machine.0 as usize].off = false;
+        let role = self.places[place.0].role;
+        let id = match role {
+            Role::Coordinator => ServerId::COORDINATOR,
+            _ => ServerId(self.ids.roll() | 1),
+        };
+        let now = self.machines[machine.0 as usize].clock.read(self.now_us);
+        let seed = self.ids.roll();
+        let here = &mut self.places[place.0];
+        here.incarnation += 1;
+        let member = self
+            .setup
+            .member(id, role, &here.name, machine, here.incarnation);
+        let node = match role {
+            Role::Coordinator => {
+                let cold_start = std::mem::take(&mut self.setup.cold_start);
+                roles::coordinator(&self.setup, self.records.all(), now, seed, cold_start)
+            }
+            Role::Shard => roles::shard(&self.setup, member, seed),
+            Role::Backup => {
+                let headers = here.store.as_ref().expect("backups have a store").headers();
+                roles::backup(&self.setup, member, headers, seed)
+            }
+            Role::Gateway => roles::gateway(&self.setup, member, seed),
+        };
+        let here = &mut self.places[place.0];
+        here.last_id = Some(id);
+        here.running = Some(Running {
+            id,
+            node,
+            inbox: VecDeque::new(),
+            flush_due: false,
+            turn_at_us: None,
+            busy_until_us: self.now_us,
+            paused_until_us: 0,
+            tick_at_us: u64::MAX,
+            spins: 0,
+            held: VecDeque::new(),
+            blow: None,
+            reachable: BTreeSet::new(),
+        });
+        self.whereabouts.insert(id, place);
+        self.trace.word(id.0);
+        let name = self.name(place).to_owned();
+        self.tell(Tells::Events, || format!("{name} starts as {id}"));
+        self.give(place, Input::Tick);
+    }
+
+    /// Ends the process of one place. `closes`: its kernel lives and closes the streams.
+    fn kill(&mut self, place: PlaceId, closes: bool) {
+        let Some(running) = self.places[place.0].running.take() else {
+            return;
+        };
+        let incarnation = self.places[place.0].incarnation;
+        // Whatever was on its way to the old process must not reach the next one.
+        self.places[place.0].incarnation += 1;
+        self.trace.word(0xDEAD);
+        self.trace.word(running.id.0);
+        let name = self.name(place).to_owned();
+        self.tell(Tells::Events, || format!("{name} ({}) is gone", running.id));
+        if self.places[place.0].role == Role::Coordinator {
+            self.records.crash(&mut self.chance);
+        }
+        for there in self.network.neighbours(place) {
+            if !closes || !self.is_up(there) {
+                continue;
+            }
+            let route = self.route(place, there);
+            let blocked =
+                self.network
+                    .is_blocked(self.now_us, route.from_machine, route.to_machine);
+            let delay_us = match blocked {
+                true => self.chance.between(500_000, 2_000_000),
+                false => self.network.delay_us(self.now_us, route, 60),
+            };
+            let ended = route.from_machine == route.to_machine
+                && self.places[place.0].role != Role::Coordinator;
+            self.input(
+                there,
+                delay_us,
+                Input::PeerLost {
+                    peer: running.id,
+                    ended,
+                },
+            );
+        }
+        let lost: Vec<u64> = self
+            .calls
+            .iter()
+            .filter(|&(_, &at)| at == place)
+            .map(|(&token, _)| token)
+            .collect();
+        for token in lost {
+            self.calls.remove(&token);
+            let delay_us = 100 + self.chance.below(500);
+            self.schedule(delay_us, Event::Happens(Happening::CallLost { token }));
+        }
+        let closed: Vec<ConnectionId> = self
+            .connections
+            .iter()
+            .filter(|(_, known)| known.gateway == place && known.incarnation == incarnation)
+            .map(|(&connection, _)| connection)
+            .collect();
+        for connection in closed {
+            self.to_client(connection, 50, Happening::Closed { connection });
+            if let Some(known) = self.connections.get_mut(&connection) {
+                known.open = false;
+            }
+        }
+    }
+}
+
+fn cut(text: &mut String, bytes_max: usize) {
+    if text.len() > bytes_max {
+        let end = (0..=bytes_max)
+            .rev()
+            .find(|&at| text.is_char_boundary(at))
+            .unwrap_or(0);
+        text.truncate(end);
+        text.push('…');
+    }
+}
