@@ -16,6 +16,8 @@
 
 mod fields;
 mod messages;
+#[cfg(test)]
+mod tests;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 

@@ -142,7 +142,7 @@ impl SessionsClient {
     }
 
     /// Executes one command: `Get`, `Stat`, `Put`, `Touch` or `Delete` with the conditions and
-    /// expiries that the service knows; others are `Unsupported`.
+    /// expiries that the service knows, and `Scan`; others are `Unsupported`.
     pub async fn call(&mut self, call: SessionCall) -> Result<Outcome, ClientError> {
         let SessionCall {
             command,
@@ -275,10 +275,25 @@ impl SessionsClient {
                     },
                 })
             }
+            Op::Scan { from, limit } => {
+                let list = v1::ListRequest {
+                    namespace,
+                    cursor: Some(from.0),
+                    limit: Some(limit),
+                };
+                let result = self.generated.list(self.request(list, within_ms)).await;
+                outcome(result, |reply| Outcome::Scanned {
+                    keys: reply
+                        .keys
+                        .into_iter()
+                        .map(|key| (KeyHash::of(command.namespace, &key), key))
+                        .collect(),
+                    next: reply.next.map(KeyHash),
+                })
+            }
             Op::Put { .. }
             | Op::Touch { .. }
             | Op::Delete { .. }
-            | Op::Scan { .. }
             | Op::Count
             | Op::Flush => Err(ClientError::Unsupported),
         }

@@ -154,6 +154,32 @@ async fn execute<H: SessionsHandler>(
     Asked::answer(answers, outcome)
 }
 
+/// Keys of a page when the caller does not say, and at most.
+const LIST_KEYS: u32 = 1_000;
+const LIST_KEYS_MAX: u32 = 10_000;
+
+fn list_command(request: &v1::ListRequest) -> Result<Command, CallError> {
+    let Ok(namespace) = u8::try_from(request.namespace) else {
+        let fault = "must be at most 255".to_owned();
+        return Err(CallError::invalid(vec![("namespace", fault)]));
+    };
+    let limit = match request.limit.unwrap_or(LIST_KEYS) {
+        limit @ 1..=LIST_KEYS_MAX => limit,
+        _ => {
+            let fault = format!("must be 1 to {LIST_KEYS_MAX}");
+            return Err(CallError::invalid(vec![("limit", fault)]));
+        }
+    };
+    Ok(Command {
+        namespace: Namespace(namespace),
+        key: Bytes::new(),
+        op: Op::Scan {
+            from: KeyHash(request.cursor.unwrap_or(0)),
+            limit,
+        },
+    })
+}
+
 fn item_of(answer: Result<Told, CallError>) -> v1::Result {
     let told = answer.unwrap_or_else(|error| Told::Error(error.into_item()));
     v1::Result { result: Some(told) }
@@ -217,6 +243,27 @@ impl<H: SessionsHandler> Sessions for SessionsFace<H> {
         request: Request<v1::DeleteRequest>,
     ) -> Result<Response<v1::DeleteReply>, Status> {
         reply!(self.one(request).await?, Delete)
+    }
+
+    async fn list(
+        &self,
+        request: Request<v1::ListRequest>,
+    ) -> Result<Response<v1::ListReply>, Status> {
+        let (request, within_ms) = self.open(request)?;
+        let command = list_command(&request).map_err(CallError::into_status)?;
+        let call = SessionCall {
+            command,
+            once: None,
+            within_ms,
+        };
+        match self.handler.call(call).await {
+            Outcome::Scanned { keys, next } => Ok(Response::new(v1::ListReply {
+                keys: keys.into_iter().map(|(_, key)| key).collect(),
+                next: next.map(|hash| hash.0),
+            })),
+            Outcome::Failed(failure) => Err(CallError::from(failure).into_status()),
+            _ => Err(CallError::mismatch().into_status()),
+        }
     }
 
     async fn batch_create(
