@@ -98,6 +98,10 @@ impl Replica {
             return Err(Misfit::Elsewhere);
         }
         if end < length {
+            if append.certificate.is_some() && self.certificate.is_none() {
+                // Its sender would take the acknowledgement for that of a replica that counts.
+                return Err(Misfit::Elsewhere);
+            }
             // A duplicate of something older. Its certificate cannot be judged any more and adds nothing.
             return Ok(Fit {
                 skip: append.bytes.len(),
@@ -138,8 +142,13 @@ impl Replica {
     /// True if `append`, which opens, is the one that opened this replica, come again: then what was
     /// appended since must not be dropped.
     pub fn was_opened_by(&self, append: &Append) -> bool {
+        // A certificate for less than is here cannot be taken over, and must not be acknowledged as if.
+        let certifies = append.certificate.is_none()
+            || self.certificate.is_some()
+            || self.length as usize == append.bytes.len();
         !self.closed
             && self.crc.is_some()
+            && certifies
             && self.opening.length as usize == append.bytes.len()
             && self.opening.checksum == crc32c(&append.bytes)
     }

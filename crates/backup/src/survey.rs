@@ -182,7 +182,8 @@ impl Survey {
 /// What counts of what was found. An open replica beside a closed one of its segment is a leftover:
 /// listed, it could pass for the log's head (R2).
 fn list(found: BTreeMap<FrameId, ReplicaState>) -> Vec<ReplicaState> {
-    let all: Vec<ReplicaState> = found.into_values().collect();
+    let mut all: Vec<ReplicaState> = found.into_values().collect();
+    all.sort_by_key(|state| state.segment);
     let is_leftover = |state: &ReplicaState| {
         !state.closed
             && all.iter().any(|other| {
