@@ -117,6 +117,7 @@ impl Executor {
             rate: Rate::default(),
         }
     }
+
     pub(crate) fn face(&self) -> Face {
         match self.config.mode {
             Mode::Flat => Face::Flat,
@@ -699,7 +700,10 @@ impl Executor {
     fn loading(&self) -> bool {
         match self.config.mode {
             Mode::Flat => !self.core.routes().complete(),
-            Mode::Cluster { shard } => !self.core.routes().is_shard(shard),
+            Mode::Cluster { shard } => {
+                let routes = self.core.routes();
+                !routes.is_shard(shard) || routes.owners().is_empty()
+            }
         }
     }
 

@@ -30,6 +30,11 @@ use crate::info;
 /// Requests read of one connection before others have their turn: about a millisecond of work.
 const REQUESTS_PER_TURN: usize = 1_024;
 
+/// The longest that a call may ask to be retried; completion records are not kept for longer.
+const CALL_WITHIN_MS_MAX: u32 = 60_000;
+/// Rounds of outcomes and what they lead to in one `flush`; the rest waits its turn.
+const ROUNDS_PER_FLUSH: usize = 8;
+
 /// A gateway: see the module.
 #[derive(Debug)]
 pub struct Gateway {
@@ -138,6 +143,9 @@ impl Gateway {
             let Some(connection) = self.connections.get_mut(&id) else {
                 return;
             };
+            if connection.output_bytes() > self.executor.config.output_bytes_max {
+                return self.close_over_output_bound(id, out);
+            }
             if !connection.reads(self.executor.config.replies_max) || self.stopping {
                 return;
             }
@@ -145,8 +153,7 @@ impl Gateway {
                 Ok(true) => {}
                 Ok(false) => return,
                 Err(error) => {
-                    self.executor.counters.errors_total += 1;
-                    connection.write(|reply| reply.refuse(&error));
+                    self.executor.refuse(connection, &error);
                     connection.closing = true;
                     return;
                 }
@@ -157,41 +164,27 @@ impl Gateway {
                 Ok(request) if !connection.authenticated && !request.allowed_before_auth() => {
                     self.executor.refuse(connection, &RespError::AuthRequired);
                 }
-                Ok(RespRequest::ClientList) => {
-                    let lines: String = self
-                        .connections
-                        .values()
-                        .map(|c| info::client_line(c, now.mono_us))
-                        .collect();
-                    let connection = self.connections.get_mut(&id).expect("looked up above");
-                    connection.write(|reply| reply.verbatim(&lines));
-                }
-                Ok(request) => {
-                    self.executor.execute(now, id, connection, request);
-                }
-            }
-            if self.over_output_bound(id, out) {
-                return;
+                Ok(RespRequest::ClientList) => self.client_list(now, id),
+                Ok(request) => self.executor.execute(now, id, connection, request),
             }
         }
         self.resume.insert(id);
     }
 
-    /// Closes a connection whose replies take too much room; true if it did.
-    fn over_output_bound(&mut self, id: ConnectionId, out: &mut Outputs) -> bool {
-        let limit = self.executor.config.output_bytes_max;
-        let over = self
-            .connections
-            .get(&id)
-            .is_some_and(|c| c.output_bytes() > limit);
-        if over {
-            self.close(
-                id,
-                &format!("more than {limit} bytes of replies wait to be sent"),
-                out,
-            );
+    fn client_list(&mut self, now: Now, id: ConnectionId) {
+        let connections = self.connections.values();
+        let lines: String = connections
+            .map(|connection| info::client_line(connection, now.mono_us))
+            .collect();
+        if let Some(connection) = self.connections.get_mut(&id) {
+            connection.write(|reply| reply.verbatim(&lines));
         }
-        over
+    }
+
+    fn close_over_output_bound(&mut self, id: ConnectionId, out: &mut Outputs) {
+        let limit = self.executor.config.output_bytes_max;
+        let text = format!("more than {limit} bytes of replies wait to be sent");
+        self.close(id, &text, out);
     }
 
     /// Closes a connection that went over a bound. What it asked for may still be executed.
@@ -227,7 +220,9 @@ impl Gateway {
                     .outcome(now, id, connection, reply, part, outcome);
                 connection.pump(self.executor.face());
                 self.dirty.insert(id);
-                if !self.over_output_bound(id, out) {
+                if connection.output_bytes() > self.executor.config.output_bytes_max {
+                    self.close_over_output_bound(id, out);
+                } else if connection.parser.buffered_bytes() > 0 {
                     self.resume.insert(id);
                 }
             }
@@ -249,6 +244,7 @@ impl Gateway {
             return;
         }
         let within_ms = call.within_ms.unwrap_or(self.executor.config.retry_ms);
+        let within_ms = within_ms.min(CALL_WITHIN_MS_MAX);
         self.executor.submit(
             now,
             call.command,
@@ -314,12 +310,11 @@ impl Node for Gateway {
         if self.stopped {
             return;
         }
-        for id in std::mem::take(&mut self.resume) {
-            self.serve(now, id, out);
-        }
-        // Outcomes can lead to commands, which can be refused at once: another round. Commands
-        // that were refused lead to no further ones, so the rounds end.
-        loop {
+        // Outcomes can lead to further commands and let connections read on: another round.
+        for _ in 0..ROUNDS_PER_FLUSH {
+            for id in std::mem::take(&mut self.resume) {
+                self.serve(now, id, out);
+            }
             let cluster_time = self.executor.membership.cluster_time(now);
             self.executor.core.flush(now, cluster_time, out);
             if !self.executor.core.has_done() {
@@ -358,7 +353,7 @@ impl Node for Gateway {
         if self.stopped {
             return None;
         }
-        if !self.resume.is_empty() {
+        if !self.resume.is_empty() || self.executor.core.has_done() {
             return Some(0);
         }
         let core = self.executor.core.wakeup();
