@@ -14,7 +14,10 @@ impl ProcessesCpu {
         if pids.is_empty() {
             return None;
         }
-        let ticks = pids.iter().map(|&pid| Some((pid, ticks(pid)?))).collect::<Option<_>>()?;
+        let ticks = pids
+            .iter()
+            .map(|&pid| Some((pid, ticks(pid)?)))
+            .collect::<Option<_>>()?;
         Some(ProcessesCpu { ticks })
     }
 

@@ -100,7 +100,12 @@ struct Tally {
 impl Tally {
     fn new() -> Tally {
         let latency_us = Histogram::new_with_bounds(1, LATENCY_MAX_US, 3).expect("valid bounds");
-        Tally { latency_us, operations: 0, errors: 0, first_error: None }
+        Tally {
+            latency_us,
+            operations: 0,
+            errors: 0,
+            first_error: None,
+        }
     }
 
     fn count(&mut self, due: Instant, reply: &replies::Reply) {
@@ -124,7 +129,7 @@ impl Tally {
 }
 
 /// Runs the load and prints its report.
-pub async fn run(args: LoadArgs) -> Result<(), Box<dyn std::error::Error>> {
+pub async fn run(args: LoadArgs) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     if !(0.0..=1.0).contains(&args.read_share) {
         return Err("--read-share lies between 0 (only SET) and 1 (only GET)".into());
     }
@@ -182,7 +187,9 @@ pub async fn run(args: LoadArgs) -> Result<(), Box<dyn std::error::Error>> {
         print_report(&report);
     }
     match tally.first_error {
-        Some(text) => Err(format!("{} commands failed, the first with: {text}", report.errors).into()),
+        Some(text) => {
+            Err(format!("{} commands failed, the first with: {text}", report.errors).into())
+        }
         None => Ok(()),
     }
 }
@@ -196,7 +203,10 @@ fn print_report(report: &Report) {
         report.read_share * 100.0,
         report.seconds
     );
-    println!("  throughput   {:>10.0} operations/s", report.operations_per_second);
+    println!(
+        "  throughput   {:>10.0} operations/s",
+        report.operations_per_second
+    );
     println!(
         "  latency      p50 {} µs, p99 {} µs, p99.9 {} µs, max {} µs",
         report.p50_us, report.p99_us, report.p999_us, report.max_us
@@ -222,7 +232,10 @@ impl Connection {
             .await
             .map_err(|error| format!("cannot connect to {}: {error}", args.address))?;
         stream.set_nodelay(true)?;
-        let mut connection = Connection { stream, replies: replies::Replies::default() };
+        let mut connection = Connection {
+            stream,
+            replies: replies::Replies::default(),
+        };
         if let Some(password) = &args.password {
             let mut bytes = Vec::new();
             replies::write_command(&mut bytes, &[b"AUTH", password.as_bytes()]);
@@ -257,8 +270,15 @@ struct Mix<'a> {
 impl<'a> Mix<'a> {
     fn new(args: &'a LoadArgs, seed: u64) -> Mix<'a> {
         let mut random = Random::new(seed);
-        let value = (0..args.value_bytes).map(|_| b'a' + (random.next() % 26) as u8).collect();
-        Mix { args, random, value, ttl: args.ttl_seconds.to_string() }
+        let value = (0..args.value_bytes)
+            .map(|_| b'a' + (random.next() % 26) as u8)
+            .collect();
+        Mix {
+            args,
+            random,
+            value,
+            ttl: args.ttl_seconds.to_string(),
+        }
     }
 
     fn write_next(&mut self, out: &mut Vec<u8>) {
@@ -277,7 +297,10 @@ impl<'a> Mix<'a> {
             *byte = b'a' + stamp % 26;
         }
         let key = keys::session(session);
-        replies::write_command(out, &[b"SET", &key, &self.value, b"EX", self.ttl.as_bytes()]);
+        replies::write_command(
+            out,
+            &[b"SET", &key, &self.value, b"EX", self.ttl.as_bytes()],
+        );
     }
 }
 
@@ -321,7 +344,10 @@ async fn open_loop(
     let offset = interval.mul_f64(f64::from(number) / f64::from(args.connections));
     let (sender, mut due_times) =
         tokio::sync::mpsc::channel::<Instant>(args.pipeline as usize * 64);
-    let Connection { stream, mut replies } = connection;
+    let Connection {
+        stream,
+        mut replies,
+    } = connection;
     let (mut read, mut write) = stream.into_split();
     let writer_args = args.clone();
     let writer = tokio::spawn(async move {
@@ -359,7 +385,7 @@ async fn open_loop(
     Ok(tally)
 }
 
-async fn fill(args: &LoadArgs) -> Result<(), Box<dyn std::error::Error>> {
+async fn fill(args: &LoadArgs) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let mut connection = Connection::open(args).await?;
     let mut mix = Mix::new(args, 0);
     let mut out = Vec::new();
@@ -384,7 +410,7 @@ async fn fill(args: &LoadArgs) -> Result<(), Box<dyn std::error::Error>> {
 async fn server_pids(
     args: &LoadArgs,
     probe: &mut Connection,
-) -> Result<Vec<u32>, Box<dyn std::error::Error>> {
+) -> Result<Vec<u32>, Box<dyn std::error::Error + Send + Sync>> {
     if !args.pids.is_empty() {
         return Ok(args.pids.clone());
     }

@@ -3,5 +3,5 @@
 pub mod cpu;
 pub mod keys;
 pub mod load;
-pub mod replies;
 pub mod recovery;
+pub mod replies;

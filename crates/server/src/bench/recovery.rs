@@ -89,7 +89,7 @@ struct Readable {
 }
 
 /// Runs the benchmark and prints its report.
-pub async fn run(args: RecoveryArgs) -> Result<(), Box<dyn std::error::Error>> {
+pub async fn run(args: RecoveryArgs) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     if u32::from(args.replicas) > args.backups {
         return Err("--replicas needs at least as many --backups".into());
     }
@@ -111,7 +111,10 @@ pub async fn run(args: RecoveryArgs) -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-async fn measure(args: &RecoveryArgs, dir: &Path) -> Result<Report, Box<dyn std::error::Error>> {
+async fn measure(
+    args: &RecoveryArgs,
+    dir: &Path,
+) -> Result<Report, Box<dyn std::error::Error + Send + Sync>> {
     let cluster = Cluster::start(args, dir).await?;
     let resp = cluster.resp.clone();
 
@@ -121,8 +124,9 @@ async fn measure(args: &RecoveryArgs, dir: &Path) -> Result<Report, Box<dyn std:
 
     let status = cluster.status().ok_or("the cluster answers no status")?;
     let victim = Victim::choose(&status)?;
-    let of_victim: Vec<u64> =
-        (0..args.sessions).filter(|&number| victim.owns(Slot::of(&keys::session(number)))).collect();
+    let of_victim: Vec<u64> = (0..args.sessions)
+        .filter(|&number| victim.owns(Slot::of(&keys::session(number))))
+        .collect();
     if of_victim.is_empty() {
         return Err("the first master owns none of the sessions: use more".into());
     }
@@ -150,7 +154,11 @@ async fn measure(args: &RecoveryArgs, dir: &Path) -> Result<Report, Box<dyn std:
         .status()
         .and_then(|status| {
             let log = victim.log.clone();
-            status["recoveries"].as_array()?.iter().find(|one| one["log"] == log).cloned()
+            status["recoveries"]
+                .as_array()?
+                .iter()
+                .find(|one| one["log"] == log)
+                .cloned()
         })
         .unwrap_or(Value::Null);
     let wrong_sessions = on_all_sessions(args, &resp, Work::Check).await?;
@@ -215,7 +223,10 @@ fn print_report(report: &Report) {
         );
     }
     let readable = &report.readable_ms;
-    println!("readable again, milliseconds after the kill ({} sampled):", readable.sample);
+    println!(
+        "readable again, milliseconds after the kill ({} sampled):",
+        readable.sample
+    );
     println!(
         "  first {:.0}, 10 % {:.0}, 50 % {:.0}, 90 % {:.0}, 99 % {:.0}, all {:.0}",
         readable.first, readable.p10, readable.p50, readable.p90, readable.p99, readable.all
@@ -253,7 +264,7 @@ async fn on_all_sessions(
     args: &RecoveryArgs,
     resp: &str,
     work: Work,
-) -> Result<u64, Box<dyn std::error::Error>> {
+) -> Result<u64, Box<dyn std::error::Error + Send + Sync>> {
     let mut tasks = Vec::new();
     for worker in 0..WORKERS {
         let (sessions, bytes, resp) = (args.sessions, args.value_bytes, resp.to_owned());
@@ -303,7 +314,10 @@ impl Connection {
     async fn open(address: &str) -> std::io::Result<Connection> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
-        Ok(Connection { stream, replies: replies::Replies::default() })
+        Ok(Connection {
+            stream,
+            replies: replies::Replies::default(),
+        })
     }
 
     async fn reply(&mut self) -> std::io::Result<Reply> {
@@ -330,11 +344,17 @@ impl Probes {
         for part in sample.chunks(sample.len().div_ceil(8)) {
             tasks.push((Connection::open(resp).await?, part.to_vec()));
         }
-        Ok(Probes { tasks, value_bytes: args.value_bytes })
+        Ok(Probes {
+            tasks,
+            value_bytes: args.value_bytes,
+        })
     }
 
     /// Milliseconds from `killed` to the first right answer, for every session of the sample.
-    async fn until_all_read(self, killed: Instant) -> Result<Vec<f64>, Box<dyn std::error::Error>> {
+    async fn until_all_read(
+        self,
+        killed: Instant,
+    ) -> Result<Vec<f64>, Box<dyn std::error::Error + Send + Sync>> {
         let bytes = self.value_bytes;
         let mut tasks = Vec::new();
         for (mut connection, mut waiting) in self.tasks {
@@ -384,15 +404,21 @@ struct Victim {
 }
 
 impl Victim {
-    fn choose(status: &Value) -> Result<Victim, Box<dyn std::error::Error>> {
-        let members = status["members"].as_array().ok_or("the status lists no members")?;
-        let tablets = status["tablets"].as_array().ok_or("the status lists no tablets")?;
+    fn choose(status: &Value) -> Result<Victim, Box<dyn std::error::Error + Send + Sync>> {
+        let members = status["members"]
+            .as_array()
+            .ok_or("the status lists no members")?;
+        let tablets = status["tablets"]
+            .as_array()
+            .ok_or("the status lists no tablets")?;
         let owner = &tablets.first().ok_or("nobody owns a slot")?["owner"];
         let member = members
             .iter()
             .find(|member| &member["id"] == owner)
             .ok_or("the owner of the first tablet is no member")?;
-        let pid = member["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok());
+        let pid = member["pid"]
+            .as_u64()
+            .and_then(|pid| u32::try_from(pid).ok());
         Ok(Victim {
             pid: pid.ok_or("a member without a process")?,
             log: owner.clone(),
@@ -400,7 +426,10 @@ impl Victim {
                 .iter()
                 .filter(|tablet| &tablet["owner"] == owner)
                 .filter_map(|tablet| {
-                    Some((tablet["first_slot"].as_u64()?, tablet["last_slot"].as_u64()?))
+                    Some((
+                        tablet["first_slot"].as_u64()?,
+                        tablet["last_slot"].as_u64()?,
+                    ))
                 })
                 .collect(),
         })
@@ -408,7 +437,9 @@ impl Victim {
 
     fn owns(&self, slot: Slot) -> bool {
         let slot = u64::from(slot.0);
-        self.ranges.iter().any(|&(first, last)| (first..=last).contains(&slot))
+        self.ranges
+            .iter()
+            .any(|&(first, last)| (first..=last).contains(&slot))
     }
 }
 
@@ -422,7 +453,7 @@ impl Cluster {
     async fn start(
         args: &RecoveryArgs,
         dir: &Path,
-    ) -> Result<Cluster, Box<dyn std::error::Error>> {
+    ) -> Result<Cluster, Box<dyn std::error::Error + Send + Sync>> {
         std::fs::create_dir_all(dir)?;
         let ready_file = dir.join("ready.json");
         // After the death of one master the others hold everything, and a cleaner needs room.
@@ -443,7 +474,11 @@ impl Cluster {
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()?;
-        let mut cluster = Cluster { child, resp: String::new(), grpc: String::new() };
+        let mut cluster = Cluster {
+            child,
+            resp: String::new(),
+            grpc: String::new(),
+        };
         let began = Instant::now();
         let ready: Value = loop {
             if let Ok(text) = std::fs::read_to_string(&ready_file)
@@ -461,7 +496,10 @@ impl Cluster {
             tokio::time::sleep(Duration::from_millis(20)).await;
         };
         for (field, face) in [(&mut cluster.resp, "resp"), (&mut cluster.grpc, "grpc")] {
-            *field = ready[face].as_str().ok_or("the ready file lacks an address")?.to_owned();
+            *field = ready[face]
+                .as_str()
+                .ok_or("the ready file lacks an address")?
+                .to_owned();
         }
         Ok(cluster)
     }
@@ -473,7 +511,11 @@ impl Cluster {
             .stderr(Stdio::null())
             .output()
             .ok()?;
-        output.status.success().then(|| serde_json::from_slice(&output.stdout).ok()).flatten()
+        output
+            .status
+            .success()
+            .then(|| serde_json::from_slice(&output.stdout).ok())
+            .flatten()
     }
 }
 
@@ -487,8 +529,10 @@ impl Drop for Cluster {
     }
 }
 
-fn kill_9(pid: u32) -> Result<(), Box<dyn std::error::Error>> {
-    let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
+fn kill_9(pid: u32) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let pid = i32::try_from(pid)
+        .ok()
+        .and_then(rustix::process::Pid::from_raw);
     let pid = pid.ok_or("not a process id")?;
     rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
     Ok(())

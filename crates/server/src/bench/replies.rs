@@ -87,7 +87,10 @@ fn number(line: &[u8]) -> io::Result<i64> {
 }
 
 fn invalid(what: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("the server sent {what}"))
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        format!("the server sent {what}"),
+    )
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use holdfast_format::{ClientId, ClusterMs, Version};
+use holdfast_format::{ClientId, ClusterMs, KeyHash, Version};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
@@ -291,11 +291,9 @@ impl SessionsClient {
                     next: reply.next.map(KeyHash),
                 })
             }
-            Op::Put { .. }
-            | Op::Touch { .. }
-            | Op::Delete { .. }
-            | Op::Count
-            | Op::Flush => Err(ClientError::Unsupported),
+            Op::Put { .. } | Op::Touch { .. } | Op::Delete { .. } | Op::Count | Op::Flush => {
+                Err(ClientError::Unsupported)
+            }
         }
     }
 

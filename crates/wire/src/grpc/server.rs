@@ -4,8 +4,10 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures_util::stream::FuturesOrdered;
 use futures_util::{Stream, StreamExt};
+use holdfast_format::{KeyHash, Namespace};
 use tonic::body::Body;
 use tonic::codegen::{Service, http};
 use tonic::metadata::MetadataMap;
@@ -18,6 +20,7 @@ use super::v1;
 use super::v1::result::Result as Told;
 use super::v1::sessions_server::{Sessions, SessionsServer};
 use super::{GrpcConfig, SessionCall, SessionsHandler};
+use crate::command::{Command, Op, Outcome};
 use crate::handshake::secrets_equal;
 
 /// The `holdfast.v1.Sessions` service, answered by `handler`.

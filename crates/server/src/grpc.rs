@@ -1,0 +1,260 @@
+//! The gRPC face: sessions answered by the gateway of this process, administration by the
+//! coordinator wherever it is.
+
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use holdfast_cluster::Call;
+use holdfast_coordinator::{MemberStatus, Phase, Status};
+use holdfast_format::{ClientId, ClusterMs, ServerId};
+use holdfast_wire::grpc::{
+    AdminClient, AdminHandler, ClientGrant, ClusterStatus, GrpcConfig, RecoveryStatus, SessionCall,
+    SessionsHandler, admin_server, sessions_server,
+};
+use holdfast_wire::{Failure, Member, Outcome, Role, View};
+use tokio::sync::oneshot;
+use tokio_stream::wrappers::TcpListenerStream;
+
+use crate::clock;
+use crate::error::{Context, Outcome as Served};
+use crate::host::World;
+use crate::inbox::{Inbox, Letter};
+
+/// Calls of one connection that are answered at a time; more wait in HTTP/2's flow control.
+const CALLS_PER_CONNECTION_MAX: usize = 1_024;
+
+/// For how long outcomes of a client's writes are kept that it does not acknowledge: longer than any
+/// retry takes (as the gateway does for its own).
+const CLIENT_LEASE_MS: u64 = 60_000;
+
+const STATUS_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Who answers `ctl status`.
+#[derive(Clone, Debug)]
+pub enum Admin {
+    /// The coordinator, which lives in this process.
+    Here,
+    /// The coordinator's own gRPC face.
+    At(String),
+    Nobody,
+}
+
+/// The gRPC face of a process.
+#[derive(Debug)]
+pub struct Face {
+    pub world: Arc<World>,
+    /// The thread of this process's gateway; without one there are no sessions to serve.
+    pub gateway: Option<Arc<Inbox>>,
+    pub admin: Admin,
+    pub password: Option<String>,
+    pub value_bytes_max: u32,
+}
+
+impl Face {
+    /// Serves until dropped.
+    pub async fn serve(self, listener: TcpListener) -> Served<()> {
+        let what = || "the gRPC face failed".to_string();
+        let listener = tokio::net::TcpListener::from_std(listener).context(what)?;
+        let config = GrpcConfig {
+            password: self.password.clone(),
+            ..GrpcConfig::for_values(self.value_bytes_max)
+        };
+        let admin = Administration {
+            world: self.world,
+            admin: self.admin,
+            password: self.password,
+        };
+        let mut server = tonic::transport::Server::builder()
+            .tcp_nodelay(true)
+            .concurrency_limit_per_connection(CALLS_PER_CONNECTION_MAX)
+            .http2_keepalive_interval(Some(Duration::from_secs(30)));
+        let mut router = server.add_service(admin_server(Arc::new(admin), config.clone()));
+        if let Some(gateway) = self.gateway {
+            router = router.add_service(sessions_server(Arc::new(Sessions { gateway }), config));
+        }
+        router
+            .serve_with_incoming(TcpListenerStream::new(listener))
+            .await
+            .context(what)
+    }
+}
+
+struct Sessions {
+    gateway: Arc<Inbox>,
+}
+
+impl SessionsHandler for Sessions {
+    async fn call(&self, call: SessionCall) -> Outcome {
+        let SessionCall {
+            command,
+            once,
+            within_ms,
+        } = call;
+        let is_write = command.op.is_write();
+        let (reply, outcome) = oneshot::channel();
+        self.gateway.post(Letter::Call {
+            call: Call {
+                command,
+                once,
+                within_ms,
+            },
+            reply,
+        });
+        // Dropped unanswered if the gateway is between two incarnations, or has just ended.
+        outcome.await.unwrap_or(Outcome::Failed(if is_write {
+            Failure::OutcomeUnknown
+        } else {
+            Failure::Unreachable
+        }))
+    }
+
+    async fn open_client(&self) -> Result<ClientGrant, Failure> {
+        // Cluster time equals Unix time but for the clocks' error, which a minute does not notice.
+        let now = ClusterMs(clock::now().unix_ms);
+        Ok(ClientGrant {
+            client: ClientId(clock::random()),
+            lease_until: now.plus_ms(CLIENT_LEASE_MS),
+        })
+    }
+}
+
+struct Administration {
+    world: Arc<World>,
+    admin: Admin,
+    password: Option<String>,
+}
+
+impl AdminHandler for Administration {
+    async fn status(&self) -> Result<ClusterStatus, Failure> {
+        match &self.admin {
+            Admin::Here => {
+                let answers: Vec<oneshot::Receiver<Status>> = self
+                    .world
+                    .switchboard
+                    .inboxes()
+                    .iter()
+                    .map(|inbox| {
+                        let (reply, answer) = oneshot::channel();
+                        inbox.post(Letter::Status { reply });
+                        answer
+                    })
+                    .collect();
+                for answer in answers {
+                    if let Ok(Ok(status)) = tokio::time::timeout(STATUS_PATIENCE, answer).await {
+                        return Ok(told(status));
+                    }
+                }
+                Err(Failure::Unreachable)
+            }
+            Admin::At(address) => {
+                let asking = async {
+                    let mut client =
+                        AdminClient::connect(address, self.password.as_deref()).await?;
+                    client.status().await
+                };
+                match tokio::time::timeout(STATUS_PATIENCE, asking).await {
+                    Ok(Ok(status)) => Ok(status),
+                    Ok(Err(error)) => {
+                        tracing::debug!("the coordinator's status: {error}");
+                        Err(Failure::Unreachable)
+                    }
+                    Err(_) => Err(Failure::Unreachable),
+                }
+            }
+            Admin::Nobody => Err(Failure::Unreachable),
+        }
+    }
+}
+
+/// The coordinator's status as the wire tells it. The coordinator is no member of its own view, but
+/// an operator looks for it (and its process id) among the others.
+fn told(status: Status) -> ClusterStatus {
+    let coordinator = Member {
+        id: ServerId::COORDINATOR,
+        role: Role::Coordinator,
+        address: String::new(),
+        machine: String::new(),
+        pid: std::process::id(),
+        resp_cluster: String::new(),
+        name: "coordinator".to_string(),
+        store: 0,
+    };
+    let mut not_ready_because = Vec::new();
+    not_ready_because.extend(status.waiting_for.clone());
+    for recovery in &status.recoveries {
+        not_ready_because.push(format!("{} is being recovered", recovery.name));
+    }
+    for MemberStatus {
+        member, figures, ..
+    } in &status.members
+    {
+        if figures.under_replicated > 0 {
+            not_ready_because.push(format!(
+                "{}: {} segments lack replicas",
+                member.name, figures.under_replicated
+            ));
+        }
+    }
+    if !status.ready && not_ready_because.is_empty() {
+        not_ready_because.push("some slots have no owner that answers".to_string());
+    }
+    ClusterStatus {
+        cluster: status.config.cluster,
+        replicas: status.config.replicas,
+        view: View {
+            version: status.view_version,
+            members: std::iter::once(coordinator)
+                .chain(status.members.iter().map(|member| member.member.clone()))
+                .collect(),
+            tablets: status.tablets,
+            recovering: status
+                .recoveries
+                .iter()
+                .map(|recovery| recovery.log)
+                .collect(),
+        },
+        figures: status
+            .members
+            .iter()
+            .map(|member| (member.member.id, member.figures))
+            .collect(),
+        recoveries: status
+            .recoveries
+            .iter()
+            .map(|recovery| RecoveryStatus {
+                log: recovery.log,
+                attempt: recovery
+                    .partitions
+                    .iter()
+                    .map(|part| part.attempt)
+                    .max()
+                    .unwrap_or(0),
+                state: state_of(recovery),
+                entries: recovery.partitions.iter().map(|part| part.entries).sum(),
+                bytes: recovery.partitions.iter().map(|part| part.bytes).sum(),
+                running_ms: status.cluster_time.0.saturating_sub(recovery.detected_at.0),
+            })
+            .collect(),
+        not_ready_because,
+    }
+}
+
+fn state_of(recovery: &holdfast_coordinator::RecoveryStatus) -> String {
+    match recovery.phase {
+        Phase::Fencing => "waiting for backups to say what they hold".to_string(),
+        Phase::Held => match &recovery.hold {
+            Some(hold) => format!("on hold: {hold}"),
+            None => "on hold".to_string(),
+        },
+        Phase::Planning => "waiting for masters with room".to_string(),
+        Phase::Replaying => {
+            let open = recovery
+                .partitions
+                .iter()
+                .filter(|part| part.taken_over_ms.is_none());
+            format!("{} masters replay it", open.count())
+        }
+        Phase::Done => "done".to_string(),
+    }
+}

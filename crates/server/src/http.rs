@@ -1,0 +1,61 @@
+//! The HTTP face: `/healthz`, `/readyz` and `/metrics`.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+
+use crate::error::{Context, Outcome};
+use crate::ready::Readiness;
+
+type Later<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// What HTTP shows: one process, or a `dev` of several.
+pub trait Shown: Send + Sync + 'static {
+    fn readiness(&self) -> Later<Readiness>;
+    /// Prometheus text.
+    fn metrics(&self) -> Later<String>;
+}
+
+/// Serves until dropped.
+pub async fn serve(listener: std::net::TcpListener, shown: Arc<dyn Shown>) -> Outcome<()> {
+    let listener = tokio::net::TcpListener::from_std(listener)
+        .context(|| "cannot use the HTTP port".to_string())?;
+    let router = Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .with_state(shown);
+    axum::serve(listener, router)
+        .await
+        .context(|| "the HTTP face failed".to_string())
+}
+
+async fn readyz(State(shown): State<Arc<dyn Shown>>) -> Response {
+    let readiness = shown.readiness().await;
+    let status = if readiness.ready {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    let mut body = serde_json::to_string(&readiness).expect("strings and numbers are JSON");
+    body.push('\n');
+    (status, [(header::CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+async fn metrics(State(shown): State<Arc<dyn Shown>>) -> Response {
+    let text = shown.metrics().await;
+    (
+        [(
+            header::CONTENT_TYPE,
+            "text/plain; version=0.0.4; charset=utf-8",
+        )],
+        text,
+    )
+        .into_response()
+}

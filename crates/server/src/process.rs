@@ -1,0 +1,248 @@
+//! One process of a cluster: host threads, faces, readiness, signals.
+//!
+//! The main thread serves gRPC and HTTP and waits for signals; nodes live on host threads.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+
+use crate::error::{Context, Fatal, Outcome};
+use crate::grpc;
+use crate::host::{Host, HostPlan, World};
+use crate::http::{self, Shown};
+use crate::inbox::{Letter, Phase};
+use crate::metrics::Families;
+use crate::ready::{Readiness, ReadyFile};
+use crate::seat::SeatPlan;
+
+/// How long a phase of a clean shutdown may take. What was acknowledged is safe in any case, so a
+/// node that cannot finish (its backups may be gone) must not hold up the end.
+const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How often readiness is looked at while starting.
+const READY_POLL: Duration = Duration::from_millis(10);
+
+/// A process to be run.
+#[derive(Debug)]
+pub struct Process {
+    /// For metrics and logs.
+    pub name: String,
+    pub hosts: Vec<HostPlan>,
+    pub world: World,
+    pub grpc: Option<TcpListener>,
+    pub http: Option<TcpListener>,
+    /// Who answers `ctl status`.
+    pub admin: grpc::Admin,
+    /// What gRPC clients must give.
+    pub password: Option<String>,
+    pub value_bytes_max: u32,
+    /// Addresses for the ready file.
+    pub addresses: ReadyFile,
+    pub ready_file: Option<PathBuf>,
+    /// Told to people once ready.
+    pub greeting: Option<String>,
+}
+
+/// What HTTP shows of this process.
+struct Mine {
+    name: String,
+    world: Arc<World>,
+}
+
+impl Process {
+    /// Runs until a signal ends it.
+    pub fn run(self) -> Outcome<()> {
+        raise_file_limit();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context(|| "cannot start tokio".to_string())?;
+        let result = runtime.block_on(self.serve());
+        runtime.shutdown_background();
+        result
+    }
+
+    async fn serve(self) -> Outcome<()> {
+        let began = Instant::now();
+        let mut stop = Signals::listen()?;
+        let world = Arc::new(self.world);
+        let mut hosts = Vec::new();
+        let mut gateway = None;
+        for plan in self.hosts {
+            let has_gateway = plan
+                .seats
+                .iter()
+                .any(|seat| matches!(seat, SeatPlan::Gateway { .. }));
+            let host = Host::start(plan, world.clone())?;
+            if has_gateway {
+                gateway = Some(host.inbox.clone());
+            }
+            hosts.push(host);
+        }
+        let mine = Arc::new(Mine {
+            name: self.name.clone(),
+            world: world.clone(),
+        });
+        let (failed, mut failure) = tokio::sync::mpsc::channel::<Fatal>(1);
+        if let Some(listener) = self.http {
+            let failed = failed.clone();
+            let serving = http::serve(listener, mine.clone());
+            tokio::spawn(async move {
+                if let Err(fatal) = serving.await {
+                    let _ = failed.send(fatal).await;
+                }
+            });
+        }
+        if let Some(listener) = self.grpc {
+            let failed = failed.clone();
+            let face = grpc::Face {
+                world: world.clone(),
+                gateway,
+                admin: self.admin,
+                password: self.password,
+                value_bytes_max: self.value_bytes_max,
+            };
+            tokio::spawn(async move {
+                if let Err(fatal) = face.serve(listener).await {
+                    let _ = failed.send(fatal).await;
+                }
+            });
+        }
+
+        let becoming_ready = async {
+            let mut readiness = mine.readiness().await;
+            while !readiness.ready {
+                tokio::time::sleep(READY_POLL).await;
+                readiness = mine.readiness().await;
+            }
+            let mut file = self.addresses;
+            file.processes = readiness.members;
+            file
+        };
+        tokio::pin!(becoming_ready);
+        let mut is_ready = false;
+        let outcome = loop {
+            tokio::select! {
+                name = stop.received() => {
+                    tracing::info!("{name}: shutting down");
+                    break Ok(());
+                }
+                Some(fatal) = failure.recv() => break Err(fatal),
+                file = &mut becoming_ready, if !is_ready => {
+                    is_ready = true;
+                    tracing::info!("ready after {} ms", began.elapsed().as_millis());
+                    if let Some(path) = &self.ready_file
+                        && let Err(fatal) = file.write(path)
+                    {
+                        break Err(fatal);
+                    }
+                    if let Some(greeting) = &self.greeting {
+                        println!("{greeting}");
+                    }
+                }
+            }
+        };
+        for phase in [Phase::Servants, Phase::Keepers] {
+            let mut stopping = Vec::new();
+            for host in &hosts {
+                let (reply, stopped) = oneshot::channel();
+                host.inbox.post(Letter::Shutdown { phase, reply });
+                stopping.push(stopped);
+            }
+            let all = async {
+                for stopped in stopping {
+                    let _ = stopped.await;
+                }
+            };
+            if tokio::time::timeout(SHUTDOWN_PATIENCE, all).await.is_err() {
+                tracing::warn!("some members did not stop in time; ending anyway");
+            }
+        }
+        outcome
+    }
+}
+
+impl Shown for Mine {
+    fn readiness(&self) -> std::pin::Pin<Box<dyn Future<Output = Readiness> + Send>> {
+        let world = self.world.clone();
+        Box::pin(async move { Readiness::of(&world.switchboard.reports().await) })
+    }
+
+    fn metrics(&self) -> std::pin::Pin<Box<dyn Future<Output = String> + Send>> {
+        let (name, world) = (self.name.clone(), self.world.clone());
+        Box::pin(
+            async move { Families::of_process(&name, &world.switchboard.reports().await).text() },
+        )
+    }
+}
+
+/// SIGTERM and SIGINT.
+#[derive(Debug)]
+pub struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    pub fn listen() -> Outcome<Signals> {
+        let what = || "cannot listen for signals".to_string();
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate()).context(what)?,
+            interrupt: signal(SignalKind::interrupt()).context(what)?,
+        })
+    }
+
+    /// Waits for one of them and names it.
+    pub async fn received(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+/// Listens on `address`; `flag` tells the user which option to change if it is taken.
+pub fn bind(flag: &str, address: SocketAddr) -> Outcome<TcpListener> {
+    let listener = TcpListener::bind(address).map_err(|error| {
+        let hint = match error.kind() {
+            std::io::ErrorKind::AddrInUse => {
+                format!(
+                    ": another process uses this port; stop it, or choose one with --{flag} \
+                     (port 0 takes a free one)"
+                )
+            }
+            _ => format!(": {error}"),
+        };
+        Fatal::new(format!("cannot listen on {address} for --{flag}{hint}"))
+    })?;
+    listener
+        .set_nonblocking(true)
+        .context(|| format!("cannot listen on {address}"))?;
+    Ok(listener)
+}
+
+/// The address that `listener` has, port 0 resolved.
+pub fn address_of(listener: &TcpListener) -> SocketAddr {
+    listener
+        .local_addr()
+        .expect("a bound socket has an address")
+}
+
+/// Asks for as many file descriptors as the system allows: each client is one.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current < limit.maximum {
+        let wanted = Rlimit {
+            current: limit.maximum,
+            maximum: limit.maximum,
+        };
+        if let Err(error) = setrlimit(Resource::Nofile, wanted) {
+            tracing::debug!("cannot raise the limit of open files: {error}");
+        }
+    }
+}

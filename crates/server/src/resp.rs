@@ -1,0 +1,177 @@
+//! RESP connections of one gateway: bytes in, bytes out, nothing understood.
+//!
+//! C1. A connection belongs to the gateway that was serving when it was accepted; when that one is
+//!     abandoned its connections are closed.
+//! C2. A client that does not take its replies is not read from (above `READ_PAUSE_BYTES` queued), and
+//!     is closed above `QUEUED_BYTES_MAX`.
+//! C3. At most `clients_max` connections are open; one more is told so and closed.
+//!
+//! Threads: the host thread's own.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use holdfast_cluster::{ConnectionId, Input};
+use holdfast_format::ServerId;
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::error::{Context, Outcome};
+use crate::local::Local;
+use crate::pipe::Pipe;
+
+/// Replies that may wait before a client is not read from any more.
+const READ_PAUSE_BYTES: usize = 1 << 20;
+
+/// Replies that may wait at all: commands read before the pause can still produce large values.
+const QUEUED_BYTES_MAX: usize = 256 << 20;
+
+/// Connections accepted in a row before others get their turn.
+const ACCEPTS_IN_A_ROW: u32 = 32;
+
+const TOO_MANY: &[u8] = b"-ERR max number of clients reached\r\n";
+
+#[derive(Debug)]
+pub struct Resp {
+    local: Rc<Local>,
+    clients_max: usize,
+    gateway: Cell<Option<ServerId>>,
+    connections: RefCell<BTreeMap<u64, Rc<Pipe>>>,
+    /// Connections with bytes queued since the last flush.
+    dirty: RefCell<Vec<u64>>,
+    next_connection: Cell<u64>,
+}
+
+impl Resp {
+    /// Listens on `listener`, if any; call on a `LocalSet`.
+    pub fn start(
+        listener: Option<std::net::TcpListener>,
+        clients_max: usize,
+        local: Rc<Local>,
+    ) -> Outcome<Rc<Resp>> {
+        let resp = Rc::new(Resp {
+            local,
+            clients_max,
+            gateway: Cell::new(None),
+            connections: RefCell::default(),
+            dirty: RefCell::default(),
+            next_connection: Cell::new(1),
+        });
+        if let Some(listener) = listener {
+            let listener = TcpListener::from_std(listener)
+                .context(|| "cannot use the RESP port".to_string())?;
+            tokio::task::spawn_local(resp.clone().accept(listener));
+        }
+        Ok(resp)
+    }
+
+    /// New connections belong to `gateway` from now on.
+    pub fn serve(&self, gateway: ServerId) {
+        self.gateway.set(Some(gateway));
+    }
+
+    /// The gateway is gone: closes its connections (C1).
+    pub fn abandon(&self) {
+        self.gateway.set(None);
+        for pipe in self.connections.borrow().values() {
+            pipe.close();
+        }
+    }
+
+    /// Queues bytes; `flush` writes them.
+    pub fn send(&self, connection: ConnectionId, bytes: Bytes) {
+        let connections = self.connections.borrow();
+        let Some(pipe) = connections.get(&connection.0) else {
+            return;
+        };
+        pipe.push(bytes);
+        if pipe.queued_bytes() > QUEUED_BYTES_MAX {
+            tracing::warn!("a client does not take its replies: connection closed");
+            pipe.close_now();
+        }
+        let mut dirty = self.dirty.borrow_mut();
+        if dirty.last() != Some(&connection.0) {
+            dirty.push(connection.0);
+        }
+    }
+
+    /// Closes after everything queued has been written.
+    pub fn close(&self, connection: ConnectionId) {
+        if let Some(pipe) = self.connections.borrow().get(&connection.0) {
+            pipe.close();
+        }
+    }
+
+    pub fn flush(&self) {
+        let connections = self.connections.borrow();
+        for connection in self.dirty.borrow_mut().drain(..) {
+            if let Some(pipe) = connections.get(&connection) {
+                pipe.flush();
+            }
+        }
+    }
+
+    async fn accept(self: Rc<Self>, listener: TcpListener) {
+        let mut in_a_row = 0;
+        loop {
+            match listener.accept().await {
+                Ok((stream, from)) => self.welcome(stream, from.to_string()),
+                Err(error) => {
+                    // Most likely out of file descriptors; clients that leave free some.
+                    tracing::warn!("cannot accept a client's connection: {error}");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+            in_a_row += 1;
+            if in_a_row == ACCEPTS_IN_A_ROW {
+                in_a_row = 0;
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    fn welcome(self: &Rc<Self>, stream: TcpStream, client_address: String) {
+        let Some(gateway) = self.gateway.get() else {
+            return;
+        };
+        let pipe = Pipe::start(stream);
+        if self.connections.borrow().len() >= self.clients_max {
+            pipe.push(Bytes::from_static(TOO_MANY));
+            pipe.close();
+            return;
+        }
+        let connection = self.next_connection.get();
+        self.next_connection.set(connection + 1);
+        self.connections
+            .borrow_mut()
+            .insert(connection, pipe.clone());
+        let id = ConnectionId(connection);
+        self.local.push(
+            gateway,
+            Input::Connected {
+                connection: id,
+                client_address,
+            },
+        );
+        tokio::task::spawn_local(self.clone().read(gateway, id, pipe));
+    }
+
+    async fn read(self: Rc<Self>, gateway: ServerId, connection: ConnectionId, pipe: Rc<Pipe>) {
+        let mut buffer = BytesMut::new();
+        while let Ok(1..) = pipe.read(&mut buffer).await {
+            let bytes = buffer.split().freeze();
+            self.local
+                .push(gateway, Input::Received { connection, bytes });
+            // Lets the gateway work this off before more is read: this bounds the queue.
+            tokio::task::yield_now().await;
+            if pipe.queued_bytes() > READ_PAUSE_BYTES {
+                pipe.until_queued_at_most(READ_PAUSE_BYTES).await;
+            }
+        }
+        pipe.close_now();
+        self.connections.borrow_mut().remove(&connection.0);
+        self.local.push(gateway, Input::Disconnected { connection });
+    }
+}

@@ -1,0 +1,943 @@
+//! Each role of the command line as a `Process`: options to configuration, listeners, threads.
+
+use std::fs::File;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use holdfast_coordinator::CoordinatorConfig;
+use holdfast_wire::ClusterConfig;
+use holdfast_wire::handshake::ClusterSecret;
+use rustix::fs::{FlockOperation, flock};
+
+use crate::clock;
+use crate::error::{Context, Fatal, Outcome};
+use crate::grpc::Admin;
+use crate::host::{HostPlan, World};
+use crate::inbox::Switchboard;
+use crate::options::{
+    Ack, BackupOptions, ByteSize, CoordinatorOptions, DevOptions, GatewayOptions, MasterOptions,
+    check_exposure, read_secret,
+};
+use crate::process::{Process, address_of, bind};
+use crate::ready::ReadyFile;
+use crate::seat::{GatewayLimits, Person, SeatPlan};
+use crate::store::Store;
+
+pub const RESP_PORT: u16 = 6380;
+pub const RESP_CLUSTER_PORT: u16 = 6381;
+pub const GRPC_PORT: u16 = 7380;
+pub const HTTP_PORT: u16 = 8380;
+pub const COORDINATOR_PORT: u16 = 7390;
+/// gRPC of a coordinator that runs alone, beside its member port.
+pub const COORDINATOR_GRPC_PORT: u16 = 7391;
+
+const MEMORY_DEFAULT: ByteSize = ByteSize(512 << 20);
+const SEGMENT_DEFAULT: ByteSize = ByteSize(8 << 20);
+const SEGLET_BYTES_MAX: u32 = 64 << 10;
+const KEY_BYTES_MAX: u32 = 64 << 10;
+const VALUE_BYTES_MAX_DEFAULT: ByteSize = ByteSize(1 << 20);
+const CLIENTS_MAX_DEFAULT: usize = 10_000;
+const RETRY_MS_DEFAULT: u32 = 2_000;
+const READ_CACHE_DEFAULT: u64 = 256 << 20;
+/// Cluster time may be wrong by so much between two members; memory of expired sessions is reused
+/// only after it.
+const EXPIRY_SLACK_MS: u32 = 500;
+
+const HEARTBEAT_MS_DEFAULT: u32 = 100;
+const PROBE_MS_DEFAULT: u32 = 100;
+const LEASE_MS_DEFAULT: u32 = 500;
+const CONFIRM_MS_DEFAULT: u32 = 300;
+const DEAD_MS_DEFAULT: u32 = 1_000;
+
+/// An address on this machine only.
+pub fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port)
+}
+
+/// `holdfast dev`, one process: the gateway, the first shard and its port on one thread, so that a
+/// request crosses no thread on its way; coordinator and backups on another.
+pub fn dev(options: DevOptions) -> Outcome<()> {
+    let dev = Dev::resolve(&options)?;
+    let dir = &dev.dir;
+    let _lock = DirLock::take(dir)?;
+    let secret = dev.secret()?;
+
+    let resp = bind("resp", dev.resp)?;
+    let shards = dev.masters * dev.shards;
+    let cluster_ports = bind_consecutive("resp-cluster", dev.resp_cluster, shards)?;
+    let grpc = bind("grpc", dev.grpc)?;
+    let http = bind("http", dev.http)?;
+    let member_port = bind("listen", dev.listen)?;
+
+    let limits = GatewayLimits {
+        password: dev.password.clone(),
+        retry_ms: options.retry_ms.unwrap_or(RETRY_MS_DEFAULT),
+        value_bytes_max: dev.value_bytes_max,
+        clients_max: options.clients_max.unwrap_or(CLIENTS_MAX_DEFAULT),
+    };
+    let addresses = ReadyFile {
+        resp: Some(address_of(&resp).to_string()),
+        resp_cluster: cluster_ports
+            .iter()
+            .map(|port| address_of(port).to_string())
+            .collect(),
+        grpc: Some(address_of(&grpc).to_string()),
+        http: Some(address_of(&http).to_string()),
+        processes: Vec::new(),
+    };
+
+    let mut config = coordinator_config(
+        &Times {
+            lease_ms: options.lease_ms,
+            heartbeat_ms: None,
+            probe_ms: None,
+            confirm_ms: options.confirm_ms,
+            dead_ms: options.dead_ms,
+        },
+        dev.replicas,
+        shards,
+        options.ack,
+    )?;
+    // We hold the lock of the directory, so nobody of this cluster can be alive.
+    config.cold_start = true;
+    let coordinator_port = address_of(&member_port).to_string();
+    let mut keepers = HostPlan {
+        name: "keepers".to_string(),
+        seats: vec![SeatPlan::Coordinator {
+            name: "coordinator".to_string(),
+            config,
+            records: records_file(&dir.join("coordinator"))?,
+        }],
+        listener: Some(member_port),
+    };
+    for number in 1..=dev.backups {
+        let person = Person {
+            name: format!("backup-{number}"),
+            address: coordinator_port.clone(),
+            machine: String::new(),
+        };
+        keepers.seats.push(backup_seat(
+            person,
+            &dir.join(format!("backup-{number}")),
+            dev.frames,
+            dev.segment_bytes,
+            READ_CACHE_DEFAULT,
+        )?);
+    }
+
+    let mut hosts = vec![keepers];
+    for (index, resp_cluster) in cluster_ports.into_iter().enumerate() {
+        let index = u32::try_from(index).expect("there are few shards");
+        let (master, shard) = (index / dev.shards + 1, index % dev.shards);
+        let name = format!("master-{master}.{shard}");
+        let listener = bind("listen", loopback(0))?;
+        let person = Person {
+            name: name.clone(),
+            address: address_of(&listener).to_string(),
+            machine: String::new(),
+        };
+        hosts.push(HostPlan {
+            name,
+            seats: vec![SeatPlan::Shard {
+                person,
+                log: log_config(
+                    dev.memory / u64::from(dev.shards),
+                    dev.segment_bytes,
+                    dev.value_bytes_max,
+                )?,
+                resp_cluster: Some(resp_cluster),
+                limits: limits.clone(),
+            }],
+            listener: Some(listener),
+        });
+    }
+    hosts[1].seats.insert(
+        0,
+        SeatPlan::Gateway {
+            person: Person {
+                name: "gateway-1".to_string(),
+                ..Person::default()
+            },
+            resp: Some(resp),
+            limits,
+        },
+    );
+
+    let greeting = greeting(&addresses, &dev);
+    Process {
+        name: "dev".to_string(),
+        hosts,
+        world: World {
+            switchboard: Switchboard::default(),
+            secret,
+            coordinator: None,
+        },
+        grpc: Some(grpc),
+        http: Some(http),
+        admin: Admin::Here,
+        password: dev.password.clone(),
+        value_bytes_max: dev.value_bytes_max,
+        addresses,
+        ready_file: options.ready_file.clone(),
+        greeting: Some(greeting),
+    }
+    .run()
+}
+
+/// `holdfast coordinator`.
+pub fn coordinator(options: CoordinatorOptions) -> Outcome<()> {
+    let listen = options.listen.unwrap_or(loopback(COORDINATOR_PORT));
+    let grpc = options.grpc.unwrap_or(loopback(COORDINATOR_GRPC_PORT));
+    let credentials = Credentials::read(
+        options.cluster_secret_file.as_deref(),
+        options.password_file.as_deref(),
+    )?;
+    credentials.check(&[
+        ("listen", Some(listen)),
+        ("grpc", Some(grpc)),
+        ("http", options.http),
+    ])?;
+    let dir = options
+        .dir
+        .clone()
+        .unwrap_or("./holdfast-coordinator".into());
+    let _lock = DirLock::take(&dir)?;
+    let mut config = coordinator_config(
+        &Times {
+            lease_ms: options.lease_ms,
+            heartbeat_ms: options.heartbeat_ms,
+            probe_ms: options.probe_ms,
+            confirm_ms: options.confirm_ms,
+            dead_ms: options.dead_ms,
+        },
+        options.replicas.unwrap_or(3),
+        options.initial_shards.unwrap_or(1),
+        options.ack,
+    )?;
+    config.cold_start = options.cold_start.unwrap_or(false);
+    let listener = bind("listen", listen)?;
+    let grpc = bind("grpc", grpc)?;
+    let http = options
+        .http
+        .map(|address| bind("http", address))
+        .transpose()?;
+    let addresses = ReadyFile {
+        grpc: Some(address_of(&grpc).to_string()),
+        http: http.as_ref().map(|http| address_of(http).to_string()),
+        ..ReadyFile::default()
+    };
+    tracing::info!("coordinator at {}", address_of(&listener));
+    Process {
+        name: "coordinator".to_string(),
+        hosts: vec![HostPlan {
+            name: "coordinator".to_string(),
+            seats: vec![SeatPlan::Coordinator {
+                name: "coordinator".to_string(),
+                config,
+                records: records_file(&dir)?,
+            }],
+            listener: Some(listener),
+        }],
+        world: World {
+            switchboard: Switchboard::default(),
+            secret: credentials.secret(),
+            coordinator: None,
+        },
+        grpc: Some(grpc),
+        http,
+        admin: Admin::Here,
+        password: credentials.password,
+        value_bytes_max: 0,
+        addresses,
+        ready_file: options.ready_file,
+        greeting: None,
+    }
+    .run()
+}
+
+/// `holdfast master`.
+pub fn master(options: MasterOptions) -> Outcome<()> {
+    let listen = options.listen.unwrap_or(loopback(0));
+    let resp_cluster = options.resp_cluster.unwrap_or(loopback(RESP_CLUSTER_PORT));
+    let credentials = Credentials::read(
+        options.cluster_secret_file.as_deref(),
+        options.password_file.as_deref(),
+    )?;
+    credentials.check(&[
+        ("listen", Some(listen)),
+        ("resp-cluster", Some(resp_cluster)),
+        ("resp", options.resp),
+        ("grpc", options.grpc),
+        ("http", options.http),
+    ])?;
+    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
+    let shards = options.shards.unwrap_or(cores).max(1);
+    let memory = options.memory.unwrap_or(MEMORY_DEFAULT).0;
+    let segment_bytes = segment_bytes(options.segment_bytes)?;
+    let value_bytes_max = value_bytes_max(options.value_bytes_max)?;
+    let name = options.name.clone().unwrap_or("master".to_string());
+    let limits = GatewayLimits {
+        password: credentials.password.clone(),
+        retry_ms: options.retry_ms.unwrap_or(RETRY_MS_DEFAULT),
+        value_bytes_max,
+        clients_max: options.clients_max.unwrap_or(CLIENTS_MAX_DEFAULT),
+    };
+    let resp = options
+        .resp
+        .map(|address| bind("resp", address))
+        .transpose()?;
+    let ports = bind_consecutive("resp-cluster", resp_cluster, shards)?;
+    let grpc = options
+        .grpc
+        .map(|address| bind("grpc", address))
+        .transpose()?;
+    let http = options
+        .http
+        .map(|address| bind("http", address))
+        .transpose()?;
+    let addresses = ReadyFile {
+        resp: resp.as_ref().map(|resp| address_of(resp).to_string()),
+        resp_cluster: ports
+            .iter()
+            .map(|port| address_of(port).to_string())
+            .collect(),
+        grpc: grpc.as_ref().map(|grpc| address_of(grpc).to_string()),
+        http: http.as_ref().map(|http| address_of(http).to_string()),
+        processes: Vec::new(),
+    };
+    let mut hosts = Vec::new();
+    for (shard, resp_cluster) in ports.into_iter().enumerate() {
+        let port = if shard == 0 { listen.port() } else { 0 };
+        let listener = bind("listen", SocketAddr::new(listen.ip(), port))?;
+        let name = format!("{name}.{shard}");
+        let person = Person {
+            name: name.clone(),
+            address: advertised(options.advertise.as_deref(), address_of(&listener))?,
+            machine: options.machine.clone().unwrap_or_default(),
+        };
+        hosts.push(HostPlan {
+            name,
+            seats: vec![SeatPlan::Shard {
+                person,
+                log: log_config(memory / u64::from(shards), segment_bytes, value_bytes_max)?,
+                resp_cluster: Some(resp_cluster),
+                limits: limits.clone(),
+            }],
+            listener: Some(listener),
+        });
+    }
+    if resp.is_some() || grpc.is_some() {
+        let person = Person {
+            name: format!("gateway-of-{name}"),
+            ..Person::default()
+        };
+        hosts[0].seats.insert(
+            0,
+            SeatPlan::Gateway {
+                person,
+                resp,
+                limits,
+            },
+        );
+    }
+    let coordinator = coordinator_address(options.coordinator);
+    Process {
+        name,
+        hosts,
+        admin: Admin::At(admin_address(options.admin, &coordinator)),
+        world: World {
+            switchboard: Switchboard::default(),
+            secret: credentials.secret(),
+            coordinator: Some(coordinator),
+        },
+        grpc,
+        http,
+        password: credentials.password,
+        value_bytes_max,
+        addresses,
+        ready_file: options.ready_file,
+        greeting: None,
+    }
+    .run()
+}
+
+/// `holdfast backup`.
+pub fn backup(options: BackupOptions) -> Outcome<()> {
+    let listen = options.listen.unwrap_or(loopback(0));
+    // A backup has no clients, so members' credentials are all there is to ask for.
+    let credentials = Credentials::read(options.cluster_secret_file.as_deref(), None)?;
+    check_exposure(
+        &[("listen", Some(listen)), ("http", options.http)],
+        credentials.cluster.is_some(),
+        true,
+    )?;
+    let dir = options.dir.clone().unwrap_or("./holdfast-backup".into());
+    let _lock = DirLock::take(&dir)?;
+    let segment_bytes = segment_bytes(options.segment_bytes)?;
+    let disk = options.disk.unwrap_or(ByteSize(4 << 30)).0;
+    let frames = u32::try_from(disk / u64::from(segment_bytes))
+        .map_err(|_| Fatal::new("--disk is too large for segments of this size"))?;
+    if frames < 4 {
+        return Err(Fatal::new(format!(
+            "--disk {} has room for {frames} segments of {}; give it at least 4",
+            ByteSize(disk),
+            ByteSize(segment_bytes.into()),
+        )));
+    }
+    let listener = bind("listen", listen)?;
+    let http = options
+        .http
+        .map(|address| bind("http", address))
+        .transpose()?;
+    let name = options.name.clone().unwrap_or("backup".to_string());
+    let person = Person {
+        name: name.clone(),
+        address: advertised(options.advertise.as_deref(), address_of(&listener))?,
+        machine: options.machine.clone().unwrap_or_default(),
+    };
+    let read_cache = options.memory.map_or(READ_CACHE_DEFAULT, |memory| memory.0);
+    let addresses = ReadyFile {
+        http: http.as_ref().map(|http| address_of(http).to_string()),
+        ..ReadyFile::default()
+    };
+    Process {
+        name: name.clone(),
+        hosts: vec![HostPlan {
+            name,
+            seats: vec![backup_seat(
+                person,
+                &dir,
+                frames,
+                segment_bytes,
+                read_cache,
+            )?],
+            listener: Some(listener),
+        }],
+        world: World {
+            switchboard: Switchboard::default(),
+            secret: credentials.secret(),
+            coordinator: Some(coordinator_address(options.coordinator)),
+        },
+        grpc: None,
+        http,
+        admin: Admin::Nobody,
+        password: None,
+        value_bytes_max: 0,
+        addresses,
+        ready_file: options.ready_file,
+        greeting: None,
+    }
+    .run()
+}
+
+/// `holdfast gateway`.
+pub fn gateway(options: GatewayOptions) -> Outcome<()> {
+    let resp = options.resp.unwrap_or(loopback(RESP_PORT));
+    let grpc = options.grpc.unwrap_or(loopback(GRPC_PORT));
+    let http = options.http.unwrap_or(loopback(HTTP_PORT));
+    let credentials = Credentials::read(
+        options.cluster_secret_file.as_deref(),
+        options.password_file.as_deref(),
+    )?;
+    credentials.check(&[
+        ("resp", Some(resp)),
+        ("grpc", Some(grpc)),
+        ("http", Some(http)),
+    ])?;
+    let value_bytes_max = value_bytes_max(options.value_bytes_max)?;
+    let resp = bind("resp", resp)?;
+    let grpc = bind("grpc", grpc)?;
+    let http = bind("http", http)?;
+    let name = options.name.clone().unwrap_or("gateway".to_string());
+    let addresses = ReadyFile {
+        resp: Some(address_of(&resp).to_string()),
+        grpc: Some(address_of(&grpc).to_string()),
+        http: Some(address_of(&http).to_string()),
+        ..ReadyFile::default()
+    };
+    tracing::info!(
+        "Redis protocol at {}, gRPC at {}",
+        address_of(&resp),
+        address_of(&grpc)
+    );
+    let coordinator = coordinator_address(options.coordinator);
+    Process {
+        name: name.clone(),
+        hosts: vec![HostPlan {
+            name: name.clone(),
+            seats: vec![SeatPlan::Gateway {
+                person: Person {
+                    name,
+                    ..Person::default()
+                },
+                resp: Some(resp),
+                limits: GatewayLimits {
+                    password: credentials.password.clone(),
+                    retry_ms: options.retry_ms.unwrap_or(RETRY_MS_DEFAULT),
+                    value_bytes_max,
+                    clients_max: options.clients_max.unwrap_or(CLIENTS_MAX_DEFAULT),
+                },
+            }],
+            listener: None,
+        }],
+        admin: Admin::At(admin_address(options.admin, &coordinator)),
+        world: World {
+            switchboard: Switchboard::default(),
+            secret: credentials.secret(),
+            coordinator: Some(coordinator),
+        },
+        grpc: Some(grpc),
+        http: Some(http),
+        password: credentials.password,
+        value_bytes_max,
+        addresses,
+        ready_file: options.ready_file,
+        greeting: None,
+    }
+    .run()
+}
+
+/// The options of `dev` with every default filled in.
+#[derive(Clone, Debug)]
+pub struct Dev {
+    pub masters: u32,
+    pub backups: u32,
+    pub replicas: u8,
+    pub shards: u32,
+    /// Of each master.
+    pub memory: u64,
+    pub dir: PathBuf,
+    pub segment_bytes: u32,
+    pub value_bytes_max: u32,
+    /// Of each backup's store.
+    pub frames: u32,
+    pub resp: SocketAddr,
+    pub resp_cluster: SocketAddr,
+    pub grpc: SocketAddr,
+    pub http: SocketAddr,
+    pub listen: SocketAddr,
+    pub password: Option<String>,
+    secret_file: Option<PathBuf>,
+}
+
+impl Dev {
+    pub fn resolve(options: &DevOptions) -> Outcome<Dev> {
+        let credentials = Credentials::read(
+            options.cluster_secret_file.as_deref(),
+            options.password_file.as_deref(),
+        )?;
+        let dev = Dev {
+            masters: options.masters.unwrap_or(1),
+            backups: options.backups.unwrap_or(3),
+            replicas: options
+                .replicas
+                .unwrap_or(3.min(u8::try_from(options.backups.unwrap_or(3)).unwrap_or(3))),
+            shards: options.shards.unwrap_or(1),
+            memory: options.memory.unwrap_or(MEMORY_DEFAULT).0,
+            dir: options.dir.clone().unwrap_or("./holdfast-data".into()),
+            segment_bytes: segment_bytes(options.segment_bytes)?,
+            value_bytes_max: value_bytes_max(options.value_bytes_max)?,
+            frames: 0,
+            resp: options.resp.unwrap_or(loopback(RESP_PORT)),
+            resp_cluster: options.resp_cluster.unwrap_or(loopback(RESP_CLUSTER_PORT)),
+            grpc: options.grpc.unwrap_or(loopback(GRPC_PORT)),
+            http: options.http.unwrap_or(loopback(HTTP_PORT)),
+            listen: options.listen.unwrap_or(loopback(0)),
+            password: credentials.password.clone(),
+            secret_file: options.cluster_secret_file.clone(),
+        };
+        credentials.check(&[
+            ("resp", Some(dev.resp)),
+            ("resp-cluster", Some(dev.resp_cluster)),
+            ("grpc", Some(dev.grpc)),
+            ("http", Some(dev.http)),
+            ("listen", Some(dev.listen)),
+        ])?;
+        if dev.masters == 0 || dev.shards == 0 {
+            return Err(Fatal::new("--masters and --shards must be at least 1"));
+        }
+        if u32::from(dev.replicas) > dev.backups {
+            return Err(Fatal::new(format!(
+                "--replicas {} need as many backups, and --backups is {}: every replica lives on another backup",
+                dev.replicas, dev.backups
+            )));
+        }
+        let frames = match options.disk {
+            Some(disk) => disk.0 / u64::from(dev.segment_bytes),
+            None => dev.frames_needed(),
+        };
+        let frames = u32::try_from(frames).map_err(|_| Fatal::new("--disk is too large"))?;
+        Ok(Dev { frames, ..dev })
+    }
+
+    /// Room for every replica twice (a recovery writes what the dead log still holds), shared evenly,
+    /// and half as much again because placement is random. Sparse: only what is used takes disk.
+    fn frames_needed(&self) -> u64 {
+        let segments = (u64::from(self.masters) * self.memory).div_ceil(self.segment_bytes.into());
+        let replicas = segments * u64::from(self.replicas) * 2;
+        replicas.div_ceil(u64::from(self.backups).max(1)) * 3 / 2 + 32
+    }
+
+    /// The members' secret: the user's, or one made for the directory.
+    pub fn secret_path(&self) -> Outcome<PathBuf> {
+        if let Some(path) = &self.secret_file {
+            return Ok(path.clone());
+        }
+        let path = self.dir.join("cluster-secret");
+        if !path.exists() {
+            use std::io::Write;
+            use std::os::unix::fs::OpenOptionsExt;
+            let what = || format!("cannot write {}", path.display());
+            let mut file = std::fs::OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&path)
+                .context(what)?;
+            let secret: String = (0..4)
+                .map(|_| format!("{:016x}", clock::random()))
+                .collect();
+            writeln!(file, "{secret}").context(what)?;
+        }
+        Ok(path)
+    }
+
+    fn secret(&self) -> Outcome<ClusterSecret> {
+        let path = self.secret_path()?;
+        Ok(ClusterSecret::new(read_secret(&path, "cluster secret")?))
+    }
+}
+
+/// What members and clients must prove.
+#[derive(Debug)]
+struct Credentials {
+    cluster: Option<String>,
+    password: Option<String>,
+}
+
+impl Credentials {
+    fn read(secret: Option<&Path>, password: Option<&Path>) -> Outcome<Credentials> {
+        Ok(Credentials {
+            cluster: secret
+                .map(|path| read_secret(path, "cluster secret"))
+                .transpose()?,
+            password: password
+                .map(|path| read_secret(path, "password"))
+                .transpose()?,
+        })
+    }
+
+    fn check(&self, listeners: &[(&str, Option<SocketAddr>)]) -> Outcome<()> {
+        check_exposure(listeners, self.cluster.is_some(), self.password.is_some())
+    }
+
+    fn secret(&self) -> ClusterSecret {
+        ClusterSecret::new(self.cluster.as_deref().unwrap_or_default())
+    }
+}
+
+/// Holds a directory for this process: two would destroy each other's files.
+#[derive(Debug)]
+pub struct DirLock {
+    _file: File,
+}
+
+impl DirLock {
+    pub fn take(dir: &Path) -> Outcome<DirLock> {
+        std::fs::create_dir_all(dir)
+            .context(|| format!("cannot make the directory {}", dir.display()))?;
+        let path = dir.join("lock");
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .context(|| format!("cannot open {}", path.display()))?;
+        flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
+            Fatal::new(format!(
+                "{} is in use by another holdfast process; stop it, or give another --dir",
+                dir.display()
+            ))
+        })?;
+        Ok(DirLock { _file: file })
+    }
+}
+
+struct Times {
+    lease_ms: Option<u32>,
+    heartbeat_ms: Option<u32>,
+    probe_ms: Option<u32>,
+    confirm_ms: Option<u32>,
+    dead_ms: Option<u32>,
+}
+
+fn coordinator_config(
+    times: &Times,
+    replicas: u8,
+    initial_shards: u32,
+    ack: Option<Ack>,
+) -> Outcome<CoordinatorConfig> {
+    let cluster = ClusterConfig {
+        // Decided at the first start; afterwards the records know it.
+        cluster: 0,
+        replicas,
+        lease_ms: times.lease_ms.unwrap_or(LEASE_MS_DEFAULT),
+        heartbeat_ms: times.heartbeat_ms.unwrap_or(HEARTBEAT_MS_DEFAULT),
+        probe_ms: times.probe_ms.unwrap_or(PROBE_MS_DEFAULT),
+        ack_disk: ack == Some(Ack::Disk),
+    };
+    let confirm_ms = times.confirm_ms.unwrap_or(CONFIRM_MS_DEFAULT);
+    let dead_ms = times.dead_ms.unwrap_or(DEAD_MS_DEFAULT);
+    if cluster.lease_ms < 50 {
+        return Err(Fatal::new(
+            "--lease-ms must be at least 50: shards renew it four times in it",
+        ));
+    }
+    if dead_ms < 3 * cluster.heartbeat_ms {
+        return Err(Fatal::new(format!(
+            "--dead-ms {dead_ms} is less than three heartbeats of {} ms: one late packet would kill a member",
+            cluster.heartbeat_ms
+        )));
+    }
+    if confirm_ms > dead_ms {
+        return Err(Fatal::new(format!(
+            "--confirm-ms {confirm_ms} is more than --dead-ms {dead_ms}: a suspect would be given more time than anyone"
+        )));
+    }
+    let config = CoordinatorConfig {
+        confirm_ms,
+        dead_ms,
+        ..CoordinatorConfig::new(cluster, initial_shards)
+    };
+    config
+        .validate()
+        .context(|| "the coordinator's options".to_string())?;
+    Ok(config)
+}
+
+fn log_config(
+    memory_bytes: u64,
+    segment_bytes: u32,
+    value_bytes_max: u32,
+) -> Outcome<holdfast_log::Config> {
+    let config = holdfast_log::Config {
+        memory_bytes,
+        segment_bytes,
+        seglet_bytes: SEGLET_BYTES_MAX.min(segment_bytes / 16),
+        key_bytes_max: KEY_BYTES_MAX,
+        value_bytes_max,
+        expiry_slack_ms: EXPIRY_SLACK_MS,
+    };
+    config
+        .validate()
+        .context(|| "--memory, --segment-bytes, --value-bytes-max".to_string())?;
+    Ok(config)
+}
+
+fn backup_seat(
+    person: Person,
+    dir: &Path,
+    frames: u32,
+    segment_bytes: u32,
+    read_cache_bytes: u64,
+) -> Outcome<SeatPlan> {
+    let store = Store::open(dir, frames, segment_bytes)
+        .context(|| format!("cannot open the store in {}", dir.display()))?;
+    let frames = store.frames();
+    Ok(SeatPlan::Backup {
+        person,
+        store: Arc::new(store),
+        segment_bytes,
+        frames,
+        read_cache_bytes,
+    })
+}
+
+fn segment_bytes(size: Option<ByteSize>) -> Outcome<u32> {
+    let ByteSize(bytes) = size.unwrap_or(SEGMENT_DEFAULT);
+    if !bytes.is_power_of_two() || !((64 << 10)..=(64 << 20)).contains(&bytes) {
+        return Err(Fatal::new(format!(
+            "--segment-bytes {} is not a power of two between 64KiB and 64MiB",
+            ByteSize(bytes)
+        )));
+    }
+    Ok(bytes as u32)
+}
+
+fn value_bytes_max(size: Option<ByteSize>) -> Outcome<u32> {
+    let ByteSize(bytes) = size.unwrap_or(VALUE_BYTES_MAX_DEFAULT);
+    match u32::try_from(bytes) {
+        Ok(bytes) if (1..=(4 << 20)).contains(&bytes) => Ok(bytes),
+        _ => Err(Fatal::new("--value-bytes-max must be between 1 and 4MiB")),
+    }
+}
+
+fn records_file(dir: &Path) -> Outcome<PathBuf> {
+    std::fs::create_dir_all(dir)
+        .context(|| format!("cannot make the directory {}", dir.display()))?;
+    Ok(dir.join("records.redb"))
+}
+
+/// Listens on `count` ports: consecutive ones from `first`, or free ones if its port is 0.
+fn bind_consecutive(flag: &str, first: SocketAddr, count: u32) -> Outcome<Vec<TcpListener>> {
+    (0..count)
+        .map(|index| {
+            let port = match first.port() {
+                0 => 0,
+                port => u16::try_from(u32::from(port) + index).map_err(|_| {
+                    Fatal::new(format!(
+                        "--{flag}: no port {} exists",
+                        u32::from(port) + index
+                    ))
+                })?,
+            };
+            bind(flag, SocketAddr::new(first.ip(), port))
+        })
+        .collect()
+}
+
+fn advertised(host: Option<&str>, listening: SocketAddr) -> Outcome<String> {
+    match host {
+        Some(host) => Ok(format!("{host}:{}", listening.port())),
+        None if listening.ip().is_unspecified() => Err(Fatal::new(format!(
+            "--listen {listening} is every address of this machine; say with --advertise which one others can reach"
+        ))),
+        None => Ok(listening.to_string()),
+    }
+}
+
+fn coordinator_address(given: Option<String>) -> String {
+    given.unwrap_or_else(|| loopback(COORDINATOR_PORT).to_string())
+}
+
+fn admin_address(given: Option<String>, coordinator: &str) -> String {
+    given.unwrap_or_else(|| {
+        let host = coordinator
+            .rsplit_once(':')
+            .map_or(coordinator, |(host, _)| host);
+        format!("{host}:{COORDINATOR_GRPC_PORT}")
+    })
+}
+
+/// What `dev` prints once ready.
+pub fn greeting(addresses: &ReadyFile, dev: &Dev) -> String {
+    let resp = addresses.resp.as_deref().unwrap_or_default();
+    let port = resp.rsplit_once(':').map_or("", |(_, port)| port);
+    let password = if dev.password.is_some() {
+        " -a <password>"
+    } else {
+        ""
+    };
+    let plural =
+        |count: u32, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
+    format!(
+        "\nHoldfast is ready: {}, {}, {} of every session, {} of memory each; kept in {}\n\n  \
+         Redis protocol     {resp}\n  \
+         Redis Cluster      {}\n  \
+         gRPC holdfast.v1   {}\n  \
+         HTTP               http://{}/readyz  /healthz  /metrics\n\n  \
+         try:  redis-cli -p {port}{password} set sess:1 hello ex 60\n        \
+         holdfast ctl --grpc {} status\n",
+        plural(dev.masters, "master"),
+        plural(dev.backups, "backup"),
+        plural(dev.replicas.into(), "replica"),
+        ByteSize(dev.memory),
+        dev.dir.display(),
+        addresses.resp_cluster.join(" "),
+        addresses.grpc.as_deref().unwrap_or_default(),
+        addresses.http.as_deref().unwrap_or_default(),
+        addresses.grpc.as_deref().unwrap_or_default(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resolve(options: DevOptions) -> Outcome<Dev> {
+        Dev::resolve(&options)
+    }
+
+    #[test]
+    fn defaults_are_those_that_are_documented() {
+        let dev = resolve(DevOptions::default()).unwrap();
+        assert_eq!(
+            (dev.masters, dev.backups, dev.replicas, dev.shards),
+            (1, 3, 3, 1)
+        );
+        assert_eq!(dev.memory, 512 << 20);
+        assert_eq!(dev.resp.to_string(), "127.0.0.1:6380");
+        assert_eq!(dev.resp_cluster.to_string(), "127.0.0.1:6381");
+        assert_eq!(dev.grpc.to_string(), "127.0.0.1:7380");
+        assert_eq!(dev.http.to_string(), "127.0.0.1:8380");
+        // 64 segments, 3 replicas over 3 backups: twice that, and half as much again.
+        assert_eq!(dev.frames, 64 * 2 * 3 / 2 + 32);
+    }
+
+    #[test]
+    fn impossible_wishes_are_refused_with_a_reason() {
+        let refused = |options: DevOptions| resolve(options).unwrap_err().to_string();
+        let few = DevOptions {
+            replicas: Some(3),
+            backups: Some(2),
+            ..DevOptions::default()
+        };
+        assert!(refused(few).contains("--backups is 2"));
+        let none = DevOptions {
+            masters: Some(0),
+            ..DevOptions::default()
+        };
+        assert!(refused(none).contains("--masters"));
+        let odd = DevOptions {
+            segment_bytes: Some(ByteSize(100_000)),
+            ..DevOptions::default()
+        };
+        assert!(refused(odd).contains("power of two"));
+        let open = DevOptions {
+            http: Some("0.0.0.0:8380".parse().unwrap()),
+            ..DevOptions::default()
+        };
+        assert!(refused(open).contains("--http 0.0.0.0:8380"));
+    }
+
+    #[test]
+    fn times_that_contradict_each_other_are_refused() {
+        let config = |confirm_ms, dead_ms| {
+            let times = Times {
+                lease_ms: None,
+                heartbeat_ms: None,
+                probe_ms: None,
+                confirm_ms: Some(confirm_ms),
+                dead_ms: Some(dead_ms),
+            };
+            coordinator_config(&times, 3, 1, None).map(drop)
+        };
+        assert!(config(300, 1_000).is_ok());
+        assert!(
+            config(300, 200)
+                .unwrap_err()
+                .to_string()
+                .contains("three heartbeats")
+        );
+        assert!(
+            config(2_000, 1_000)
+                .unwrap_err()
+                .to_string()
+                .contains("--confirm-ms")
+        );
+    }
+
+    #[test]
+    fn a_directory_belongs_to_one_process() {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = DirLock::take(dir.path()).unwrap();
+        let error = DirLock::take(dir.path()).unwrap_err().to_string();
+        assert!(
+            error.contains("in use by another holdfast process"),
+            "{error}"
+        );
+        drop(lock);
+        assert!(DirLock::take(dir.path()).is_ok());
+    }
+}
