@@ -332,7 +332,9 @@ impl Replicas {
                 out.event(Level::Warn, text);
                 self.avoided.insert(from, now.mono_us + AVOID_US);
                 self.lose(refused.segment, from, out);
-                if let Some(segment) = self.segments.get_mut(&refused.segment) {
+                if let Some(segment) = self.segments.get_mut(&refused.segment)
+                    && !segment.former.contains(&from)
+                {
                     segment.former.push(from);
                 }
             }

@@ -1,0 +1,12 @@
+//! A whole shard, driven by hand-made messages.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "the world of these tests may stop at what it did not expect"
+)]
+
+mod answers;
+mod commands;
+mod replication;
+mod takeover;
+mod world;

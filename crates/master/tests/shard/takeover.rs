@@ -1,0 +1,488 @@
+//! A shard takes over what a dead one has left on its backups.
+
+use std::collections::BTreeMap;
+
+use holdfast_cluster::Node;
+use holdfast_format::{ClusterMs, LogId, SegmentId, ServerId, Slot, SlotRange, Version};
+use holdfast_wire::*;
+
+use crate::world::*;
+
+const LEFT: SlotRange = SlotRange {
+    first: Slot(0),
+    last: Slot(8191),
+};
+const RIGHT: SlotRange = SlotRange {
+    first: Slot(8192),
+    last: Slot(16383),
+};
+
+/// What the coordinator would find on the backups of `dead` after its death (its log was quiet).
+fn plan(dead: &World, ranges: Vec<SlotRange>) -> Recover {
+    let mut found: BTreeMap<SegmentId, RecoverSegment> = BTreeMap::new();
+    for (id, backup) in &dead.backups {
+        for ((log, segment), stored) in &backup.replicas {
+            if let Some(certificate) = stored.certificate
+                && *log == dead.log
+            {
+                let entry = found.entry(*segment).or_insert(RecoverSegment {
+                    segment: *segment,
+                    length: certificate.length,
+                    holders: Vec::new(),
+                });
+                entry.holders.push(*id);
+            }
+        }
+    }
+    Recover {
+        log: dead.log,
+        attempt: 1,
+        ranges,
+        segments: found.into_values().collect(),
+        version_ceiling: Version(1 << 30),
+        expiry_floor: dead
+            .backups
+            .values()
+            .map(|backup| backup.ceiling)
+            .max()
+            .unwrap(),
+        lease_remaining_ms: 0,
+    }
+}
+
+/// A live shard beside `dead`, with the same backups and a view in which `dead` is being recovered.
+fn heir(dead: &World) -> World {
+    let mut world = World::idle(2, dead.backups.len() as u64, dead.config.replicas);
+    world.now_us = dead.now_us;
+    world.backups = dead.backups.clone();
+    world.sequence = 1_000_000;
+    let tablet = Tablet {
+        available: false,
+        ..tablet(SlotRange::ALL, dead.log)
+    };
+    world.view.tablets = vec![tablet];
+    world.view.recovering = vec![dead.log];
+    world.run(0);
+    world.run(300);
+    world
+}
+
+fn ask_to_recover(world: &mut World, recover: &Recover) {
+    world.hear(ServerId::COORDINATOR, Message::Recover(recover.clone()));
+    world.run(100);
+}
+
+fn recovered(world: &World) -> Option<u64> {
+    (world.to_coordinator.iter()).find_map(|message| match message {
+        Message::Recovered { entries, .. } => Some(*entries),
+        _ => None,
+    })
+}
+
+fn failure(world: &World) -> Option<RecoveryFailure> {
+    (world.to_coordinator.iter()).find_map(|message| match message {
+        Message::RecoveryFailed { reason, .. } => Some(*reason),
+        _ => None,
+    })
+}
+
+fn give_ownership(world: &mut World, ranges: &[SlotRange]) {
+    world.view.tablets = ranges
+        .iter()
+        .map(|range| tablet(*range, world.log))
+        .collect();
+    if ranges.len() < 2 && ranges[0] != SlotRange::ALL {
+        let other = if ranges[0] == LEFT { RIGHT } else { LEFT };
+        world.view.tablets.push(tablet(other, LogId(77)));
+    }
+    world.view.recovering.clear();
+    world.publish();
+    world.new_stream();
+}
+
+fn dead_with(keys: usize) -> World {
+    let mut dead = World::new(4, 3);
+    for i in 0..keys {
+        dead.ask(put(&format!("key{i}"), &format!("value{i}")));
+    }
+    dead
+}
+
+#[test]
+fn everything_is_there_after_a_takeover_and_versions_go_on() {
+    let mut dead = dead_with(200);
+    dead.ask(delete("key7"));
+    dead.ask(put("key8", "newer"));
+    let version = meta_of(&dead.ask(get("key8"))).version;
+    let mut world = heir(&dead);
+    let recover = plan(&dead, vec![SlotRange::ALL]);
+    ask_to_recover(&mut world, &recover);
+    assert!(recovered(&world).is_some_and(|entries| entries >= 200));
+    assert_eq!(
+        world.ask(get("key1")),
+        Outcome::Failed(Failure::NotOwner),
+        "the view decides"
+    );
+    give_ownership(&mut world, &[SlotRange::ALL]);
+    for i in 0..200 {
+        let expected = match i {
+            7 => None,
+            8 => Some("newer".to_owned()),
+            i => Some(format!("value{i}")),
+        };
+        assert_eq!(world.value(&format!("key{i}")), expected);
+    }
+    assert_eq!(meta_of(&world.ask(get("key8"))).version, version);
+    let new = meta_of(&world.ask(put("key8", "newest"))).version;
+    assert!(
+        new > recover.version_ceiling,
+        "{new} may have been given before"
+    );
+    assert_eq!(world.metric("holdfast_shard_recoveries_running"), 0.0);
+    assert!(world.shard.ready());
+    world.shard.verify();
+}
+
+#[test]
+fn a_write_is_executed_once_across_a_takeover() {
+    let mut dead = World::new(3, 3);
+    let once = dead.once();
+    let first = dead.ask_as(once, put("a", "mine"));
+    let refused_once = dead.once();
+    let create = || put_with("a", "x", Condition::Absent, ExpiryChange::Clear);
+    let refused = dead.ask_as(refused_once, create());
+    dead.ask(put("a", "later"));
+    let mut world = heir(&dead);
+    ask_to_recover(&mut world, &plan(&dead, vec![SlotRange::ALL]));
+    give_ownership(&mut world, &[SlotRange::ALL]);
+    assert_eq!(world.ask_as(once, put("a", "mine")), first);
+    assert_eq!(world.ask_as(refused_once, create()), refused);
+    assert_eq!(world.value("a").as_deref(), Some("later"));
+    // Past its lease nobody can say any more, and nothing is executed.
+    world.run(61_000);
+    world.new_stream();
+    let stale = world.ask_as(once, put("a", "mine"));
+    assert_eq!(stale, Outcome::Failed(Failure::StaleClient));
+}
+
+/// V1: what the old owner's backups granted runs out first.
+#[test]
+fn the_old_lease_is_waited_out() {
+    let dead = dead_with(3);
+    let mut world = heir(&dead);
+    let recover = Recover {
+        lease_remaining_ms: 350,
+        ..plan(&dead, vec![SlotRange::ALL])
+    };
+    ask_to_recover(&mut world, &recover);
+    give_ownership(&mut world, &[SlotRange::ALL]);
+    assert_eq!(world.ask(get("key1")), Outcome::Failed(Failure::NotReady));
+    world.new_stream();
+    let count = world.ask(command("", Op::Count));
+    assert_eq!(count, Outcome::Failed(Failure::NotReady));
+    world.run(240);
+    world.new_stream();
+    assert_eq!(world.ask(get("key1")), Outcome::Failed(Failure::NotReady));
+    world.run(20);
+    world.new_stream();
+    assert_eq!(world.value("key1").as_deref(), Some("value1"));
+}
+
+/// An answered "gone" stays gone: the new owner's clock starts no earlier than the old one's ceiling.
+#[test]
+fn the_expiry_clock_starts_at_the_floor() {
+    let mut dead = World::new(3, 3);
+    let expiry = |ms| ExpiryChange::In { ms };
+    dead.ask(put_with("short", "x", Condition::Always, expiry(3_000)));
+    dead.ask(put_with("long", "y", Condition::Always, expiry(60_000)));
+    let mut world = heir(&dead);
+    let floor = dead.time().plus_ms(5_000);
+    let recover = Recover {
+        expiry_floor: floor,
+        ..plan(&dead, vec![SlotRange::ALL])
+    };
+    ask_to_recover(&mut world, &recover);
+    give_ownership(&mut world, &[SlotRange::ALL]);
+    world.run(150);
+    world.new_stream();
+    assert!(world.time() < floor);
+    assert_eq!(world.value("short"), None, "expired by the floor");
+    let meta = meta_of(&world.ask(get("long")));
+    assert!(meta.remaining_ms.unwrap() <= 55_000);
+    for id in world.head_backups() {
+        assert!(
+            world.backups[&id].ceiling >= floor,
+            "its own heir has to know as well"
+        );
+    }
+}
+
+#[test]
+fn a_range_is_taken_over_without_the_rest() {
+    let dead = dead_with(100);
+    let mut world = heir(&dead);
+    ask_to_recover(&mut world, &plan(&dead, vec![LEFT]));
+    give_ownership(&mut world, &[LEFT]);
+    for i in 0..100 {
+        let key = format!("key{i}");
+        if LEFT.contains(Slot::of(key.as_bytes())) {
+            assert_eq!(world.value(&key), Some(format!("value{i}")));
+        } else {
+            assert_eq!(world.ask(get(&key)), Outcome::Failed(Failure::NotOwner));
+            world.new_stream();
+        }
+    }
+}
+
+#[test]
+fn recoveries_of_two_logs_run_side_by_side_and_duplicates_change_nothing() {
+    let mut dead = World::with_id(1, 4, 3, LEFT);
+    let mut other = World::with_id(3, 4, 3, RIGHT);
+    let keys: Vec<String> = (0..60).map(|i| format!("key{i}")).collect();
+    for key in &keys {
+        let world = if LEFT.contains(Slot::of(key.as_bytes())) {
+            &mut dead
+        } else {
+            &mut other
+        };
+        assert!(matches!(world.ask(put(key, key)), Outcome::Done { .. }));
+    }
+    let mut world = heir(&dead);
+    for (id, backup) in &other.backups {
+        let replicas = backup.replicas.clone();
+        world.backups.get_mut(id).unwrap().replicas.extend(replicas);
+    }
+    let gone = |range, log| Tablet {
+        available: false,
+        ..tablet(range, log)
+    };
+    world.view.tablets = vec![gone(LEFT, dead.log), gone(RIGHT, other.log)];
+    world.publish();
+    for _ in 0..3 {
+        for (dead, range) in [(&dead, LEFT), (&other, RIGHT)] {
+            let recover = plan(dead, vec![range]);
+            world.hear(ServerId::COORDINATOR, Message::Recover(recover));
+        }
+    }
+    world.run(200);
+    give_ownership(&mut world, &[LEFT, RIGHT]);
+    assert_eq!(world.metric("holdfast_shard_recoveries_total"), 2.0);
+    ask_to_recover(&mut world, &plan(&dead, vec![LEFT]));
+    assert_eq!(
+        world.metric("holdfast_shard_recoveries_running"),
+        0.0,
+        "it is long over"
+    );
+    for key in &keys {
+        assert_eq!(world.value(key).as_ref(), Some(key));
+    }
+}
+
+/// V3.
+#[test]
+fn a_segment_comes_from_another_holder_when_one_fails() {
+    let dead = dead_with(50);
+    let recover = plan(&dead, vec![SlotRange::ALL]);
+    let holders = recover.segments[0].holders.clone();
+    for bad in &holders {
+        for fault in ["missing", "mute", "corrupt", "dead"] {
+            let mut world = heir(&dead);
+            match fault {
+                "missing" => world
+                    .backups
+                    .get_mut(bad)
+                    .unwrap()
+                    .replicas
+                    .retain(|(log, _), _| *log != dead.log),
+                "mute" => _ = world.mute.insert(*bad),
+                "corrupt" => _ = world.corrupts.insert(*bad),
+                _ => world.declare_dead(*bad),
+            }
+            world.hear(ServerId::COORDINATOR, Message::Recover(recover.clone()));
+            world.run(1_000);
+            world.mute.clear();
+            world.run(1_500);
+            assert!(recovered(&world).is_some(), "{bad} {fault}");
+            give_ownership(&mut world, &[SlotRange::ALL]);
+            assert_eq!(world.value("key9").as_deref(), Some("value9"));
+        }
+    }
+}
+
+#[test]
+fn a_segment_that_nobody_has_is_reported_missing_again_and_again() {
+    let dead = dead_with(5);
+    let mut world = heir(&dead);
+    let recover = plan(&dead, vec![SlotRange::ALL]);
+    for backup in world.backups.values_mut() {
+        backup.replicas.retain(|(log, _), _| *log != dead.log);
+    }
+    ask_to_recover(&mut world, &recover);
+    world.run(30_000);
+    let missing = RecoveryFailure::SegmentMissing(recover.segments[0].segment);
+    assert_eq!(failure(&world), Some(missing));
+    world.to_coordinator.clear();
+    ask_to_recover(&mut world, &recover);
+    assert_eq!(failure(&world), Some(missing), "told again");
+    // A newer attempt, with the segment found after all, is another matter.
+    world.backups = dead.backups.clone();
+    ask_to_recover(
+        &mut world,
+        &Recover {
+            attempt: 2,
+            ..recover
+        },
+    );
+    world.run(500);
+    assert!(recovered(&world).is_some());
+}
+
+#[test]
+fn a_dead_shard_too_big_for_the_memory_is_declined() {
+    let mut world = heir(&dead_with(1));
+    let mut deads = Vec::new();
+    // Several logs that each fill a memory of the same size.
+    for id in [10, 11] {
+        let mut dead = World::with_id(id, 4, 3, SlotRange::ALL);
+        let mut i = 0;
+        while let Outcome::Done { .. } = dead.ask(put(&format!("{id}-{i}"), &"z".repeat(5_000))) {
+            i += 1;
+        }
+        for (backup, stored) in &dead.backups {
+            world
+                .backups
+                .get_mut(backup)
+                .unwrap()
+                .replicas
+                .extend(stored.replicas.clone());
+        }
+        deads.push(dead);
+    }
+    let gone = |range, log| Tablet {
+        available: false,
+        ..tablet(range, log)
+    };
+    world.view.tablets = vec![gone(LEFT, LogId(10)), gone(RIGHT, LogId(11))];
+    world.publish();
+    let mut both = plan(&deads[0], vec![LEFT]);
+    ask_to_recover(&mut world, &both);
+    world.run(500);
+    both = plan(&deads[1], vec![RIGHT]);
+    ask_to_recover(&mut world, &both);
+    world.run(2_000);
+    // Half of each fits; with everything of a third it would not.
+    let all_fit = recovered(&world).is_some() && failure(&world).is_none();
+    assert!(all_fit || failure(&world) == Some(RecoveryFailure::OutOfMemory));
+    world.view.tablets = vec![gone(SlotRange::ALL, LogId(10))];
+    world.publish();
+    let whole = Recover {
+        attempt: 5,
+        ..plan(&deads[0], vec![SlotRange::ALL])
+    };
+    world.to_coordinator.clear();
+    ask_to_recover(&mut world, &whole);
+    world.run(3_000);
+    let outcome = (recovered(&world).is_some(), failure(&world));
+    assert!(
+        outcome == (true, None) || outcome == (false, Some(RecoveryFailure::OutOfMemory)),
+        "{outcome:?}"
+    );
+    world.shard.verify();
+}
+
+/// V2: what was recovered for nothing is forgotten, and an older state cannot come back with it.
+#[test]
+fn a_recovery_that_another_shard_won_leaves_nothing() {
+    let dead = dead_with(20);
+    let mut world = heir(&dead);
+    let recover = plan(&dead, vec![SlotRange::ALL]);
+    ask_to_recover(&mut world, &recover);
+    assert!(recovered(&world).is_some());
+    let other = LogId(60);
+    world.view.tablets = vec![tablet(SlotRange::ALL, other)];
+    world.publish();
+    assert_eq!(world.metric("holdfast_shard_recoveries_running"), 0.0);
+    // Much later the other one dies, having deleted everything; this shard gets the ranges by
+    // another way and must know nothing of them.
+    world.view.tablets = vec![tablet(SlotRange::ALL, world.log)];
+    world.publish();
+    for i in 0..20 {
+        assert_eq!(world.value(&format!("key{i}")), None);
+    }
+    world.shard.verify();
+}
+
+#[test]
+fn a_newer_attempt_at_the_same_ranges_goes_on_where_the_older_was() {
+    let dead = dead_with(20);
+    let mut world = heir(&dead);
+    let recover = plan(&dead, vec![SlotRange::ALL]);
+    ask_to_recover(&mut world, &recover);
+    world.to_coordinator.clear();
+    ask_to_recover(
+        &mut world,
+        &Recover {
+            attempt: 2,
+            ..recover.clone()
+        },
+    );
+    let attempts: Vec<u64> = (world.to_coordinator.iter())
+        .filter_map(|message| match message {
+            Message::Recovered { attempt, .. } => Some(*attempt),
+            _ => None,
+        })
+        .collect();
+    assert!(
+        attempts.contains(&2) && attempts.len() >= 2,
+        "repeated until heard: {attempts:?}"
+    );
+    // Cut anew: the older work is dropped, the newer done.
+    world.to_coordinator.clear();
+    let right = plan(&dead, vec![RIGHT]);
+    ask_to_recover(
+        &mut world,
+        &Recover {
+            attempt: 3,
+            ..right
+        },
+    );
+    world.run(200);
+    assert!(recovered(&world).is_some());
+    give_ownership(&mut world, &[RIGHT]);
+    let key = (0..20)
+        .map(|i| format!("key{i}"))
+        .find(|key| RIGHT.contains(Slot::of(key.as_bytes())));
+    assert!(world.value(&key.unwrap()).is_some());
+    world.shard.verify();
+}
+
+/// What was taken over is itself replicated: a third shard finds it on the backups of the second.
+#[test]
+fn a_second_death_loses_nothing() {
+    let mut dead = dead_with(50);
+    let once = dead.once();
+    let first = dead.ask_as(once, put("a", "mine"));
+    let mut world = heir(&dead);
+    ask_to_recover(&mut world, &plan(&dead, vec![SlotRange::ALL]));
+    give_ownership(&mut world, &[SlotRange::ALL]);
+    world.ask(put("key3", "changed"));
+    let mut third = World::idle(3, 4, 3);
+    third.now_us = world.now_us;
+    third.backups = world.backups.clone();
+    for backup in third.backups.values_mut() {
+        backup.replicas.retain(|(log, _), _| *log == world.log);
+    }
+    third.sequence = 2_000_000;
+    third.view.tablets = vec![Tablet {
+        available: false,
+        ..tablet(SlotRange::ALL, world.log)
+    }];
+    third.run(0);
+    third.run(300);
+    ask_to_recover(&mut third, &plan(&world, vec![SlotRange::ALL]));
+    give_ownership(&mut third, &[SlotRange::ALL]);
+    assert_eq!(third.value("key3").as_deref(), Some("changed"));
+    assert_eq!(third.value("key4").as_deref(), Some("value4"));
+    assert_eq!(third.ask_as(once, put("a", "mine")), first);
+    assert!(third.time() > ClusterMs(0));
+}

@@ -1,0 +1,642 @@
+//! A shard, a coordinator that says yes, and backups that keep what they are sent and check the rules.
+//!
+//! Time stands still unless a test moves it. What a muted backup is sent never arrives.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use bytes::Bytes;
+use holdfast_cluster::{Input, Node, Now, Output, Outputs};
+use holdfast_format::{
+    ClientId, ClusterMs, Entries, Epoch, HeaderKind, LogId, Namespace, Opening, SegmentId,
+    ServerId, SlotRange, crc32c,
+};
+use holdfast_master::{Shard, ShardConfig};
+use holdfast_wire::*;
+
+/// Cluster time when `mono_us` is 0.
+pub const BASE_MS: u64 = 1_000_000_000;
+pub const LEASE_MS: u32 = 400;
+pub const CLIENT: ClientId = ClientId(77);
+pub const GATEWAY: ServerId = ServerId(900);
+pub const N: Namespace = Namespace(0);
+
+#[derive(Clone, Debug, Default)]
+pub struct Stored {
+    pub bytes: Vec<u8>,
+    pub epoch: Epoch,
+    pub certificate: Option<Certificate>,
+    pub closed: bool,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct FakeBackup {
+    pub replicas: BTreeMap<(LogId, SegmentId), Stored>,
+    pub ceiling: ClusterMs,
+    pub lease_asked_ms: u32,
+    /// Refuses every append so.
+    pub refuse: Option<Refusal>,
+}
+
+pub struct World {
+    pub shard: Shard,
+    pub log: LogId,
+    pub now_us: u64,
+    pub view: View,
+    pub config: ClusterConfig,
+    pub backups: BTreeMap<ServerId, FakeBackup>,
+    /// Neither hear nor say anything.
+    pub mute: BTreeSet<ServerId>,
+    /// The coordinator answers `RaiseEpoch`.
+    pub records_epochs: bool,
+    pub recorded_epoch: Epoch,
+    pub to_coordinator: Vec<Message>,
+    pub answers: BTreeMap<u64, Outcome>,
+    pub freed: BTreeSet<SegmentId>,
+    /// Closed on R backups once.
+    sealed: BTreeSet<SegmentId>,
+    pub stopped: Option<String>,
+    /// Fetch parts are damaged on their way from these.
+    pub corrupts: BTreeSet<ServerId>,
+    stream: u64,
+    index: u64,
+    token: u64,
+    pub sequence: u64,
+}
+
+pub fn member(id: u64, role: Role) -> Member {
+    Member {
+        id: ServerId(id),
+        role,
+        address: format!("10.0.0.{id}:7"),
+        machine: String::new(),
+        pid: 1,
+        resp_cluster: String::new(),
+        name: format!("member-{id}"),
+        store: id,
+    }
+}
+
+pub fn tablet(range: SlotRange, owner: LogId) -> Tablet {
+    Tablet {
+        range,
+        owner,
+        epoch: Epoch(1),
+        available: true,
+    }
+}
+
+pub fn command(key: &str, op: Op) -> Command {
+    Command {
+        namespace: N,
+        key: Bytes::copy_from_slice(key.as_bytes()),
+        op,
+    }
+}
+
+pub fn put(key: &str, value: &str) -> Command {
+    put_with(key, value, Condition::Always, ExpiryChange::Clear)
+}
+
+pub fn put_with(key: &str, value: &str, condition: Condition, expiry: ExpiryChange) -> Command {
+    let value = Bytes::copy_from_slice(value.as_bytes());
+    command(
+        key,
+        Op::Put {
+            value,
+            condition,
+            expiry,
+            return_old: false,
+        },
+    )
+}
+
+pub fn get(key: &str) -> Command {
+    command(key, Op::Get)
+}
+
+pub fn delete(key: &str) -> Command {
+    command(
+        key,
+        Op::Delete {
+            condition: Condition::Always,
+            return_old: false,
+        },
+    )
+}
+
+pub fn touch(key: &str, expiry: ExpiryChange) -> Command {
+    touch_if(key, TouchCondition::Always, expiry)
+}
+
+pub fn touch_if(key: &str, condition: TouchCondition, expiry: ExpiryChange) -> Command {
+    command(
+        key,
+        Op::Touch {
+            condition,
+            expiry,
+            return_value: false,
+        },
+    )
+}
+
+/// The value of an answer, or what else it is.
+pub fn value_of(outcome: &Outcome) -> Result<String, Outcome> {
+    match outcome {
+        Outcome::Value { value, .. } => Ok(String::from_utf8(value.to_vec()).unwrap()),
+        other => Err(other.clone()),
+    }
+}
+
+pub fn meta_of(outcome: &Outcome) -> Meta {
+    match outcome {
+        Outcome::Value { meta, .. } | Outcome::Done { meta, .. } => *meta,
+        other => panic!("no meta in {other:?}"),
+    }
+}
+
+impl World {
+    /// A shard with `backups` backups and R replicas, serving everything.
+    pub fn new(backups: u64, replicas: u8) -> World {
+        World::with_id(1, backups, replicas, SlotRange::ALL)
+    }
+
+    pub fn with_id(id: u64, backups: u64, replicas: u8, owned: SlotRange) -> World {
+        let mut world = World::idle(id, backups, replicas);
+        world.view.tablets = vec![tablet(owned, world.log)];
+        world.run(0);
+        world.run(300);
+        world
+    }
+
+    /// The same before it has heard anything.
+    pub fn idle(id: u64, backups: u64, replicas: u8) -> World {
+        let own = member(id, Role::Shard);
+        let mut config = ShardConfig::for_testing(own.clone());
+        config.unreplicated_bytes_max = 128 << 10;
+        config.queued_requests_max = 200;
+        let mut members = vec![own, member(GATEWAY.0, Role::Gateway)];
+        members.extend((0..backups).map(|i| member(100 + i, Role::Backup)));
+        World {
+            shard: Shard::new(config, 42 + id).unwrap(),
+            log: LogId(id),
+            now_us: 0,
+            view: View {
+                version: 1,
+                members,
+                ..View::default()
+            },
+            config: ClusterConfig {
+                cluster: 1,
+                replicas,
+                lease_ms: LEASE_MS,
+                heartbeat_ms: 100,
+                probe_ms: 100_000,
+                ack_disk: false,
+            },
+            backups: (0..backups)
+                .map(|i| (ServerId(100 + i), FakeBackup::default()))
+                .collect(),
+            mute: BTreeSet::new(),
+            records_epochs: true,
+            recorded_epoch: Epoch(0),
+            to_coordinator: Vec::new(),
+            answers: BTreeMap::new(),
+            freed: BTreeSet::new(),
+            sealed: BTreeSet::new(),
+            stopped: None,
+            corrupts: BTreeSet::new(),
+            stream: 1,
+            index: 0,
+            token: 0,
+            sequence: 0,
+        }
+    }
+
+    pub fn now(&self) -> Now {
+        Now {
+            mono_us: self.now_us,
+            unix_ms: 0,
+        }
+    }
+
+    pub fn time(&self) -> ClusterMs {
+        ClusterMs(BASE_MS + self.now_us / 1_000)
+    }
+
+    /// Moves time on by `ms`, in steps small enough for every timer; 0 lets what is due happen.
+    pub fn run(&mut self, ms: u64) {
+        let end_us = self.now_us + ms * 1_000;
+        loop {
+            let due = self.shard.wakeup().is_some_and(|at| at <= self.now_us);
+            if due {
+                self.give(Input::Tick);
+            }
+            if self.now_us >= end_us {
+                return;
+            }
+            self.now_us = (self.now_us + 5_000).min(end_us);
+        }
+    }
+
+    /// One input, and everything that follows from it at this moment.
+    pub fn give(&mut self, input: Input) {
+        let mut inputs = VecDeque::from([input]);
+        for _ in 0..10_000 {
+            let mut out = Outputs::default();
+            while let Some(input) = inputs.pop_front() {
+                self.shard.step(self.now(), input, &mut out);
+            }
+            self.shard.flush(self.now(), &mut out);
+            for output in out.list {
+                self.put_out(output, &mut inputs);
+            }
+            if inputs.is_empty() {
+                return;
+            }
+        }
+        panic!("it never comes to rest");
+    }
+
+    pub fn hear(&mut self, from: ServerId, message: Message) {
+        self.give(Input::Message { from, message });
+    }
+
+    /// Publishes the view as it now is.
+    pub fn publish(&mut self) {
+        self.view.version += 1;
+        self.hear(ServerId::COORDINATOR, Message::View(self.view.clone()));
+    }
+
+    pub fn declare_dead(&mut self, backup: ServerId) {
+        self.view.members.retain(|member| member.id != backup);
+        self.backups.remove(&backup);
+        self.publish();
+    }
+
+    fn put_out(&mut self, output: Output, inputs: &mut VecDeque<Input>) {
+        match output {
+            Output::Send { to, message } if to == ServerId::COORDINATOR => {
+                for message in self.coordinate(message) {
+                    inputs.push_back(Input::Message { from: to, message });
+                }
+            }
+            Output::Send { to, message } => {
+                if let Message::Responses(responses) = message {
+                    assert_eq!(to, GATEWAY);
+                    for item in responses.items {
+                        self.answers.insert(item.token, item.outcome);
+                    }
+                } else if !self.mute.contains(&to) {
+                    for message in self.store(to, message) {
+                        inputs.push_back(Input::Message { from: to, message });
+                    }
+                }
+            }
+            Output::Stopped { reason } => self.stopped = Some(reason),
+            Output::Event(_) | Output::Address { .. } | Output::Forget { .. } => {}
+            other => panic!("a shard has no business with {other:?}"),
+        }
+    }
+
+    fn coordinate(&mut self, message: Message) -> Vec<Message> {
+        match message {
+            Message::Enlist(enlist) => vec![Message::Enlisted(Enlisted {
+                id: enlist.member.id,
+                config: self.config,
+                view: self.view.clone(),
+            })],
+            Message::Heartbeat(heartbeat) => vec![Message::HeartbeatReply(HeartbeatReply {
+                sent_us: heartbeat.sent_us,
+                cluster_us: BASE_MS * 1_000 + self.now_us,
+                view_version: self.view.version,
+                known: true,
+            })],
+            Message::RaiseEpoch { log, epoch } => {
+                self.check_epoch_everywhere(epoch);
+                self.to_coordinator.push(Message::RaiseEpoch { log, epoch });
+                if !self.records_epochs {
+                    return Vec::new();
+                }
+                self.recorded_epoch = epoch;
+                vec![Message::EpochRecorded { log, epoch }]
+            }
+            other => {
+                self.to_coordinator.push(other);
+                Vec::new()
+            }
+        }
+    }
+
+    fn store(&mut self, to: ServerId, message: Message) -> Vec<Message> {
+        match message {
+            Message::Append(append) => vec![self.append(to, append)],
+            Message::Free { log, segments } => {
+                let backup = self.backups.get_mut(&to).unwrap();
+                for segment in segments {
+                    backup.replicas.remove(&(log, segment));
+                    self.freed.insert(segment);
+                }
+                Vec::new()
+            }
+            Message::Fetch(fetch) => self.fetch(to, &fetch),
+            Message::Ping { nonce } => vec![Message::Pong { nonce }],
+            other => panic!("a backup has no business with {other:?}"),
+        }
+    }
+
+    /// R1, by the book.
+    fn append(&mut self, to: ServerId, append: Append) -> Message {
+        let (log, segment) = (append.log, append.segment);
+        self.check_r2(&append);
+        let backup = self
+            .backups
+            .get_mut(&to)
+            .expect("appends go to backups of the view");
+        if let Some(why) = backup.refuse {
+            if let Refusal::Full | Refusal::Broken = why {
+                backup.replicas.remove(&(log, segment));
+            }
+            return Message::AppendRefused(AppendRefused { log, segment, why });
+        }
+        assert!(
+            append.expiry_ceiling >= backup.ceiling,
+            "a ceiling was taken back"
+        );
+        backup.ceiling = append.expiry_ceiling;
+        backup.lease_asked_ms = append.lease_ms;
+        if append.open {
+            assert_eq!(append.offset, 0);
+            backup.replicas.insert((log, segment), Stored::default());
+        }
+        let length = backup
+            .replicas
+            .get(&(log, segment))
+            .map_or(0, |stored| stored.bytes.len());
+        let Some(stored) = backup
+            .replicas
+            .get_mut(&(log, segment))
+            .filter(|stored| stored.bytes.len() == append.offset as usize)
+        else {
+            let why = Refusal::Reopen {
+                length: length as u32,
+            };
+            return Message::AppendRefused(AppendRefused { log, segment, why });
+        };
+        assert!(append.epoch >= stored.epoch, "an epoch was taken back");
+        assert!(!stored.closed, "appended to what is closed");
+        assert!(
+            stored.certificate.is_none() || append.certificate.is_some(),
+            "a replica that counts grew without certificate"
+        );
+        stored.bytes.extend_from_slice(&append.bytes);
+        stored.epoch = append.epoch;
+        if let Some(certificate) = append.certificate {
+            let checksum = crc32c(&stored.bytes);
+            assert_eq!(
+                certificate,
+                Certificate {
+                    length: stored.bytes.len() as u32,
+                    checksum
+                }
+            );
+            stored.certificate = Some(certificate);
+        }
+        assert!(!append.close || stored.certificate.is_some());
+        stored.closed = append.close;
+        let length = stored.bytes.len() as u32;
+        let closed = self
+            .copies(segment)
+            .iter()
+            .filter(|stored| stored.closed)
+            .count();
+        if closed >= usize::from(self.config.replicas) {
+            self.sealed.insert(segment);
+        }
+        Message::Appended(Appended {
+            log,
+            epoch: append.epoch,
+            segment,
+            length,
+            closed: append.close,
+            sent_us: append.sent_us,
+            lease_ms: append.lease_ms,
+        })
+    }
+
+    /// R2: of a head only the opening is sent before its predecessor is closed on R backups, and that is
+    /// closed only when the opening is on R.
+    fn check_r2(&self, append: &Append) {
+        let heads = self.heads(append.log);
+        let opening = if append.open && append.offset == 0 {
+            match Opening::parse(&append.bytes).unwrap() {
+                opening if opening.header.kind == HeaderKind::Side => return,
+                opening => opening.length,
+            }
+        } else {
+            match heads.get(&append.segment) {
+                Some(opening) => *opening,
+                None => return,
+            }
+        };
+        let end = append.offset as usize + append.bytes.len();
+        let predecessor = heads.keys().rfind(|id| **id < append.segment);
+        if end > opening
+            && let Some(predecessor) = predecessor.filter(|id| !self.freed.contains(id))
+        {
+            assert!(
+                self.sealed.contains(predecessor),
+                "R2: {predecessor} is not closed"
+            );
+        }
+        if append.close && !self.sealed.contains(&append.segment) {
+            let successor = heads.keys().find(|id| **id > append.segment).expect("R2");
+            let copies = self.copies(*successor);
+            let opened = copies
+                .iter()
+                .filter(|stored| stored.certificate.is_some())
+                .count();
+            assert!(
+                opened >= usize::from(self.config.replicas),
+                "R2: opening on {opened}"
+            );
+        }
+    }
+
+    /// R4: when the coordinator is told, some head has R open replicas and all at that epoch.
+    fn check_epoch_everywhere(&self, epoch: Epoch) {
+        let open: BTreeSet<SegmentId> = (self.heads(self.log).keys().copied())
+            .filter(|id| self.copies(*id).iter().any(|stored| !stored.closed))
+            .collect();
+        assert!(!open.is_empty());
+        for id in open {
+            let copies = self.copies(id);
+            assert!(
+                copies.len() >= usize::from(self.config.replicas),
+                "R4: {id} has too few"
+            );
+            for stored in copies.iter().filter(|stored| !stored.closed) {
+                assert_eq!(stored.epoch, epoch, "R4: {id} was not told");
+            }
+        }
+    }
+
+    /// Heads of the log and the length of their openings.
+    pub fn heads(&self, log: LogId) -> BTreeMap<SegmentId, usize> {
+        (self.backups.values())
+            .flat_map(|backup| &backup.replicas)
+            .filter(|((of, _), _)| *of == log)
+            .filter_map(|((_, id), stored)| {
+                let opening = Opening::parse(&stored.bytes).ok()?;
+                (opening.header.kind != HeaderKind::Side).then_some((*id, opening.length))
+            })
+            .collect()
+    }
+
+    pub fn copies(&self, segment: SegmentId) -> Vec<&Stored> {
+        (self.backups.values())
+            .filter_map(|backup| backup.replicas.get(&(self.log, segment)))
+            .filter(|stored| stored.certificate.is_some())
+            .collect()
+    }
+
+    /// Backups that hold a counting replica of the newest head.
+    pub fn head_backups(&self) -> Vec<ServerId> {
+        let (head, _) = self
+            .heads(self.log)
+            .into_iter()
+            .next_back()
+            .expect("a log has a head");
+        (self.backups.iter())
+            .filter(|(_, backup)| backup.replicas.contains_key(&(self.log, head)))
+            .map(|(id, _)| *id)
+            .collect()
+    }
+
+    fn fetch(&mut self, from: ServerId, fetch: &Fetch) -> Vec<Message> {
+        let Fetch {
+            log,
+            segment,
+            attempt,
+            ..
+        } = *fetch;
+        let Some(stored) = self.backups[&from].replicas.get(&(log, segment)) else {
+            return vec![Message::FetchFailed {
+                log,
+                segment,
+                attempt,
+            }];
+        };
+        let bytes = &stored.bytes[..fetch.length as usize];
+        let mut parts = vec![Vec::new()];
+        for located in Entries::new(bytes) {
+            let located = located.unwrap();
+            if located.entry.concerns(&fetch.ranges) {
+                let entry = &bytes[located.offset..located.offset + located.length];
+                if parts[parts.len() - 1].len() > 1_000 {
+                    parts.push(Vec::new());
+                }
+                parts.last_mut().unwrap().extend_from_slice(entry);
+            }
+        }
+        if let (true, Some(byte)) = (self.corrupts.contains(&from), parts[0].get_mut(0)) {
+            *byte ^= 1;
+        }
+        let last = parts.len() - 1;
+        (parts.into_iter().enumerate())
+            .map(|(part, entries)| {
+                Message::FetchPart(FetchPart {
+                    log,
+                    segment,
+                    attempt,
+                    part: part as u32,
+                    last: part == last,
+                    entries: entries.into(),
+                })
+            })
+            .collect()
+    }
+
+    // ---- the client ----
+
+    /// A fresh identity for a write of `client`.
+    pub fn once(&mut self) -> Once {
+        self.sequence += 1;
+        Once {
+            client: CLIENT,
+            sequence: self.sequence,
+            acknowledged: 0,
+            lease_until: self.time().plus_ms(60_000),
+        }
+    }
+
+    pub fn request(&mut self, once: Option<Once>, command: Command) -> Request {
+        self.token += 1;
+        Request {
+            token: self.token,
+            once,
+            command,
+        }
+    }
+
+    /// Sends a command as the next of the stream; gives its token.
+    pub fn send(&mut self, command: Command) -> u64 {
+        let once = command.op.is_write().then(|| self.once());
+        self.send_as(once, command)
+    }
+
+    pub fn send_as(&mut self, once: Option<Once>, command: Command) -> u64 {
+        let request = self.request(once, command);
+        let token = request.token;
+        let first = self.index;
+        self.index += 1;
+        self.send_at(self.stream, first, vec![request]);
+        token
+    }
+
+    pub fn send_at(&mut self, stream: u64, first: u64, items: Vec<Request>) {
+        let requests = Requests {
+            client: CLIENT,
+            stream,
+            first,
+            items,
+        };
+        self.hear(GATEWAY, Message::Requests(requests));
+    }
+
+    /// As a client does after a refusal.
+    pub fn new_stream(&mut self) {
+        self.stream += 1;
+        self.index = 0;
+    }
+
+    /// Sends a command whose answer must come at once.
+    pub fn ask(&mut self, command: Command) -> Outcome {
+        let token = self.send(command);
+        self.answers.remove(&token).expect("no answer")
+    }
+
+    pub fn ask_as(&mut self, once: Once, command: Command) -> Outcome {
+        let token = self.send_as(Some(once), command);
+        self.answers.remove(&token).expect("no answer")
+    }
+
+    pub fn answer(&self, token: u64) -> Option<&Outcome> {
+        self.answers.get(&token)
+    }
+
+    pub fn value(&mut self, key: &str) -> Option<String> {
+        match self.ask(get(key)) {
+            Outcome::Absent { .. } => None,
+            outcome => Some(value_of(&outcome).unwrap()),
+        }
+    }
+
+    pub fn metric(&self, name: &str) -> f64 {
+        let metrics = self.shard.metrics();
+        metrics
+            .iter()
+            .find(|(n, _)| *n == name)
+            .expect("a metric of that name")
+            .1
+    }
+}
