@@ -257,3 +257,105 @@ fn nonce_at(bytes: &[u8], at: usize) -> Nonce {
         .first_chunk()
         .expect("handshake messages have a fixed length")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DIALER: ServerId = ServerId(7);
+    const ACCEPTOR: ServerId = ServerId(9);
+
+    fn hello(to: ServerId) -> Hello {
+        Hello {
+            from: DIALER,
+            to,
+            nonce: [1; NONCE_BYTES],
+        }
+    }
+
+    /// Runs a handshake; what each side ends with.
+    fn shake(
+        dialer_secret: &str,
+        acceptor_secret: &str,
+        to: ServerId,
+    ) -> (Result<(), HandshakeError>, Result<ServerId, HandshakeError>) {
+        let dialer_secret = ClusterSecret::new(dialer_secret);
+        let acceptor_secret = ClusterSecret::new(acceptor_secret);
+        let (dialer, bytes) = Dialer::start(&dialer_secret, hello(to));
+        let heard = Hello::decode(&bytes).expect("it was just encoded");
+        assert_eq!(heard, hello(to));
+        let (acceptor, challenge) =
+            Acceptor::start(&acceptor_secret, ACCEPTOR, [2; NONCE_BYTES], heard);
+        match dialer.finish(&challenge) {
+            Ok(proof) => (Ok(()), acceptor.finish(&proof)),
+            // A stranger that goes on regardless has no proof to show.
+            Err(error) => (Err(error), acceptor.finish(&[0; PROOF_BYTES])),
+        }
+    }
+
+    #[test]
+    fn members_that_share_a_secret_know_each_other() {
+        assert_eq!(shake("secret", "secret", ACCEPTOR), (Ok(()), Ok(DIALER)));
+        assert_eq!(shake("", "", ACCEPTOR), (Ok(()), Ok(DIALER)));
+    }
+
+    #[test]
+    fn a_stranger_is_refused_by_both_sides() {
+        let wrong = HandshakeError::WrongSecret;
+        assert_eq!(shake("secret", "other", ACCEPTOR), (Err(wrong), Err(wrong)));
+    }
+
+    #[test]
+    fn a_dialer_learns_who_lives_there_now() {
+        let old = ServerId(8);
+        let (dialer, _) = shake("secret", "secret", old);
+        let wrong = HandshakeError::WrongMember {
+            expected: old,
+            found: ACCEPTOR,
+        };
+        assert_eq!(dialer, Err(wrong));
+    }
+
+    /// H1: reflecting the acceptor's own proof proves nothing.
+    #[test]
+    fn a_reflected_proof_is_refused() {
+        let secret = ClusterSecret::new("secret");
+        let (acceptor, challenge) =
+            Acceptor::start(&secret, ACCEPTOR, [2; NONCE_BYTES], hello(ACCEPTOR));
+        let reflected = challenge[16 + NONCE_BYTES..]
+            .try_into()
+            .expect("a proof ends it");
+        assert_eq!(acceptor.finish(reflected), Err(HandshakeError::WrongSecret));
+    }
+
+    /// H2: a proof overheard once is worth nothing under another nonce.
+    #[test]
+    fn a_replayed_proof_is_refused() {
+        let secret = ClusterSecret::new("secret");
+        let (dialer, _) = Dialer::start(&secret, hello(ACCEPTOR));
+        let (_, challenge) = Acceptor::start(&secret, ACCEPTOR, [2; NONCE_BYTES], hello(ACCEPTOR));
+        let proof = dialer.finish(&challenge).expect("they share the secret");
+        let (again, _) = Acceptor::start(&secret, ACCEPTOR, [3; NONCE_BYTES], hello(ACCEPTOR));
+        assert_eq!(again.finish(&proof), Err(HandshakeError::WrongSecret));
+    }
+
+    #[test]
+    fn other_protocols_and_versions_are_told_apart() {
+        let mut bytes = hello(ACCEPTOR).encode();
+        bytes[4] = 2;
+        assert_eq!(
+            Hello::decode(&bytes),
+            Err(HandshakeError::Version { found: 2 })
+        );
+        let mut http = [b' '; HELLO_BYTES];
+        http[..14].copy_from_slice(b"GET / HTTP/1.1");
+        assert_eq!(Hello::decode(&http), Err(HandshakeError::NotAMember));
+    }
+
+    #[test]
+    fn secrets_are_equal_or_not() {
+        assert!(secrets_equal(b"hunter2", b"hunter2"));
+        assert!(!secrets_equal(b"hunter2", b"hunter"));
+        assert!(!format!("{:?}", ClusterSecret::new("hunter2")).contains("hunter2"));
+    }
+}

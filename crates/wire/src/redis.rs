@@ -13,6 +13,8 @@ mod glob;
 mod parse;
 mod script;
 mod shape;
+#[cfg(test)]
+mod tests;
 
 pub use commands::{COMMAND_COUNT, CommandInfo, CommandQuery, lookup};
 pub use glob::glob_matches;
