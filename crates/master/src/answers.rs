@@ -30,6 +30,24 @@ pub(crate) struct Answer {
     pub outcome: Outcome,
 }
 
+impl Answer {
+    /// Memory that it takes, about.
+    fn bytes(&self) -> u64 {
+        let payload = match &self.outcome {
+            Outcome::Value { value, .. } => value.len(),
+            Outcome::Done { old: Some(old), .. } | Outcome::Refused { old: Some(old), .. } => {
+                old.len()
+            }
+            Outcome::Scanned { keys, .. } => keys
+                .iter()
+                .map(|(_, key)| key.len() + size_of::<(KeyHash, bytes::Bytes)>())
+                .sum(),
+            _ => 0,
+        };
+        (size_of::<Answer>() + payload) as u64
+    }
+}
+
 /// What an append concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Concern {
@@ -46,7 +64,9 @@ pub(crate) struct Answers {
     appended: VecDeque<(Position, Concern)>,
     waiting: BTreeMap<Position, Vec<Answer>>,
     released: VecDeque<Answer>,
+    released_bytes: u64,
     held: usize,
+    held_bytes: u64,
 }
 
 impl Answers {
@@ -72,7 +92,9 @@ impl Answers {
     /// Keeps an answer until `position` is durable.
     pub fn hold(&mut self, position: Position, answer: Answer) {
         self.held += 1;
+        self.held_bytes += answer.bytes();
         if position <= self.durable {
+            self.released_bytes += answer.bytes();
             self.released.push_back(answer);
         } else {
             self.waiting.entry(position).or_default().push(answer);
@@ -103,19 +125,27 @@ impl Answers {
             if *first.key() > position {
                 break;
             }
-            self.released.extend(first.remove());
+            let answers = first.remove();
+            self.released_bytes += answers.iter().map(Answer::bytes).sum::<u64>();
+            self.released.extend(answers);
         }
     }
 
     /// Takes every answer that waits for nothing but a lease, oldest first.
     pub fn release(&mut self) -> VecDeque<Answer> {
         self.held -= self.released.len();
+        self.held_bytes -= std::mem::take(&mut self.released_bytes);
         std::mem::take(&mut self.released)
     }
 
     /// Answers held, durable or not.
     pub fn held(&self) -> usize {
         self.held
+    }
+
+    /// Memory that held answers take, about.
+    pub fn held_bytes(&self) -> u64 {
+        self.held_bytes
     }
 
     /// Answers that wait for nothing but a lease.
@@ -174,7 +204,7 @@ mod tests {
         answers.durable(at(1, 250));
         assert_eq!(answers.needs(N, H), Position::default());
         assert_eq!(released(&mut answers), [1]);
-        assert_eq!(answers.held(), 0);
+        assert_eq!((answers.held(), answers.held_bytes()), (0, 0));
     }
 
     #[test]

@@ -29,6 +29,9 @@ pub struct ShardConfig {
     /// Answers withheld because something they depend on is not durable, or for want of a lease;
     /// beyond it every command is refused as `Busy`.
     pub queued_requests_max: u32,
+    /// Memory that answers withheld may take, above which it is the same. It comes on top of the
+    /// log's `memory_bytes`.
+    pub queued_bytes_max: u64,
     /// Clients whose streams are remembered. A further one is refused as `Busy` unless some client
     /// has been silent for so long that nothing of it can still be under way.
     pub clients_max: u32,
@@ -44,6 +47,8 @@ impl ShardConfig {
             unreplicated_bytes_max: (16 << 20).max(4 * value_bytes_max),
             // At 1 million operations a second and 5 ms until durable, 5,000 wait; ten times that.
             queued_requests_max: 50_000,
+            // 5 ms of reading at 4 GB/s, and several of the largest values.
+            queued_bytes_max: (32 << 20).max(4 * value_bytes_max),
             clients_max: 65_536,
             log,
         }
@@ -72,6 +77,9 @@ impl ShardConfig {
         }
         if self.queued_requests_max == 0 {
             return Err(ConfigError::Zero("queued_requests_max"));
+        }
+        if self.queued_bytes_max == 0 {
+            return Err(ConfigError::Zero("queued_bytes_max"));
         }
         if self.clients_max == 0 {
             return Err(ConfigError::Zero("clients_max"));

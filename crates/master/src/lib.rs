@@ -18,6 +18,7 @@
 mod answers;
 mod commands;
 mod config;
+mod frees;
 mod placement;
 mod recovery;
 mod replica;

@@ -20,7 +20,7 @@
 //! Bounds: one append in flight per replica; copies of at most `COPIES_MAX` segments besides the heads under
 //! way at once; appends are bounded by a segment's length.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use holdfast_cluster::{Dice, Level, Now, Outputs, ViewExt};
@@ -30,6 +30,7 @@ use holdfast_wire::{
     Append, AppendRefused, Appended, Certificate, ClusterConfig, Member, Message, Refusal, View,
 };
 
+use crate::frees::Frees;
 use crate::placement::{Choice, choose};
 use crate::replica::{Held, InFlight, Replica, Wanted, next_step};
 
@@ -53,13 +54,6 @@ const FENCED_PAUSE_US: u64 = 200_000;
 
 /// `RaiseEpoch` is repeated so often until it is recorded.
 const RAISE_REPEAT_US: u64 = 200_000;
-
-/// `Free` has no answer, so each is said three times: at once, and after these pauses.
-const FREE_REPEATS_US: [u64; 2] = [1_000_000, 5_000_000];
-
-/// Frees that are to be repeated. When full the oldest is not repeated again: at worst its frame is
-/// free only when the whole log is gone.
-const FREES_MAX: usize = 4_096;
 
 /// The share of a lease that is not used, in percent: clocks may drift apart by so much (design §4).
 const DRIFT_PERCENT: u64 = 5;
@@ -118,14 +112,6 @@ struct Segment {
     reported: u32,
 }
 
-#[derive(Debug)]
-struct Freeing {
-    due_us: u64,
-    backup: ServerId,
-    segments: Vec<SegmentId>,
-    repeats: usize,
-}
-
 /// The replicas of one log.
 #[derive(Debug)]
 pub(crate) struct Replicas {
@@ -144,7 +130,7 @@ pub(crate) struct Replicas {
     busy: BTreeSet<SegmentId>,
     /// No goals any more, and not yet freed.
     retired: BTreeMap<SegmentId, Vec<ServerId>>,
-    frees: VecDeque<Freeing>,
+    frees: Frees,
     seen_change: Option<u64>,
     durable: Position,
     avoided: BTreeMap<ServerId, u64>,
@@ -168,7 +154,7 @@ impl Replicas {
             open_heads: Vec::new(),
             busy: BTreeSet::new(),
             retired: BTreeMap::new(),
-            frees: VecDeque::new(),
+            frees: Frees::default(),
             seen_change: None,
             durable: Position::default(),
             avoided: BTreeMap::new(),
@@ -202,7 +188,7 @@ impl Replicas {
             self.send(now, id, around, log, out);
         }
         self.tell_coordinator(now, out);
-        self.repeat_frees(now, out);
+        self.frees.send(now, self.log, out);
         self.due_us = self.next_due();
     }
 
@@ -784,6 +770,8 @@ impl Replicas {
 
     /// Frees the replicas of what the log has let go (R5).
     fn retire(&mut self, now: Now, log: &mut Log) {
+        // What is freed has left the goals before.
+        self.sync(log);
         let mut by_backup: BTreeMap<ServerId, Vec<SegmentId>> = BTreeMap::new();
         for id in log.take_freed() {
             for backup in self.retired.remove(&id).unwrap_or_default() {
@@ -791,35 +779,7 @@ impl Replicas {
             }
         }
         for (backup, segments) in by_backup {
-            if self.frees.len() >= FREES_MAX {
-                self.frees.pop_front();
-            }
-            self.frees.push_back(Freeing {
-                due_us: now.mono_us,
-                backup,
-                segments,
-                repeats: 0,
-            });
-        }
-    }
-
-    fn repeat_frees(&mut self, now: Now, out: &mut Outputs) {
-        for _ in 0..self.frees.len() {
-            let mut freeing = self.frees.pop_front().expect("counted");
-            if now.mono_us < freeing.due_us {
-                self.frees.push_back(freeing);
-                continue;
-            }
-            let message = Message::Free {
-                log: self.log,
-                segments: freeing.segments.clone(),
-            };
-            out.send(freeing.backup, message);
-            if let Some(pause_us) = FREE_REPEATS_US.get(freeing.repeats) {
-                freeing.due_us = now.mono_us + pause_us;
-                freeing.repeats += 1;
-                self.frees.push_back(freeing);
-            }
+            self.frees.add(now, backup, segments);
         }
     }
 
@@ -851,7 +811,7 @@ impl Replicas {
                 let in_flight = replica.in_flight?;
                 Some(in_flight.resend_at_us.max(replica.pause_until_us))
             });
-        let frees = self.frees.iter().map(|freeing| freeing.due_us);
+        let frees = self.frees.wakeup();
         let avoided = self.avoided.values().copied();
         let recording = match self.raise {
             Raise::Recording { due_us } => Some(due_us),

@@ -17,7 +17,7 @@
 //! D5. After `Stopped` nothing is sent any more.
 //!
 //! Backpressure: a write that finds `unreplicated_bytes_max` bytes not yet on all replicas, and any command
-//! that finds `queued_requests_max` answers withheld, is refused as `Busy`. So with fewer than R backups
+//! that finds `queued_requests_max` answers (or `queued_bytes_max` of them) withheld, is refused as `Busy`. So with fewer than R backups
 //! writers wait, up to that bound.
 
 use std::collections::BTreeMap;
@@ -288,7 +288,8 @@ impl Shard {
         if without_time || lapsed_us > bridged_us || self.clock < self.recoveries.expiry_floor() {
             return Some(Failure::NotReady);
         }
-        let full = self.answers.held() >= self.config.queued_requests_max as usize;
+        let full = self.answers.held() >= self.config.queued_requests_max as usize
+            || self.answers.held_bytes() >= self.config.queued_bytes_max;
         let behind = self.unreplicated >= self.config.unreplicated_bytes_max;
         (full || (behind && command.op.is_write())).then_some(Failure::Busy)
     }
@@ -570,6 +571,10 @@ impl Node for Shard {
             (
                 "holdfast_shard_answers_withheld",
                 self.answers.held() as f64,
+            ),
+            (
+                "holdfast_shard_answers_withheld_bytes",
+                self.answers.held_bytes() as f64,
             ),
             ("holdfast_shard_clients", self.streams.len() as f64),
             (

@@ -386,6 +386,23 @@ fn answers_withheld_are_bounded() {
     assert_eq!(held, 200);
 }
 
+/// A few large values weigh as much as many small ones.
+#[test]
+fn answers_withheld_are_bounded_in_bytes() {
+    let mut world = World::new(3, 3);
+    world.ask(put("big", &"x".repeat(8_000)));
+    world.mute.insert(world.head_backups()[0]);
+    world.send(put("big", &"y".repeat(8_000)));
+    let busy = (0..100).find(|_| {
+        let token = world.send(get("big"));
+        world.answers.get(&token) == Some(&Outcome::Failed(Failure::Busy))
+    });
+    assert!(
+        busy.is_some_and(|reads| (50..70).contains(&reads)),
+        "512 KiB of them: {busy:?}"
+    );
+}
+
 #[test]
 fn a_shard_declared_dead_never_speaks_again() {
     let mut world = World::new(3, 3);

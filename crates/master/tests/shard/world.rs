@@ -174,6 +174,7 @@ impl World {
         let mut config = ShardConfig::for_testing(own.clone());
         config.unreplicated_bytes_max = 128 << 10;
         config.queued_requests_max = 200;
+        config.queued_bytes_max = 512 << 10;
         let mut members = vec![own, member(GATEWAY.0, Role::Gateway)];
         members.extend((0..backups).map(|i| member(100 + i, Role::Backup)));
         World {
