@@ -137,7 +137,10 @@ enum Target {
     /// A key-space command; `Fan` has the rest.
     Fan,
     /// The part of a key-space command that one shard is asked.
-    Part { fan: Ticket, shard: ServerId },
+    Part {
+        fan: Ticket,
+        shard: ServerId,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -213,7 +216,11 @@ impl Core {
 
     pub fn figures(&self) -> Figures {
         let pending = (self.pending.len() - self.parts()) as u64;
-        Figures { pending, pending_bytes: self.pending_bytes, ..self.figures }
+        Figures {
+            pending,
+            pending_bytes: self.pending_bytes,
+            ..self.figures
+        }
     }
 
     /// Takes a command on. Its outcome comes out of `take_done`, at once if it is `Busy`.
@@ -265,7 +272,9 @@ impl Core {
         self.pending_bytes += bytes;
         let kind = pending.kind();
         self.pending.insert(ticket, pending);
-        let go = how.order.is_none_or(|order| self.ordering.admit(order, ticket, kind));
+        let go = how
+            .order
+            .is_none_or(|order| self.ordering.admit(order, ticket, kind));
         if go {
             self.release(now, ticket);
         }
@@ -276,7 +285,10 @@ impl Core {
         if responses.client != self.client {
             return;
         }
-        let current = self.lanes.get(&from).is_some_and(|lane| lane.stream == responses.stream);
+        let current = self
+            .lanes
+            .get(&from)
+            .is_some_and(|lane| lane.stream == responses.stream);
         let mut restart = false;
         for response in responses.items {
             match response.outcome {
@@ -317,8 +329,11 @@ impl Core {
         self.parked.clear();
         for (&shard, lane) in &self.lanes {
             for &ticket in lane.sent.iter().chain(&lane.queue) {
-                let Some(pending) = self.pending.get(&ticket) else { continue };
-                let here = matches!(pending.place, Place::Sent(at) | Place::Queued(at) if at == shard);
+                let Some(pending) = self.pending.get(&ticket) else {
+                    continue;
+                };
+                let here =
+                    matches!(pending.place, Place::Sent(at) | Place::Queued(at) if at == shard);
                 let stays = match pending.target {
                     Target::Slot(slot) => self.routes.owner(slot) == Some(shard),
                     Target::Part { .. } => self.routes.is_shard(shard),
@@ -345,7 +360,11 @@ impl Core {
     pub fn flush(&mut self, now: Now, cluster_time: Option<ClusterMs>, out: &mut Outputs) {
         self.give_up_overdue(now);
         self.end_refusals(now);
-        if self.fans.values().any(|fan| fan.retry_us.is_some_and(|at| at <= now.mono_us)) {
+        if self
+            .fans
+            .values()
+            .any(|fan| fan.retry_us.is_some_and(|at| at <= now.mono_us))
+        {
             self.start_fans(now);
         }
         self.break_silences(now);
@@ -372,7 +391,11 @@ impl Core {
 
     /// When to call `flush` next, in `Now::mono_us`.
     pub fn wakeup(&self) -> Option<u64> {
-        let mut at = if self.pending.is_empty() { u64::MAX } else { self.deadline_floor_us };
+        let mut at = if self.pending.is_empty() {
+            u64::MAX
+        } else {
+            self.deadline_floor_us
+        };
         for lane in self.lanes.values() {
             if !lane.queue.is_empty() && lane.in_flight < self.config.window_max {
                 at = at.min(lane.not_before_us);
@@ -407,7 +430,10 @@ impl Core {
     /// `order.rs` lets a command go.
     fn release(&mut self, now: Now, ticket: Ticket) {
         if self.fans.contains_key(&ticket) {
-            let pending = self.pending.get_mut(&ticket).expect("a fan has its command");
+            let pending = self
+                .pending
+                .get_mut(&ticket)
+                .expect("a fan has its command");
             pending.place = Place::Fanned;
             self.start_fan(now, ticket);
         } else {
@@ -417,14 +443,22 @@ impl Core {
 
     /// Queues a released command at the shard to ask, or parks it.
     fn route(&mut self, now: Now, ticket: Ticket) {
-        let Some(pending) = self.pending.get(&ticket) else { return };
+        let Some(pending) = self.pending.get(&ticket) else {
+            return;
+        };
         let shard = match pending.target {
             Target::Slot(slot) => {
                 let refusing = !self.refusing.is_empty()
                     && self.routes.tablet(slot).is_some_and(|tablet| {
-                        self.refusing.get(&tablet.range.first).is_some_and(|r| r.until_us > now.mono_us)
+                        self.refusing
+                            .get(&tablet.range.first)
+                            .is_some_and(|r| r.until_us > now.mono_us)
                     });
-                if refusing { None } else { self.routes.owner(slot) }
+                if refusing {
+                    None
+                } else {
+                    self.routes.owner(slot)
+                }
             }
             Target::Part { shard, .. } => Some(shard).filter(|&shard| self.routes.is_shard(shard)),
             Target::Fan => unreachable!("a key-space command is sent in parts"),
@@ -435,7 +469,10 @@ impl Core {
                     let stream = self.take_stream();
                     self.lanes.insert(shard, Lane::new(stream));
                 }
-                self.lanes.get_mut(&shard).expect("inserted above").enqueue(ticket);
+                self.lanes
+                    .get_mut(&shard)
+                    .expect("inserted above")
+                    .enqueue(ticket);
                 Place::Queued(shard)
             }
             None => {
@@ -443,13 +480,18 @@ impl Core {
                 Place::Parked
             }
         };
-        self.pending.get_mut(&ticket).expect("looked up above").place = place;
+        self.pending
+            .get_mut(&ticket)
+            .expect("looked up above")
+            .place = place;
     }
 
     /// Takes a command out of its lane or out of the park. Entries in `Lane::sent` stay behind and
     /// are recognised by the command's place.
     fn unplace(&mut self, ticket: Ticket) {
-        let Some(pending) = self.pending.get_mut(&ticket) else { return };
+        let Some(pending) = self.pending.get_mut(&ticket) else {
+            return;
+        };
         match pending.place {
             Place::Sent(shard) => {
                 if let Some(lane) = self.lanes.get_mut(&shard) {
@@ -474,7 +516,9 @@ impl Core {
     /// Begins a new stream to `shard` and routes everything unanswered again, in order (O1).
     fn restart(&mut self, now: Now, shard: ServerId) {
         let stream = self.take_stream();
-        let Some(lane) = self.lanes.get_mut(&shard) else { return };
+        let Some(lane) = self.lanes.get_mut(&shard) else {
+            return;
+        };
         // Nothing behind a refused command was executed: a refusal ends its stream.
         let mut ended = false;
         for ticket in &lane.sent {
@@ -491,7 +535,9 @@ impl Core {
         again.sort_unstable();
         again.dedup();
         for ticket in again {
-            let Some(pending) = self.pending.get_mut(&ticket) else { continue };
+            let Some(pending) = self.pending.get_mut(&ticket) else {
+                continue;
+            };
             if !matches!(pending.place, Place::Sent(at) | Place::Queued(at) if at == shard) {
                 continue;
             }
@@ -504,7 +550,9 @@ impl Core {
 
     /// A shard declined a command it has not executed; true if its stream must begin again.
     fn refused(&mut self, now: Now, from: ServerId, ticket: Ticket, why: Failure) -> bool {
-        let Some(pending) = self.pending.get_mut(&ticket) else { return false };
+        let Some(pending) = self.pending.get_mut(&ticket) else {
+            return false;
+        };
         if pending.place != Place::Sent(from) {
             return false;
         }
@@ -520,13 +568,18 @@ impl Core {
         }
         match pending.target {
             Target::Slot(slot) => {
-                let first = self.routes.tablet(slot).map_or(slot, |tablet| tablet.range.first);
-                let refusing = self
-                    .refusing
-                    .entry(first)
-                    .or_insert(Refusing { until_us: 0, tries: 0, armed: false });
+                let first = self
+                    .routes
+                    .tablet(slot)
+                    .map_or(slot, |tablet| tablet.range.first);
+                let refusing = self.refusing.entry(first).or_insert(Refusing {
+                    until_us: 0,
+                    tries: 0,
+                    armed: false,
+                });
                 if refusing.until_us <= now.mono_us {
-                    refusing.until_us = now.mono_us + refused_pause_us(refusing.tries, &mut self.dice);
+                    refusing.until_us =
+                        now.mono_us + refused_pause_us(refusing.tries, &mut self.dice);
                     refusing.tries = refusing.tries.saturating_add(1);
                     refusing.armed = true;
                 }
@@ -544,7 +597,9 @@ impl Core {
 
     /// A shard executed a command, or refused it for good. True whichever stream the answer came by.
     fn answered(&mut self, now: Now, from: ServerId, ticket: Ticket, outcome: Outcome) {
-        let Some(pending) = self.pending.get(&ticket) else { return };
+        let Some(pending) = self.pending.get(&ticket) else {
+            return;
+        };
         // Never sent, so not an answer to it: the world's mistake.
         if !pending.attempted && !pending.unsure {
             return;
@@ -556,7 +611,10 @@ impl Core {
             lane.answered(now.mono_us, sent_us);
             while lane.sent.front().is_some_and(|front| {
                 *front == ticket
-                    || self.pending.get(front).is_none_or(|p| p.place != Place::Sent(from))
+                    || self
+                        .pending
+                        .get(front)
+                        .is_none_or(|p| p.place != Place::Sent(from))
             }) {
                 lane.sent.pop_front();
             }
@@ -592,16 +650,22 @@ impl Core {
     fn finish(&mut self, now: Now, ticket: Ticket, outcome: Outcome) {
         self.cancel_parts(ticket);
         self.fans.remove(&ticket);
-        let was_released =
-            self.pending.get(&ticket).is_some_and(|pending| pending.place != Place::Waiting);
+        let was_released = self
+            .pending
+            .get(&ticket)
+            .is_some_and(|pending| pending.place != Place::Waiting);
         self.unplace(ticket);
-        let pending = self.pending.remove(&ticket).expect("the caller has just found it");
+        let pending = self
+            .pending
+            .remove(&ticket)
+            .expect("the caller has just found it");
         self.pending_bytes -= command_bytes(&pending.command);
         self.close_sequence(&pending);
         self.done.push((pending.token, outcome));
         if let Some(order) = pending.order {
             let mut released = std::mem::take(&mut self.released);
-            self.ordering.finished(order, ticket, pending.kind(), was_released, &mut released);
+            self.ordering
+                .finished(order, ticket, pending.kind(), was_released, &mut released);
             for ticket in released.drain(..) {
                 self.release(now, ticket);
             }
@@ -638,7 +702,10 @@ impl Core {
     fn start_fan(&mut self, now: Now, ticket: Ticket) {
         let parent = &self.pending[&ticket];
         let mut command = parent.command.clone();
-        let fan = self.fans.get_mut(&ticket).expect("the caller has just found it");
+        let fan = self
+            .fans
+            .get_mut(&ticket)
+            .expect("the caller has just found it");
         assert!(fan.parts.is_empty(), "a key-space command was begun twice");
         fan.retry_us = None;
         if let Op::Scan { limit, .. } = &mut command.op {
@@ -676,7 +743,9 @@ impl Core {
     /// nobody's question. An unanswered part of a flush may yet be executed, but before whatever is
     /// sent later to its shard, so never after the command's own end.
     fn cancel_parts(&mut self, ticket: Ticket) {
-        let Some(fan) = self.fans.get_mut(&ticket) else { return };
+        let Some(fan) = self.fans.get_mut(&ticket) else {
+            return;
+        };
         for (_, part) in std::mem::take(&mut fan.parts) {
             if let Part::Asked(part) = part {
                 self.drop_part(part);
@@ -686,7 +755,10 @@ impl Core {
 
     fn drop_part(&mut self, part: Ticket) {
         self.unplace(part);
-        let pending = self.pending.remove(&part).expect("a part lives until it is dropped");
+        let pending = self
+            .pending
+            .remove(&part)
+            .expect("a part lives until it is dropped");
         self.close_sequence(&pending);
         if let Target::Part { fan, .. } = pending.target
             && let Some(fan) = self.fans.get_mut(&fan)
@@ -698,11 +770,16 @@ impl Core {
     /// Puts the answers of all shards together.
     fn merge(&mut self, now: Now, ticket: Ticket) {
         let pending = &self.pending[&ticket];
-        let fan = self.fans.get_mut(&ticket).expect("the caller has just found it");
-        let answers = std::mem::take(&mut fan.parts).into_values().filter_map(|part| match part {
-            Part::Answered(outcome) => Some(outcome),
-            Part::Asked(_) => None,
-        });
+        let fan = self
+            .fans
+            .get_mut(&ticket)
+            .expect("the caller has just found it");
+        let answers = std::mem::take(&mut fan.parts)
+            .into_values()
+            .filter_map(|part| match part {
+                Part::Answered(outcome) => Some(outcome),
+                Part::Asked(_) => None,
+            });
         let outcome = match pending.command.op {
             Op::Scan { from, .. } => match merge_scans(from, answers) {
                 Some(outcome) => outcome,
@@ -747,8 +824,12 @@ impl Core {
             self.figures.given_up += 1;
             self.finish(now, ticket, Outcome::Failed(failure));
         }
-        self.deadline_floor_us =
-            self.pending.values().map(|pending| pending.deadline_us).min().unwrap_or(u64::MAX);
+        self.deadline_floor_us = self
+            .pending
+            .values()
+            .map(|pending| pending.deadline_us)
+            .min()
+            .unwrap_or(u64::MAX);
     }
 
     fn end_refusals(&mut self, now: Now) {
@@ -781,7 +862,10 @@ impl Core {
             .map(|(&shard, _)| shard)
             .collect();
         for shard in silent {
-            self.lanes.get_mut(&shard).expect("listed above").note_silence();
+            self.lanes
+                .get_mut(&shard)
+                .expect("listed above")
+                .note_silence();
             self.restart(now, shard);
         }
     }
@@ -804,21 +888,35 @@ impl Core {
         cluster_time: Option<ClusterMs>,
         out: &mut Outputs,
     ) -> bool {
-        let lane = self.lanes.get_mut(&shard).expect("the caller has just found it");
+        let lane = self
+            .lanes
+            .get_mut(&shard)
+            .expect("the caller has just found it");
         let mut items = Vec::new();
         let mut bytes = 0;
         let first = lane.next_index;
         while lane.in_flight < self.config.window_max && items.len() < BATCH_ITEMS_MAX {
-            let Some(&ticket) = lane.queue.front() else { break };
-            let pending = self.pending.get_mut(&ticket).expect("ended commands leave their queue");
-            assert_eq!(pending.place, Place::Queued(shard), "a command is queued where it is not");
+            let Some(&ticket) = lane.queue.front() else {
+                break;
+            };
+            let pending = self
+                .pending
+                .get_mut(&ticket)
+                .expect("ended commands leave their queue");
+            assert_eq!(
+                pending.place,
+                Place::Queued(shard),
+                "a command is queued where it is not"
+            );
             let size = command_bytes(&pending.command) as usize;
             if !items.is_empty() && bytes + size > self.config.batch_bytes_max {
                 break;
             }
             if pending.command.op.is_write() && pending.once.is_none() {
                 // C2: the identity is made here and lasts.
-                let Some(cluster_time) = cluster_time else { break };
+                let Some(cluster_time) = cluster_time else {
+                    break;
+                };
                 let sequence = self.next_sequence;
                 self.next_sequence += 1;
                 self.open_sequences.insert(sequence);
@@ -857,11 +955,21 @@ impl Core {
         if lane.sent.len() > 4 * self.config.window_max {
             let pending = &self.pending;
             lane.sent.retain(|ticket| {
-                pending.get(ticket).is_some_and(|p| p.place == Place::Sent(shard))
+                pending
+                    .get(ticket)
+                    .is_some_and(|p| p.place == Place::Sent(shard))
             });
         }
         let stream = lane.stream;
-        out.send(shard, Message::Requests(Requests { client: self.client, stream, first, items }));
+        out.send(
+            shard,
+            Message::Requests(Requests {
+                client: self.client,
+                stream,
+                first,
+                items,
+            }),
+        );
         true
     }
 }
@@ -880,9 +988,18 @@ impl Pending {
 fn command_bytes(command: &Command) -> u64 {
     use holdfast_wire::{Condition, TouchCondition};
     let condition = match &command.op {
-        Op::Put { condition: Condition::ValueIs(bytes), .. }
-        | Op::Delete { condition: Condition::ValueIs(bytes), .. }
-        | Op::Touch { condition: TouchCondition::ValueIs(bytes), .. } => bytes.len(),
+        Op::Put {
+            condition: Condition::ValueIs(bytes),
+            ..
+        }
+        | Op::Delete {
+            condition: Condition::ValueIs(bytes),
+            ..
+        }
+        | Op::Touch {
+            condition: TouchCondition::ValueIs(bytes),
+            ..
+        } => bytes.len(),
         _ => 0,
     };
     let value = match &command.op {
@@ -927,9 +1044,19 @@ fn merge_scans(from: KeyHash, answers: impl Iterator<Item = Outcome>) -> Option<
 fn merge_counts(answers: impl Iterator<Item = Outcome>) -> Outcome {
     let mut total = (0u64, 0u64);
     for answer in answers {
-        if let Outcome::Counted { sessions, with_deadline } = answer {
-            total = (total.0.saturating_add(sessions), total.1.saturating_add(with_deadline));
+        if let Outcome::Counted {
+            sessions,
+            with_deadline,
+        } = answer
+        {
+            total = (
+                total.0.saturating_add(sessions),
+                total.1.saturating_add(with_deadline),
+            );
         }
     }
-    Outcome::Counted { sessions: total.0, with_deadline: total.1 }
+    Outcome::Counted {
+        sessions: total.0,
+        with_deadline: total.1,
+    }
 }

@@ -37,7 +37,10 @@ pub(crate) struct Lane {
 
 impl Lane {
     pub(crate) fn new(stream: u64) -> Lane {
-        Lane { stream, ..Lane::default() }
+        Lane {
+            stream,
+            ..Lane::default()
+        }
     }
 
     /// Queues a command in its place by L2; nearly always the last one.

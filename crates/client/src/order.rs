@@ -80,7 +80,10 @@ impl Ordering {
         was_released: bool,
         released: &mut Vec<Ticket>,
     ) {
-        let line = self.lines.get_mut(&order).expect("a line lives as long as its commands");
+        let line = self
+            .lines
+            .get_mut(&order)
+            .expect("a line lives as long as its commands");
         if !was_released && remove(&mut line.behind, ticket) {
             self.advance(order, released);
             return;
@@ -105,7 +108,10 @@ impl Ordering {
 
     /// Lets a command past its line; true if its group releases it too.
     fn pass(&mut self, order: OrderKey, ticket: Ticket, kind: Kind) -> bool {
-        let line = self.lines.get_mut(&order).expect("the caller has just looked at it");
+        let line = self
+            .lines
+            .get_mut(&order)
+            .expect("the caller has just looked at it");
         match kind {
             Kind::KeySpace => {
                 line.barrier = true;
@@ -135,7 +141,10 @@ impl Ordering {
     }
 
     fn release_held(&mut self, order: OrderKey, slot: Slot, released: &mut Vec<Ticket>) {
-        let group = self.groups.get_mut(&(order, slot)).expect("the caller has just found it");
+        let group = self
+            .groups
+            .get_mut(&(order, slot))
+            .expect("the caller has just found it");
         while let Some(&(ticket, kind)) = group.held.front() {
             if matches!(kind, Kind::Write(_)) && group.reads > 0 {
                 break;
@@ -197,8 +206,14 @@ mod tests {
         assert!(ordering.admit(ONE, 2, Kind::Read(S)));
         assert!(!ordering.admit(ONE, 3, Kind::Write(S)));
         assert!(!ordering.admit(ONE, 4, Kind::Read(S)));
-        assert!(ordering.admit(ONE, 5, Kind::Write(Slot(6))), "another slot is not concerned");
-        assert!(ordering.admit(OrderKey(2), 6, Kind::Write(S)), "nor another connection");
+        assert!(
+            ordering.admit(ONE, 5, Kind::Write(Slot(6))),
+            "another slot is not concerned"
+        );
+        assert!(
+            ordering.admit(OrderKey(2), 6, Kind::Write(S)),
+            "nor another connection"
+        );
         ordering.finished(ONE, 1, Kind::Write(S), true, &mut released);
         assert!(released.is_empty());
         ordering.finished(ONE, 2, Kind::Read(S), true, &mut released);

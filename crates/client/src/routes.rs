@@ -33,15 +33,30 @@ impl Routes {
                 by_slot[slot as usize] = index as u16;
             }
         }
-        let mut owners: Vec<ServerId> =
-            tablets.iter().filter(|t| t.available).map(|t| t.owner.shard()).collect();
+        let mut owners: Vec<ServerId> = tablets
+            .iter()
+            .filter(|t| t.available)
+            .map(|t| t.owner.shard())
+            .collect();
         owners.sort_unstable();
         owners.dedup();
-        let complete =
-            by_slot.iter().all(|&at| at != NONE && tablets[at as usize].available);
-        let shards =
-            view.members.iter().filter(|m| m.role == Role::Shard).map(|m| m.id).collect();
-        Routes { view_version: view.version, tablets, by_slot, shards, owners, complete }
+        let complete = by_slot
+            .iter()
+            .all(|&at| at != NONE && tablets[at as usize].available);
+        let shards = view
+            .members
+            .iter()
+            .filter(|m| m.role == Role::Shard)
+            .map(|m| m.id)
+            .collect();
+        Routes {
+            view_version: view.version,
+            tablets,
+            by_slot,
+            shards,
+            owners,
+            complete,
+        }
     }
 
     /// The version of the view behind it.
@@ -51,12 +66,15 @@ impl Routes {
 
     /// The tablet that holds `slot`, served or not.
     pub fn tablet(&self, slot: Slot) -> Option<&Tablet> {
-        self.tablets.get(self.by_slot[(slot.0 % SLOTS) as usize] as usize)
+        self.tablets
+            .get(self.by_slot[(slot.0 % SLOTS) as usize] as usize)
     }
 
     /// The shard to ask about `slot`; `None` while nobody serves it.
     pub fn owner(&self, slot: Slot) -> Option<ServerId> {
-        self.tablet(slot).filter(|tablet| tablet.available).map(|tablet| tablet.owner.shard())
+        self.tablet(slot)
+            .filter(|tablet| tablet.available)
+            .map(|tablet| tablet.owner.shard())
     }
 
     /// Every shard that serves a tablet, in order of id.

@@ -40,7 +40,10 @@ impl World {
     fn new() -> World {
         let mut world = World {
             core: Core::new(ClientId(0xc1), Config::for_testing(), 7),
-            now: Now { mono_us: 1_000_000, unix_ms: 0 },
+            now: Now {
+                mono_us: 1_000_000,
+                unix_ms: 0,
+            },
             store: Store::new(ClusterMs(1_000_000)),
             shards: BTreeMap::from([(A, Shard::new()), (B, Shard::new())]),
             view: View::default(),
@@ -77,7 +80,10 @@ impl World {
             tablets: tablets
                 .iter()
                 .map(|&(first, last, owner, available)| Tablet {
-                    range: SlotRange { first: Slot(first), last: Slot(last) },
+                    range: SlotRange {
+                        first: Slot(first),
+                        last: Slot(last),
+                    },
                     owner: LogId::of(owner),
                     epoch: Epoch(1),
                     available,
@@ -91,7 +97,13 @@ impl World {
     fn submit(&mut self, command: Command, order: Option<OrderKey>, once: Option<Once>) -> u64 {
         let token = self.next_token;
         self.next_token += 1;
-        let how = Submit { token, once, order, within_ms: 2_000, scope: Scope::All };
+        let how = Submit {
+            token,
+            once,
+            order,
+            within_ms: 2_000,
+            scope: Scope::All,
+        };
         self.core.submit(self.now, command, how);
         token
     }
@@ -101,7 +113,10 @@ impl World {
         self.core.flush(self.now, Some(self.store.now), &mut out);
         for output in out.list {
             match output {
-                Output::Send { to, message: Message::Requests(requests) } => {
+                Output::Send {
+                    to,
+                    message: Message::Requests(requests),
+                } => {
                     self.requests.push_back((to, requests));
                 }
                 other => panic!("a core puts out requests only, not {other:?}"),
@@ -110,13 +125,18 @@ impl World {
         let mut done = Vec::new();
         self.core.take_done(&mut done);
         for (token, outcome) in done {
-            assert!(self.outcomes.insert(token, outcome).is_none(), "C1: answered twice");
+            assert!(
+                self.outcomes.insert(token, outcome).is_none(),
+                "C1: answered twice"
+            );
         }
     }
 
     /// Executes the next message on its way to a shard.
     fn deliver_request(&mut self) -> bool {
-        let Some((to, requests)) = self.requests.pop_front() else { return false };
+        let Some((to, requests)) = self.requests.pop_front() else {
+            return false;
+        };
         if let Some(shard) = self.shards.get_mut(&to) {
             let responses = shard.handle(&mut self.store, requests);
             self.responses.push_back((to, responses));
@@ -125,7 +145,9 @@ impl World {
     }
 
     fn deliver_response(&mut self) -> bool {
-        let Some((from, responses)) = self.responses.pop_front() else { return false };
+        let Some((from, responses)) = self.responses.pop_front() else {
+            return false;
+        };
         self.core.handle(self.now, from, responses);
         true
     }
@@ -153,11 +175,18 @@ impl World {
     }
 
     fn outcome(&self, token: u64) -> &Outcome {
-        self.outcomes.get(&token).unwrap_or_else(|| panic!("token {token} has no outcome"))
+        self.outcomes
+            .get(&token)
+            .unwrap_or_else(|| panic!("token {token} has no outcome"))
     }
 
     fn executed(&self, key: &str) -> Vec<Op> {
-        self.store.executed.iter().filter(|c| c.key == key).map(|c| c.op.clone()).collect()
+        self.store
+            .executed
+            .iter()
+            .filter(|c| c.key == key)
+            .map(|c| c.op.clone())
+            .collect()
     }
 }
 
@@ -175,7 +204,11 @@ fn member(id: ServerId) -> Member {
 }
 
 fn command(key: &str, op: Op) -> Command {
-    Command { namespace: Namespace(0), key: Bytes::copy_from_slice(key.as_bytes()), op }
+    Command {
+        namespace: Namespace(0),
+        key: Bytes::copy_from_slice(key.as_bytes()),
+        op,
+    }
 }
 
 fn put(key: &str, value: &str) -> Command {
@@ -184,7 +217,15 @@ fn put(key: &str, value: &str) -> Command {
 
 fn put_if(key: &str, value: &str, condition: Condition) -> Command {
     let value = Bytes::copy_from_slice(value.as_bytes());
-    command(key, Op::Put { value, condition, expiry: ExpiryChange::Clear, return_old: false })
+    command(
+        key,
+        Op::Put {
+            value,
+            condition,
+            expiry: ExpiryChange::Clear,
+            return_old: false,
+        },
+    )
 }
 
 fn get(key: &str) -> Command {
@@ -236,7 +277,10 @@ fn a_write_repeated_after_peer_lost_is_executed_once() {
     world.responses.clear();
     world.core.peer_lost(world.now, A);
     world.run(500);
-    assert!(matches!(world.outcome(first), Outcome::Done { .. }), "NX was granted, once");
+    assert!(
+        matches!(world.outcome(first), Outcome::Done { .. }),
+        "NX was granted, once"
+    );
     assert!(matches!(world.outcome(second), Outcome::Done { .. }));
     assert_eq!(world.executed(a).len(), 2);
     let read = world.submit(get(a), LINE, None);
@@ -248,12 +292,16 @@ fn a_write_repeated_after_peer_lost_is_executed_once() {
 fn silence_repeats_everything_unanswered_in_a_higher_stream() {
     let mut world = World::new();
     let (a, _) = keys();
-    let tokens: Vec<u64> =
-        (0..5).map(|n| world.submit(put(a, &n.to_string()), LINE, None)).collect();
+    let tokens: Vec<u64> = (0..5)
+        .map(|n| world.submit(put(a, &n.to_string()), LINE, None))
+        .collect();
     world.flush();
     let (_, first) = world.requests.pop_front().expect("sent");
     world.run(200);
-    assert!(world.outcomes.is_empty(), "nobody was asked again before the silence was over");
+    assert!(
+        world.outcomes.is_empty(),
+        "nobody was asked again before the silence was over"
+    );
     world.run(200);
     for token in tokens {
         assert!(matches!(world.outcome(token), Outcome::Done { .. }));
@@ -269,7 +317,12 @@ fn identity_is_fixed_across_retries_and_acknowledges_only_what_is_answered() {
     let mut world = World::new();
     let (a, b) = keys();
     let onces = |world: &World| -> Vec<Once> {
-        world.requests.iter().flat_map(|(_, r)| &r.items).filter_map(|r| r.once).collect()
+        world
+            .requests
+            .iter()
+            .flat_map(|(_, r)| &r.items)
+            .filter_map(|r| r.once)
+            .collect()
     };
     world.submit(put(a, "1"), LINE, None);
     world.flush();
@@ -325,7 +378,11 @@ fn a_write_waits_for_the_reads_of_its_connection_and_slot() {
     let write = world.submit(put(a, "new"), LINE, None);
     let other = world.submit(put(a, "other"), Some(OrderKey(2)), None);
     world.flush();
-    assert_eq!(world.requests[0].1.items.len(), 2, "only its own connection's write is held");
+    assert_eq!(
+        world.requests[0].1.items.len(),
+        2,
+        "only its own connection's write is held"
+    );
     // The read's answer is lost: repeated, it must not see the write that follows it.
     world.requests.clear();
     world.shards.get_mut(&A).expect("up").refuse = Some(Failure::NotReady);
@@ -334,7 +391,9 @@ fn a_write_waits_for_the_reads_of_its_connection_and_slot() {
     world.run(500);
     assert!(matches!(world.outcome(write), Outcome::Done { .. }));
     assert!(matches!(world.outcome(other), Outcome::Done { .. }));
-    let Outcome::Value { value, .. } = world.outcome(read) else { panic!("read failed") };
+    let Outcome::Value { value, .. } = world.outcome(read) else {
+        panic!("read failed")
+    };
     assert_ne!(value, "new");
 }
 
@@ -344,10 +403,14 @@ fn refusals_are_retried_until_the_owner_is_ready() {
         let mut world = World::new();
         let (a, b) = keys();
         world.shards.get_mut(&A).expect("up").refuse = Some(why.clone());
-        let tokens = [put(a, "1"), put(a, "2"), put(b, "3"), get(a)]
-            .map(|c| world.submit(c, LINE, None));
+        let tokens =
+            [put(a, "1"), put(a, "2"), put(b, "3"), get(a)].map(|c| world.submit(c, LINE, None));
         world.run(600);
-        assert_eq!(world.outcomes.len(), 1, "{why}: the other shard is not disturbed");
+        assert_eq!(
+            world.outcomes.len(),
+            1,
+            "{why}: the other shard is not disturbed"
+        );
         let asked = world.core.figures().repeated + world.core.figures().restarts;
         assert!(asked < 400, "{why}: retries are paced, {asked} in 600 ms");
         world.shards.get_mut(&A).expect("up").refuse = None;
@@ -372,7 +435,10 @@ fn a_new_view_moves_what_is_unanswered_to_the_new_owner() {
     assert!(world.outcomes.is_empty());
     world.deal(&[(0, 8191, B, true), (8192, 16383, B, true)]);
     world.run(10);
-    assert!(matches!(world.outcome(executed), Outcome::Done { .. }), "NX was granted, once");
+    assert!(
+        matches!(world.outcome(executed), Outcome::Done { .. }),
+        "NX was granted, once"
+    );
     assert!(matches!(world.outcome(parked), Outcome::Done { .. }));
     assert_eq!(world.executed(a).len(), 2);
 }
@@ -413,17 +479,32 @@ fn what_is_given_up_says_whether_it_may_have_been_executed() {
 fn the_bounds_on_pending_work_are_kept() {
     let mut world = World::new();
     let (a, _) = keys();
-    let tokens: Vec<u64> = (0..70).map(|n| world.submit(put(a, &n.to_string()), LINE, None)).collect();
+    let tokens: Vec<u64> = (0..70)
+        .map(|n| world.submit(put(a, &n.to_string()), LINE, None))
+        .collect();
     world.flush();
     assert_eq!(world.outcomes.len(), 6, "pending_max is 64");
-    assert!(world.outcomes.values().all(|o| *o == Outcome::Failed(Failure::Busy)));
+    assert!(
+        world
+            .outcomes
+            .values()
+            .all(|o| *o == Outcome::Failed(Failure::Busy))
+    );
     let sent: usize = world.requests.iter().map(|(_, r)| r.items.len()).sum();
     assert_eq!(sent, 8, "window_max is 8");
     world.run(100);
-    assert!(tokens.iter().all(|token| world.outcomes.contains_key(token)));
+    assert!(
+        tokens
+            .iter()
+            .all(|token| world.outcomes.contains_key(token))
+    );
     let large = world.submit(put(a, &"x".repeat(2 << 20)), LINE, None);
     world.flush();
-    assert_eq!(*world.outcome(large), Outcome::Failed(Failure::Busy), "pending_bytes_max is 1 MiB");
+    assert_eq!(
+        *world.outcome(large),
+        Outcome::Failed(Failure::Busy),
+        "pending_bytes_max is 1 MiB"
+    );
     assert_eq!(world.core.figures().pending_bytes, 0);
 }
 
@@ -487,11 +568,18 @@ fn counting_and_flushing_concern_every_shard() {
     let after = world.submit(put("k1", "again"), LINE, None);
     let last = world.submit(command("", Op::Count), LINE, None);
     world.run(100);
-    let counted = |sessions| Outcome::Counted { sessions, with_deadline: 0 };
+    let counted = |sessions| Outcome::Counted {
+        sessions,
+        with_deadline: 0,
+    };
     assert_eq!(*world.outcome(count), counted(50));
     assert_eq!(*world.outcome(flush), Outcome::Flushed);
     assert!(matches!(world.outcome(after), Outcome::Done { .. }));
-    assert_eq!(*world.outcome(last), counted(1), "O3: order holds around key-space commands");
+    assert_eq!(
+        *world.outcome(last),
+        counted(1),
+        "O3: order holds around key-space commands"
+    );
 }
 
 #[test]
@@ -500,10 +588,18 @@ fn a_key_space_command_of_one_shard_asks_only_it() {
     let (a, b) = keys();
     world.submit(put(a, "1"), LINE, None);
     world.submit(put(b, "1"), LINE, None);
-    let how = Submit { token: 99, once: None, order: LINE, within_ms: 2_000, scope: Scope::Shard(B) };
+    let how = Submit {
+        token: 99,
+        once: None,
+        order: LINE,
+        within_ms: 2_000,
+        scope: Scope::Shard(B),
+    };
     world.core.submit(world.now, scan(KeyHash(0), 100), how);
     world.run(10);
-    let Outcome::Scanned { keys, next } = world.outcome(99) else { panic!("no scan") };
+    let Outcome::Scanned { keys, next } = world.outcome(99) else {
+        panic!("no scan")
+    };
     assert_eq!((keys.len(), next), (1, &None));
     assert_eq!(keys[0].1, b);
 }
@@ -525,7 +621,13 @@ fn key_space_commands_wait_for_a_whole_view_and_give_up_in_time() {
     world.run(300);
     world.shards.get_mut(&B).expect("up").refuse = None;
     world.run(200);
-    assert_eq!(*world.outcome(count), Outcome::Counted { sessions: 0, with_deadline: 0 });
+    assert_eq!(
+        *world.outcome(count),
+        Outcome::Counted {
+            sessions: 0,
+            with_deadline: 0
+        }
+    );
 }
 
 /// Answers from elsewhere, to nobody, for other streams, of the wrong kind: nothing happens.
@@ -537,10 +639,15 @@ fn answers_that_make_no_sense_are_ignored() {
     for client in [0xc1, 0xff] {
         for stream in 0..3 {
             for outcome in [Outcome::Flushed, Outcome::Failed(Failure::NotOwner)] {
-                let items =
-                    (0..4).map(|token| holdfast_wire::Response { token, outcome: outcome.clone() });
-                let responses =
-                    Responses { client: ClientId(client), stream, items: items.collect() };
+                let items = (0..4).map(|token| holdfast_wire::Response {
+                    token,
+                    outcome: outcome.clone(),
+                });
+                let responses = Responses {
+                    client: ClientId(client),
+                    stream,
+                    items: items.collect(),
+                };
                 world.core.handle(world.now, B, responses);
             }
         }
@@ -581,7 +688,7 @@ fn act() -> impl Strategy<Value = Act> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Over a network that loses, doubles and swaps messages, with shards that refuse and owners
     /// that change: every command is answered once, no write is executed twice, and the writes of

@@ -3,6 +3,7 @@
 #[path = "../../client/tests/support/shard.rs"]
 mod shard;
 #[path = "support/world.rs"]
+#[allow(dead_code, reason = "each test file uses its part of the world")]
 mod world;
 
 use holdfast_gateway::Mode;
@@ -214,7 +215,10 @@ fn connections_are_told_what_they_ask_about_themselves() {
         ",
     );
     let list = world.ask(1, "CLIENT LIST");
-    assert!(list.contains("addr=127.0.0.1:50001") && list.contains("lib-name=redis-py"), "{list}");
+    assert!(
+        list.contains("addr=127.0.0.1:50001") && list.contains("lib-name=redis-py"),
+        "{list}"
+    );
     let time = world.ask(1, "TIME");
     assert!(time.starts_with("*2\n$10\n17000000"), "{time}");
 }
@@ -263,8 +267,14 @@ fn what_is_wrong_is_said_in_redis_words() {
 #[test]
 fn a_protocol_error_is_told_and_ends_the_connection() {
     let mut world = flat();
-    world.send(1, b"*1\r\n$4\r\nPING\r\n*1\r\n!oops\r\n*1\r\n$4\r\nPING\r\n");
-    assert_eq!(world.take(1), "+PONG\n-ERR Protocol error: expected '$', got '!'\n");
+    world.send(
+        1,
+        b"*1\r\n$4\r\nPING\r\n*1\r\n!oops\r\n*1\r\n$4\r\nPING\r\n",
+    );
+    assert_eq!(
+        world.take(1),
+        "+PONG\n-ERR Protocol error: expected '$', got '!'\n"
+    );
     assert_eq!(world.closed, [1]);
     world.send(1, b"PING\r\n");
     assert_eq!(world.take(1), "");
@@ -314,13 +324,23 @@ fn a_password_is_asked_for() {
     );
     world.connect(2);
     let refused = world.ask(2, "HELLO 3");
-    assert!(refused.starts_with("-NOAUTH HELLO must be called"), "{refused}");
+    assert!(
+        refused.starts_with("-NOAUTH HELLO must be called"),
+        "{refused}"
+    );
     let refused = world.ask(2, "HELLO 3 AUTH default nonsense");
     assert!(refused.starts_with("-WRONGPASS"), "{refused}");
-    assert!(world.ask(2, "HELLO 3 AUTH default secret").starts_with("%7\n"));
+    assert!(
+        world
+            .ask(2, "HELLO 3 AUTH default secret")
+            .starts_with("%7\n")
+    );
     assert_eq!(world.ask(2, "GET k"), "_\n");
     let mut open = flat();
-    assert!(open.ask(1, "AUTH secret").starts_with("-ERR AUTH <password> called without"));
+    assert!(
+        open.ask(1, "AUTH secret")
+            .starts_with("-ERR AUTH <password> called without")
+    );
 }
 
 /// The scripts that lock libraries send, by text and by digest.
@@ -364,7 +384,8 @@ fn lock_scripts_are_recognised() {
 fn a_script_of_two_steps_is_not_overtaken() {
     let mut world = flat();
     assert_eq!(world.ask(1, "SET lock me PX 5000"), "+OK\n");
-    let mut bytes = world::request("EVALSHA a4e8783852e6b949f9ef3a97212805108459a890 1 lock me 60000 1");
+    let mut bytes =
+        world::request("EVALSHA a4e8783852e6b949f9ef3a97212805108459a890 1 lock me 60000 1");
     bytes.extend(world::request("DEL lock"));
     bytes.extend(world::request("GET lock"));
     world.send(1, &bytes);
@@ -389,12 +410,18 @@ fn info_tells_what_clients_look_for() {
         "total_connections_received:1",
         "db0:keys=2,expires=1,avg_ttl=0",
     ] {
-        assert!(info.lines().any(|l| l == line), "{line} is missing in\n{info}");
+        assert!(
+            info.lines().any(|l| l == line),
+            "{line} is missing in\n{info}"
+        );
     }
     assert!(info.starts_with('$'), "a bulk string in RESP2");
     world.ask(1, "HELLO 3");
     let info = world.ask(1, "info server");
-    assert!(info.starts_with('=') && info.contains("\ntxt:# Server\n"), "{info}");
+    assert!(
+        info.starts_with('=') && info.contains("\ntxt:# Server\n"),
+        "{info}"
+    );
     assert!(!info.contains("loading"));
 }
 
@@ -403,7 +430,11 @@ fn info_tells_what_clients_look_for() {
 fn info_tells_of_a_recovery_without_waiting_for_it() {
     let mut world = World::starting(Mode::Flat, |_| {});
     world.connect(1);
-    assert!(world.ask(1, "INFO").contains("\nloading:1\nloading_eta_seconds:1\n"));
+    assert!(
+        world
+            .ask(1, "INFO")
+            .contains("\nloading:1\nloading_eta_seconds:1\n")
+    );
     assert!(!holdfast_cluster::Node::ready(&world.gateway));
     world.deal(&[(0, 8191, A, true), (8192, 16383, B, true)]);
     assert!(world.ask(1, "INFO persistence").contains("\nloading:0\n"));
@@ -418,7 +449,11 @@ fn flushing_can_be_forbidden() {
     let mut world = World::with(Mode::Flat, |config| config.allow_flush = false);
     world.connect(1);
     world.ask(1, "SET k v");
-    assert!(world.ask(1, "FLUSHALL").starts_with("-ERR FLUSHDB and FLUSHALL are not allowed"));
+    assert!(
+        world
+            .ask(1, "FLUSHALL")
+            .starts_with("-ERR FLUSHDB and FLUSHALL are not allowed")
+    );
     assert_eq!(world.ask(1, "DBSIZE"), ":1\n");
     let mut world = flat();
     world.ask(1, "SET k v");
@@ -481,11 +516,26 @@ fn the_cluster_port_redirects_to_owners() {
     let nodes = world.ask(1, "CLUSTER NODES");
     let mine = "000000000000000000000000000000000000000a 127.0.0.1:6381@16381 myself,master - 0 0 1 connected 0-8191";
     assert!(nodes.lines().any(|line| line == mine), "{nodes}");
-    assert!(world.ask(1, "CLUSTER INFO").contains("cluster_state:ok\ncluster_slots_assigned:16384\n"));
-    assert!(world.ask(1, "CLUSTER SHARDS").starts_with("*2\n*4\n$5\nslots\n*2\n:0\n:8191\n"));
+    assert!(
+        world
+            .ask(1, "CLUSTER INFO")
+            .contains("cluster_state:ok\ncluster_slots_assigned:16384\n")
+    );
+    assert!(
+        world
+            .ask(1, "CLUSTER SHARDS")
+            .starts_with("*2\n*4\n$5\nslots\n*2\n:0\n:8191\n")
+    );
     assert!(world.ask(1, "INFO").contains("\ncluster_enabled:1\n"));
-    assert!(world.ask(1, "HELLO 3").contains("\n$4\nmode\n$7\ncluster\n"));
-    assert!(world.ask(1, "CLUSTER SLOTS").contains("\n%0\n"), "metadata is a map in RESP3");
+    assert!(
+        world
+            .ask(1, "HELLO 3")
+            .contains("\n$4\nmode\n$7\ncluster\n")
+    );
+    assert!(
+        world.ask(1, "CLUSTER SLOTS").contains("\n%0\n"),
+        "metadata is a map in RESP3"
+    );
 }
 
 #[test]

@@ -49,7 +49,10 @@ struct Stream {
 
 impl Store {
     pub fn new(now: ClusterMs) -> Store {
-        Store { now, ..Store::default() }
+        Store {
+            now,
+            ..Store::default()
+        }
     }
 }
 
@@ -69,7 +72,10 @@ impl Shard {
         let mut items = Vec::new();
         let stream = self.streams.entry(requests.client).or_default();
         if requests.stream > stream.number {
-            *stream = Stream { number: requests.stream, ..Stream::default() };
+            *stream = Stream {
+                number: requests.stream,
+                ..Stream::default()
+            };
         }
         if requests.stream == stream.number {
             for (index, request) in (requests.first..).zip(requests.items) {
@@ -83,12 +89,22 @@ impl Shard {
                     outcome,
                     Outcome::Failed(Failure::NotOwner | Failure::NotReady | Failure::Busy)
                 ) {
-                    self.streams.get_mut(&requests.client).expect("made above").ended = true;
+                    self.streams
+                        .get_mut(&requests.client)
+                        .expect("made above")
+                        .ended = true;
                 }
-                items.push(Response { token: request.token, outcome });
+                items.push(Response {
+                    token: request.token,
+                    outcome,
+                });
             }
         }
-        Responses { client: requests.client, stream: requests.stream, items }
+        Responses {
+            client: requests.client,
+            stream: requests.stream,
+            items,
+        }
     }
 
     fn answer(&mut self, store: &mut Store, request: &Request) -> Outcome {
@@ -114,14 +130,18 @@ impl Shard {
             return Outcome::Failed(Failure::StaleClient);
         }
         let outcome = self.execute(store, command);
-        store.completions.insert((once.client, once.sequence), outcome.clone());
+        store
+            .completions
+            .insert((once.client, once.sequence), outcome.clone());
         outcome
     }
 
     fn execute(&mut self, store: &mut Store, command: &Command) -> Outcome {
         store.executed.push(command.clone());
         let now = store.now;
-        store.sessions.retain(|_, s| s.deadline.is_none_or(|d| d > now));
+        store
+            .sessions
+            .retain(|_, s| s.deadline.is_none_or(|d| d > now));
         let at = (command.namespace, command.key.clone());
         let counter = Version(store.version);
         let current = store.sessions.get(&at).cloned();
@@ -129,7 +149,10 @@ impl Shard {
         let refused = |return_old: bool| Outcome::Refused {
             version: current.as_ref().map_or(counter, |s| s.version),
             current: meta,
-            old: current.as_ref().filter(|_| return_old).map(|s| s.value.clone()),
+            old: current
+                .as_ref()
+                .filter(|_| return_old)
+                .map(|s| s.value.clone()),
         };
         match &command.op {
             Op::Get | Op::Stat => match &current {
@@ -142,7 +165,12 @@ impl Shard {
                 },
                 None => Outcome::Absent { version: counter },
             },
-            Op::Put { value, condition, expiry, return_old } => {
+            Op::Put {
+                value,
+                condition,
+                expiry,
+                return_old,
+            } => {
                 if value.len() as u64 > self.value_bytes_max {
                     let limit = self.value_bytes_max;
                     let bytes = value.len() as u64;
@@ -155,7 +183,10 @@ impl Shard {
                     return refused(*return_old);
                 }
                 store.version += 1;
-                let old = current.as_ref().filter(|_| *return_old).map(|s| s.value.clone());
+                let old = current
+                    .as_ref()
+                    .filter(|_| *return_old)
+                    .map(|s| s.value.clone());
                 let mut session = current.unwrap_or(Session {
                     value: Bytes::new(),
                     version: Version(0),
@@ -173,7 +204,11 @@ impl Shard {
                 store.sessions.insert(at, session);
                 Outcome::Done { meta, old }
             }
-            Op::Touch { condition, expiry, return_value } => {
+            Op::Touch {
+                condition,
+                expiry,
+                return_value,
+            } => {
                 let Some(mut session) = current.clone() else {
                     return Outcome::Absent { version: counter };
                 };
@@ -201,7 +236,10 @@ impl Shard {
                     Outcome::Done { meta, old: None }
                 }
             }
-            Op::Delete { condition, return_old } => {
+            Op::Delete {
+                condition,
+                return_old,
+            } => {
                 let Some(session) = &current else {
                     return Outcome::Absent { version: counter };
                 };
@@ -210,8 +248,14 @@ impl Shard {
                 }
                 store.version += 1;
                 store.sessions.remove(&at);
-                let meta = Meta { version: Version(store.version), ..Meta::default() };
-                let old = current.as_ref().filter(|_| *return_old).map(|s| s.value.clone());
+                let meta = Meta {
+                    version: Version(store.version),
+                    ..Meta::default()
+                };
+                let old = current
+                    .as_ref()
+                    .filter(|_| *return_old)
+                    .map(|s| s.value.clone());
                 Outcome::Done { meta, old }
             }
             Op::Scan { from, limit } => {
@@ -230,10 +274,15 @@ impl Shard {
                 let with_deadline = keys
                     .iter()
                     .filter(|key| {
-                        store.sessions[&(command.namespace, (*key).clone())].deadline.is_some()
+                        store.sessions[&(command.namespace, (*key).clone())]
+                            .deadline
+                            .is_some()
                     })
                     .count() as u64;
-                Outcome::Counted { sessions: keys.len() as u64, with_deadline }
+                Outcome::Counted {
+                    sessions: keys.len() as u64,
+                    with_deadline,
+                }
             }
             Op::Flush => {
                 store.sessions.retain(|(namespace, key), _| {
@@ -244,7 +293,11 @@ impl Shard {
         }
     }
 
-    fn mine<'a>(&'a self, store: &'a Store, namespace: Namespace) -> impl Iterator<Item = &'a Bytes> {
+    fn mine<'a>(
+        &'a self,
+        store: &'a Store,
+        namespace: Namespace,
+    ) -> impl Iterator<Item = &'a Bytes> {
         store
             .sessions
             .keys()

@@ -55,7 +55,10 @@ impl World {
         change(&mut config);
         let mut world = World {
             gateway: Gateway::new(config, 7).expect("a valid configuration"),
-            now: Now { mono_us: 1_000_000, unix_ms: 0 },
+            now: Now {
+                mono_us: 1_000_000,
+                unix_ms: 0,
+            },
             store: Store::new(ClusterMs(START_MS)),
             shards: BTreeMap::from([(A, Shard::new()), (B, Shard::new())]),
             view: View::default(),
@@ -88,8 +91,11 @@ impl World {
     }
 
     fn publish(&mut self, tablets: &[(u16, u16, ServerId, bool)]) {
-        let mut members: Vec<Member> =
-            self.shards.keys().map(|&id| member(id, Role::Shard)).collect();
+        let mut members: Vec<Member> = self
+            .shards
+            .keys()
+            .map(|&id| member(id, Role::Shard))
+            .collect();
         members.push(member(GATEWAY, Role::Gateway));
         self.view = View {
             version: self.view.version + 1,
@@ -97,7 +103,10 @@ impl World {
             tablets: tablets
                 .iter()
                 .map(|&(first, last, owner, available)| Tablet {
-                    range: SlotRange { first: Slot(first), last: Slot(last) },
+                    range: SlotRange {
+                        first: Slot(first),
+                        last: Slot(last),
+                    },
                     owner: LogId::of(owner),
                     epoch: Epoch(1),
                     available,
@@ -106,17 +115,26 @@ impl World {
             recovering: Vec::new(),
         };
         let message = Message::View(self.view.clone());
-        self.step(Input::Message { from: ServerId::COORDINATOR, message });
+        self.step(Input::Message {
+            from: ServerId::COORDINATOR,
+            message,
+        });
     }
 
     pub fn connect(&mut self, connection: u64) {
         let client_address = format!("127.0.0.1:{}", 50_000 + connection);
-        self.step(Input::Connected { connection: ConnectionId(connection), client_address });
+        self.step(Input::Connected {
+            connection: ConnectionId(connection),
+            client_address,
+        });
     }
 
     pub fn send(&mut self, connection: u64, bytes: &[u8]) {
         let bytes = Bytes::copy_from_slice(bytes);
-        self.step(Input::Received { connection: ConnectionId(connection), bytes });
+        self.step(Input::Received {
+            connection: ConnectionId(connection),
+            bytes,
+        });
     }
 
     pub fn call(&mut self, token: u64, call: Call) {
@@ -136,11 +154,17 @@ impl World {
                 Output::Send { to, message } => self.sent(to, message),
                 Output::Bytes { connection, bytes } => {
                     assert!(!self.closed.contains(&connection.0), "bytes after a close");
-                    self.received.entry(connection.0).or_default().extend_from_slice(&bytes);
+                    self.received
+                        .entry(connection.0)
+                        .or_default()
+                        .extend_from_slice(&bytes);
                 }
                 Output::Close { connection } => self.closed.push(connection.0),
                 Output::Answer { token, outcome } => {
-                    assert!(self.answers.insert(token, outcome).is_none(), "answered twice");
+                    assert!(
+                        self.answers.insert(token, outcome).is_none(),
+                        "answered twice"
+                    );
                 }
                 Output::Event(event) => self.events.push(event.text),
                 Output::Stopped { .. } => self.stopped = true,
@@ -164,25 +188,36 @@ impl World {
                     ack_disk: false,
                 };
                 let view = self.view.clone();
-                self.coordinator(Message::Enlisted(Enlisted { id: enlist.member.id, config, view }));
+                self.coordinator(Message::Enlisted(Enlisted {
+                    id: enlist.member.id,
+                    config,
+                    view,
+                }));
             }
-            Message::Heartbeat(heartbeat) => self.coordinator(Message::HeartbeatReply(HeartbeatReply {
-                sent_us: heartbeat.sent_us,
-                cluster_us: self.store.now.0 * 1_000,
-                view_version: self.view.version,
-                known: true,
-            })),
+            Message::Heartbeat(heartbeat) => {
+                self.coordinator(Message::HeartbeatReply(HeartbeatReply {
+                    sent_us: heartbeat.sent_us,
+                    cluster_us: self.store.now.0 * 1_000,
+                    view_version: self.view.version,
+                    known: true,
+                }))
+            }
             Message::Ping { .. } | Message::Pong { .. } | Message::Suspect { .. } => {}
             other => panic!("a gateway does not send {other:?}"),
         }
     }
 
     fn coordinator(&mut self, message: Message) {
-        self.step(Input::Message { from: ServerId::COORDINATOR, message });
+        self.step(Input::Message {
+            from: ServerId::COORDINATOR,
+            message,
+        });
     }
 
     pub fn deliver_request(&mut self) -> bool {
-        let Some((to, requests)) = self.requests.pop_front() else { return false };
+        let Some((to, requests)) = self.requests.pop_front() else {
+            return false;
+        };
         if let Some(shard) = self.shards.get_mut(&to) {
             let responses = shard.handle(&mut self.store, requests);
             self.responses.push_back((to, responses));
@@ -191,8 +226,13 @@ impl World {
     }
 
     pub fn deliver_response(&mut self) -> bool {
-        let Some((from, responses)) = self.responses.pop_front() else { return false };
-        self.step(Input::Message { from, message: Message::Responses(responses) });
+        let Some((from, responses)) = self.responses.pop_front() else {
+            return false;
+        };
+        self.step(Input::Message {
+            from,
+            message: Message::Responses(responses),
+        });
         true
     }
 
@@ -244,7 +284,9 @@ pub fn request(line: &str) -> Vec<u8> {
             if word == "\"\"" {
                 return String::new();
             }
-            word.replace("\\r", "\r").replace("\\n", "\n").replace("\\s", " ")
+            word.replace("\\r", "\r")
+                .replace("\\n", "\n")
+                .replace("\\s", " ")
         })
         .collect();
     let mut bytes = format!("*{}\r\n", words.len()).into_bytes();
@@ -258,17 +300,26 @@ pub fn request(line: &str) -> Vec<u8> {
 /// blanks at line ends do not count.
 #[track_caller]
 pub fn check(world: &mut World, connection: u64, script: &str) {
-    let mut lines = script.lines().map(str::trim).filter(|line| !line.is_empty()).peekable();
+    let mut lines = script
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .peekable();
     let mut seen = String::new();
     let mut expected = String::new();
     while let Some(line) = lines.next() {
-        let line = line.strip_prefix("> ").expect("a script begins with a request");
+        let line = line
+            .strip_prefix("> ")
+            .expect("a script begins with a request");
         let mut reply = Vec::new();
         while let Some(line) = lines.next_if(|line| !line.starts_with("> ")) {
             reply.push(if line == "(empty line)" { "" } else { line });
         }
-        let got: String =
-            world.ask(connection, line).lines().map(|line| format!("{}\n", line.trim_end())).collect();
+        let got: String = world
+            .ask(connection, line)
+            .lines()
+            .map(|line| format!("{}\n", line.trim_end()))
+            .collect();
         expected += &format!("> {line}\n{}\n", reply.join("\n"));
         seen += &format!("> {line}\n{got}");
     }
