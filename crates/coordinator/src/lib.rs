@@ -28,7 +28,7 @@ mod tablets;
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use holdfast_cluster::{Dice, Input, Level, Node, Now, Output, Outputs};
+use holdfast_cluster::{Dice, Input, Level, Node, Now, Output, Outputs, ViewExt};
 use holdfast_format::{ClusterMs, Epoch, LogId, ServerId};
 use holdfast_wire::{
     Enlist, Enlisted, Heartbeat, HeartbeatReply, Inventory, Member, Message, Role, Tablet, View,
@@ -408,8 +408,10 @@ impl Coordinator {
             heartbeat.from,
             self.heartbeat_reply(heartbeat.sent_us, cluster_us, known),
         );
-        // The view sent out last is durable, whatever is being written now.
-        if known && heartbeat.view_version < self.view.version && self.view_published() {
+        // The view sent out last is durable, whatever is being written now. One that the member
+        // is not in yet is not for it: it will come with `Enlisted`.
+        let newer = heartbeat.view_version < self.view.version;
+        if known && newer && self.view.is_up(heartbeat.from) {
             out.send(heartbeat.from, Message::View(self.view.clone()));
         }
     }
@@ -686,10 +688,6 @@ impl Coordinator {
                 out.send(server.member.id, Message::View(self.view.clone()));
             }
         }
-    }
-
-    fn view_published(&self) -> bool {
-        self.view.version > u64::from(self.start.generation) << 32
     }
 }
 
