@@ -19,8 +19,10 @@ use crate::{
 const PREFIX_BYTES: usize = 5;
 /// Header of an object without idle time and absolute deadline, of a tombstone and range tombstone.
 pub const HEADER_BYTES: usize = 24;
-/// Header of an object with idle time or absolute deadline, of a touch and a completion record.
+/// Header of an object with idle time or absolute deadline, and of a touch.
 pub const LONG_HEADER_BYTES: usize = 32;
+/// Header of a completion record.
+pub const COMPLETION_HEADER_BYTES: usize = 40;
 /// Length of an encoded `SegmentHeader`.
 pub const SEGMENT_HEADER_BYTES: usize = 40;
 /// Longest key that can be stored: 64 KiB less one.
@@ -107,7 +109,6 @@ pub struct Touch<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CompletionRecord<'a> {
     pub client: ClientId,
-    /// At most 56 bits.
     pub sequence: u64,
     pub lease_until: ClusterMs,
     /// The slot of the write's key.
@@ -247,7 +248,7 @@ impl<'a> Entry<'a> {
             }
             TYPE_COMPLETION => {
                 need(HEADER_BYTES)?;
-                LONG_HEADER_BYTES + u24_at(bytes, 8)
+                COMPLETION_HEADER_BYTES + u24_at(bytes, 8)
             }
             TYPE_RANGE_TOMBSTONE => HEADER_BYTES,
             TYPE_SEGMENT_HEADER => SEGMENT_HEADER_BYTES,
@@ -291,10 +292,10 @@ impl<'a> Entry<'a> {
             }),
             TYPE_COMPLETION => Entry::Completion(CompletionRecord {
                 client: ClientId(u64_at(bytes, 24)),
-                sequence: u56_at(bytes, 11),
+                sequence: u64_at(bytes, 32),
                 lease_until: ClusterMs(u48_at(bytes, 18)),
                 slot: slot_at(bytes, 6)?,
-                outcome: &bytes[LONG_HEADER_BYTES..],
+                outcome: &bytes[COMPLETION_HEADER_BYTES..],
             }),
             TYPE_RANGE_TOMBSTONE => {
                 let range = SlotRange {
@@ -543,7 +544,7 @@ impl Touch<'_> {
 impl CompletionRecord<'_> {
     /// Length of the encoded record.
     pub fn encoded_len(&self) -> usize {
-        LONG_HEADER_BYTES + self.outcome.len()
+        COMPLETION_HEADER_BYTES + self.outcome.len()
     }
 
     /// Writes the record and returns its length. Panics if `out` is too short or a field too large.
@@ -560,10 +561,11 @@ impl CompletionRecord<'_> {
         out[5] = 0;
         out[6..8].copy_from_slice(&self.slot.0.to_le_bytes());
         put_u24(out, 8, self.outcome.len());
-        put_u56(out, 11, self.sequence);
+        put_u56(out, 11, 0);
         put_u48(out, 18, clamp(self.lease_until).0);
         out[24..32].copy_from_slice(&self.client.0.to_le_bytes());
-        out[LONG_HEADER_BYTES..].copy_from_slice(self.outcome);
+        out[32..40].copy_from_slice(&self.sequence.to_le_bytes());
+        out[COMPLETION_HEADER_BYTES..].copy_from_slice(self.outcome);
         seal(out);
         length
     }
@@ -690,10 +692,7 @@ fn put_u48(out: &mut [u8], at: usize, value: u64) {
 
 #[inline]
 fn put_u56(out: &mut [u8], at: usize, value: u64) {
-    assert!(
-        value < 1 << 56,
-        "versions and sequence numbers have 56 bits"
-    );
+    assert!(value < 1 << 56, "versions have 56 bits");
     out[at..at + 7].copy_from_slice(&value.to_le_bytes()[..7]);
 }
 

@@ -3,26 +3,25 @@
 //! Floor 1. No I/O, no clock, no wire: time comes as an argument, replication happens elsewhere
 //! and is told here with `set_durable`. One thread owns a `Log`.
 
-use bytes::Bytes;
-pub use holdfast_format::Expiry;
-use holdfast_format::{
-    ClientId, ClusterMs, EntryError, KeyHash, LogId, Namespace, Position, SegmentId, Slot,
-    SlotRange, Version,
-};
+mod cleaner;
+mod completions;
+mod config;
+mod flushes;
+mod index;
+mod invariants;
+mod log;
+mod prefetch;
+mod region;
+mod replay;
+mod segments;
+mod session;
+mod sweep;
 
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// Hard bound on segments, index, completion records and everything else a `Log` allocates.
-    pub memory_bytes: u64,
-    /// 8 MiB; smaller in tests. A power of two, at least 64 KiB.
-    pub segment_bytes: u32,
-    /// 64 KiB; smaller in tests. Divides `segment_bytes`.
-    pub seglet_bytes: u32,
-    pub key_bytes_max: u32,
-    pub value_bytes_max: u32,
-    /// Memory of expired sessions is reused only so long after the deadline (design §3).
-    pub expiry_slack_ms: u32,
-}
+pub use holdfast_format::Expiry;
+use holdfast_format::{ClientId, ClusterMs, EntryError, SegmentId, Slot, Version};
+
+pub use crate::config::{Config, ConfigError};
+pub use crate::log::Log;
 
 /// A write that must be remembered for exactly-once execution; appended atomically with its effect.
 #[derive(Clone, Copy, Debug)]
@@ -103,10 +102,6 @@ pub struct MemoryUse {
     pub cleaned_bytes: u64,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct ConfigError(pub String);
-
 /// How many sessions a namespace has, as of the last sweep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct SessionCount {
@@ -122,171 +117,4 @@ pub enum ReplayError {
     /// Ask another holder for the segment.
     #[error("bad entry at offset {offset}: {error}")]
     Corrupt { offset: usize, error: EntryError },
-}
-
-impl Config {
-    /// Small and fast: 4 MiB in segments of 64 KiB and seglets of 4 KiB.
-    pub fn for_testing() -> Config {
-        unimplemented!()
-    }
-    pub fn validate(&self) -> Result<(), ConfigError> {
-        unimplemented!()
-    }
-}
-
-#[derive(Debug)]
-pub struct Log {}
-
-#[allow(unused_variables)]
-impl Log {
-    /// Opens the first head at once.
-    pub fn new(id: LogId, config: Config) -> Result<Log, ConfigError> {
-        unimplemented!()
-    }
-    pub fn id(&self) -> LogId {
-        unimplemented!()
-    }
-    pub fn config(&self) -> &Config {
-        unimplemented!()
-    }
-    pub fn find(&self, namespace: Namespace, key: &[u8], now: ClusterMs) -> Option<Found<'_>> {
-        unimplemented!()
-    }
-    pub fn prefetch(&self, hash: KeyHash) {
-        unimplemented!()
-    }
-    pub fn last_version(&self) -> Version {
-        unimplemented!()
-    }
-    pub fn next_version(&self) -> Version {
-        unimplemented!()
-    }
-    pub fn scan(
-        &self,
-        namespace: Namespace,
-        from: KeyHash,
-        limit: usize,
-        now: ClusterMs,
-        keys: &mut Vec<(KeyHash, Bytes)>,
-        owned: &dyn Fn(Slot) -> bool,
-    ) -> Option<KeyHash> {
-        unimplemented!()
-    }
-    pub fn count(&self, namespace: Namespace) -> SessionCount {
-        unimplemented!()
-    }
-    /// The version that `put` with these arguments would return: an identical value with the same
-    /// idle time and absolute deadline is stored as a touch and keeps its version. For the outcome in
-    /// the put's own completion record.
-    pub fn put_version(
-        &self,
-        namespace: Namespace,
-        key: &[u8],
-        value: &[u8],
-        expiry: Expiry,
-        now: ClusterMs,
-    ) -> Version {
-        unimplemented!()
-    }
-    pub fn put(
-        &mut self,
-        namespace: Namespace,
-        key: &[u8],
-        value: &[u8],
-        expiry: Expiry,
-        completion: Option<Completion<'_>>,
-        now: ClusterMs,
-    ) -> Result<Version, AppendError> {
-        unimplemented!()
-    }
-    pub fn touch(
-        &mut self,
-        namespace: Namespace,
-        key: &[u8],
-        deadline: Option<ClusterMs>,
-        completion: Option<Completion<'_>>,
-        now: ClusterMs,
-    ) -> Result<bool, AppendError> {
-        unimplemented!()
-    }
-    pub fn delete(
-        &mut self,
-        namespace: Namespace,
-        key: &[u8],
-        completion: Option<Completion<'_>>,
-        now: ClusterMs,
-    ) -> Result<Option<Version>, AppendError> {
-        unimplemented!()
-    }
-    pub fn flush(
-        &mut self,
-        namespace: Namespace,
-        ranges: &[SlotRange],
-        completion: Option<Completion<'_>>,
-        now: ClusterMs,
-    ) -> Result<Version, AppendError> {
-        unimplemented!()
-    }
-    pub fn record(&mut self, completion: Completion<'_>) -> Result<(), AppendError> {
-        unimplemented!()
-    }
-    pub fn completion(&self, client: ClientId, sequence: u64) -> Option<&[u8]> {
-        unimplemented!()
-    }
-    pub fn acknowledge(&mut self, client: ClientId, below: u64) {
-        unimplemented!()
-    }
-    pub fn end(&self) -> Position {
-        unimplemented!()
-    }
-    pub fn goals(&self) -> impl Iterator<Item = SegmentGoal> + '_ {
-        std::iter::empty()
-    }
-    pub fn goal(&self, segment: SegmentId) -> Option<SegmentGoal> {
-        unimplemented!()
-    }
-    pub fn change(&self) -> u64 {
-        unimplemented!()
-    }
-    pub fn bytes(&self, segment: SegmentId, from: u32, to: u32) -> &[u8] {
-        unimplemented!()
-    }
-    pub fn set_durable(&mut self, segment: SegmentId, length: u32, closed: bool) {
-        unimplemented!()
-    }
-    pub fn take_freed(&mut self) -> Vec<SegmentId> {
-        unimplemented!()
-    }
-    pub fn clean(&mut self, now: ClusterMs, budget_bytes: u64) -> bool {
-        unimplemented!()
-    }
-    pub fn sweep(&mut self, now: ClusterMs, budget_buckets: u32) {
-        unimplemented!()
-    }
-    pub fn replay_begin(&mut self) -> ReplayId {
-        unimplemented!()
-    }
-    pub fn replay(
-        &mut self,
-        id: ReplayId,
-        entries: &[u8],
-        now: ClusterMs,
-    ) -> Result<Replayed, ReplayError> {
-        unimplemented!()
-    }
-    pub fn replay_finish(&mut self, id: ReplayId, version_ceiling: Version) {
-        unimplemented!()
-    }
-    pub fn replay_committed(&self, id: ReplayId) -> bool {
-        unimplemented!()
-    }
-    pub fn replay_abort(&mut self, id: ReplayId, ranges: &[SlotRange]) {
-        unimplemented!()
-    }
-    pub fn memory(&self) -> MemoryUse {
-        unimplemented!()
-    }
-    pub fn verify(&self) {
-        unimplemented!()
-    }
 }

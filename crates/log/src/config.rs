@@ -1,0 +1,121 @@
+//! What an operator decides about a log.
+
+use holdfast_format::{
+    COMPLETION_HEADER_BYTES, Digest, KEY_BYTES_MAX, LONG_HEADER_BYTES, SEGMENT_HEADER_BYTES,
+    VALUE_BYTES_MAX,
+};
+
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Hard bound on segments, index, completion records and everything else a `Log` allocates.
+    pub memory_bytes: u64,
+    /// 8 MiB; smaller in tests. A power of two, at least 64 KiB.
+    pub segment_bytes: u32,
+    /// 64 KiB; smaller in tests. Divides `segment_bytes`.
+    pub seglet_bytes: u32,
+    pub key_bytes_max: u32,
+    pub value_bytes_max: u32,
+    /// Memory of expired sessions is reused only so long after the deadline (design §3).
+    pub expiry_slack_ms: u32,
+}
+
+/// Why a `Config` cannot be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct ConfigError(pub String);
+
+/// Blocks that a log cannot do without: index, head, the cleaner's, that of deletes and touches, and
+/// as many again to hold sessions.
+const BLOCKS_MIN: u64 = 8;
+
+impl Config {
+    /// Small and fast: 4 MiB in segments of 64 KiB and seglets of 4 KiB.
+    pub fn for_testing() -> Config {
+        Config {
+            memory_bytes: 4 << 20,
+            segment_bytes: 64 << 10,
+            seglet_bytes: 4 << 10,
+            key_bytes_max: 1 << 10,
+            value_bytes_max: 16 << 10,
+            expiry_slack_ms: 100,
+        }
+    }
+
+    /// Says what is wrong with the first thing that is.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let check = |holds: bool, error: String| {
+            if holds {
+                Ok(())
+            } else {
+                Err(ConfigError(error))
+            }
+        };
+        let Config {
+            memory_bytes,
+            segment_bytes,
+            seglet_bytes,
+            ..
+        } = *self;
+        check(
+            segment_bytes.is_power_of_two() && (64 << 10..=128 << 20).contains(&segment_bytes),
+            format!(
+                "segment_bytes is {segment_bytes}; it must be a power of two from 64 KiB to 128 MiB"
+            ),
+        )?;
+        check(
+            seglet_bytes.is_power_of_two()
+                && seglet_bytes >= 4 << 10
+                && seglet_bytes <= segment_bytes
+                && segment_bytes / seglet_bytes <= 128,
+            format!(
+                "seglet_bytes is {seglet_bytes}; it must be a power of two of at least 4 KiB, and a \
+                 segment must have 1 to 128 of them"
+            ),
+        )?;
+        check(
+            self.key_bytes_max as usize <= KEY_BYTES_MAX
+                && self.value_bytes_max as usize <= VALUE_BYTES_MAX,
+            format!("keys have at most {KEY_BYTES_MAX} bytes and values {VALUE_BYTES_MAX}"),
+        )?;
+        // An object and its completion record, whose outcome may hold an old value, form one append.
+        let largest = u64::from(self.key_bytes_max)
+            + 2 * u64::from(self.value_bytes_max)
+            + (LONG_HEADER_BYTES + COMPLETION_HEADER_BYTES) as u64;
+        check(
+            largest <= u64::from(segment_bytes) * 3 / 4,
+            format!("the largest write of {largest} bytes needs segments a third larger than that"),
+        )?;
+        check(
+            self.blocks() >= BLOCKS_MIN,
+            format!(
+                "memory_bytes is {memory_bytes}; it must hold {BLOCKS_MIN} segments and the log's own tables"
+            ),
+        )
+    }
+
+    /// Whole segments that fit in memory beside the tables.
+    pub(crate) fn blocks(&self) -> u64 {
+        let rest = self.memory_bytes.saturating_sub(FIXED_BYTES);
+        rest / (u64::from(self.segment_bytes) + self.table_bytes_per_block())
+    }
+
+    /// Everything allocated beside the region, apart from what is charged per record.
+    pub(crate) fn table_bytes(&self) -> u64 {
+        FIXED_BYTES + self.blocks() * self.table_bytes_per_block()
+    }
+
+    /// Segments may be so many that a digest of them fits in a quarter of a head.
+    pub(crate) fn segments_max(&self) -> usize {
+        (self.segment_bytes as usize / 4 - SEGMENT_HEADER_BYTES - Digest::encoded_len(0)) / 8
+    }
+
+    fn table_bytes_per_block(&self) -> u64 {
+        let seglets = u64::from(self.segment_bytes / self.seglet_bytes);
+        // The region's block; per seglet an owner, an index chunk's number, and a segment (each has
+        // at least one) with its place in the order of ids.
+        64 + seglets * (4 + 4 + 192)
+    }
+}
+
+/// Counters per namespace, slots seen, and small change.
+const FIXED_BYTES: u64 = 32 << 10;

@@ -1,0 +1,354 @@
+//! Recovery: entries of a dead log become entries of this one, in side segments.
+//!
+//! They come in any order, several times over, from any mixture of replicas. What wins for a key is the
+//! highest version, and at one version tombstone over touch over object, touches by number. Objects, touches
+//! and completion records are copied as they are: their shadowing flags were true of all that the
+//! dead log's replicas held, and what comes here is a part of that. Only tombstones of both kinds are written
+//! anew, because their birth names segments of the dead log and must name ours.
+//!
+//! P1. Slots that are being replayed are not served, so nobody sees a state half-way.
+//! P2. Side segments of a replay are neither cleaned nor swept, and enter a digest all at once when the
+//!     replay is finished and all of them are durable.
+//! P3. Applying an entry again changes nothing.
+
+use holdfast_format::{
+    ClusterMs, Entries, Entry, KeyHash, RangeTombstone, SegmentId, SlotRange, Version,
+};
+
+use crate::completions::Recorded;
+use crate::flushes::{FLUSHES_MAX, Flush, supersedes};
+use crate::index::{Kind, Word};
+use crate::log::{Class, KeyWords, Log};
+use crate::segments::{Owner, Slot};
+use crate::{ReplayError, ReplayId, Replayed};
+
+#[derive(Debug, Default)]
+pub(crate) struct Replay {
+    pub sides: Vec<Slot>,
+    open: Option<Slot>,
+    finished: bool,
+    /// The head whose digest names the sides.
+    pub committed_by: Option<SegmentId>,
+}
+
+/// Entries that are checked and whose buckets are asked for before the first of them is applied:
+/// enough to hide a miss to memory.
+const AHEAD: usize = 16;
+
+impl Log {
+    /// Begins a replay. Several may be under way, of different slots.
+    pub fn replay_begin(&mut self) -> ReplayId {
+        self.last_replay = ReplayId(self.last_replay.0 + 1);
+        self.replays.insert(self.last_replay, Replay::default());
+        self.last_replay
+    }
+
+    /// Applies whole entries of the dead log, in any order, duplicates allowed.
+    ///
+    /// After an error the entries before it have been applied, and the same bytes may be given again.
+    pub fn replay(
+        &mut self,
+        id: ReplayId,
+        entries: &[u8],
+        now: ClusterMs,
+    ) -> Result<Replayed, ReplayError> {
+        assert!(!self.replays[&id].finished, "{id:?} is finished");
+        let mut replayed = Replayed::default();
+        let mut entries = Entries::new(entries);
+        let mut batch = Vec::with_capacity(AHEAD);
+        loop {
+            let mut error = None;
+            while batch.len() < AHEAD {
+                match entries.next() {
+                    None => break,
+                    Some(Ok(located)) => {
+                        let hash = located.entry.key_hash().unwrap_or_default();
+                        self.index.prefetch(&self.region, hash);
+                        batch.push((located.entry, located.length, hash));
+                    }
+                    Some(Err(bad)) => {
+                        error = Some(ReplayError::Corrupt {
+                            offset: bad.offset,
+                            error: bad.error,
+                        });
+                        break;
+                    }
+                }
+            }
+            let last = batch.len() < AHEAD;
+            for (entry, bytes, hash) in batch.drain(..) {
+                replayed.entries += 1;
+                replayed.bytes += bytes as u64;
+                replayed.kept += u64::from(self.replay_entry(id, entry, hash, now)?);
+            }
+            match error {
+                Some(error) => return Err(error),
+                None if last => return Ok(replayed),
+                None => {}
+            }
+        }
+    }
+
+    /// Everything has been replayed. Later versions of this log are above `version_ceiling`.
+    pub fn replay_finish(&mut self, id: ReplayId, version_ceiling: Version) {
+        let replay = self.replays.get_mut(&id).expect("a replay under way");
+        replay.finished = true;
+        if let Some(open) = replay.open.take() {
+            self.segments.close(&mut self.region, open);
+        }
+        self.last_version = self.last_version.max(version_ceiling);
+        self.commit();
+    }
+
+    /// True once everything replayed is durable and named by a durable digest.
+    pub fn replay_committed(&self, id: ReplayId) -> bool {
+        self.replays.get(&id).is_some_and(|replay| {
+            replay.finished
+                && (replay.sides.is_empty()
+                    || replay
+                        .committed_by
+                        .is_some_and(|by| by <= self.segments.settled()))
+        })
+    }
+
+    /// Forgets all that a replay of `ranges` has brought. Not after it was committed.
+    pub fn replay_abort(&mut self, id: ReplayId, ranges: &[SlotRange]) {
+        let Some(replay) = self.replays.remove(&id) else {
+            return;
+        };
+        assert!(replay.committed_by.is_none(), "{id:?} is part of the log");
+        let mut flushes = Vec::new();
+        for &side in &replay.sides {
+            let (start, length) = {
+                let segment = self.segments.get(side);
+                (segment.start, segment.length)
+            };
+            let mut place = start;
+            while place < start + u64::from(length) {
+                let (entry, bytes) = self.sized_entry(place);
+                match entry {
+                    Entry::RangeTombstone(_) => flushes.push(place),
+                    _ if entry.concerns(ranges) => self.unreplay(place),
+                    _ => {}
+                }
+                place += bytes as u64;
+            }
+        }
+        // Only now: sessions were counted as these say.
+        for place in flushes {
+            if self.flushes.at_mut(place).is_some() {
+                self.flushes.take(|flush| flush.offset == place);
+                self.kill(place);
+            }
+        }
+        for side in replay.sides {
+            if !self.segments.get(side).closed {
+                self.segments.close(&mut self.region, side);
+            }
+            self.segments.free(&mut self.region, side);
+        }
+    }
+
+    pub(crate) fn replay_is_ready(&self, replay: &Replay) -> bool {
+        replay.finished
+            && replay.committed_by.is_none()
+            && !replay.sides.is_empty()
+            && replay
+                .sides
+                .iter()
+                .all(|&side| self.segments.get(side).durable_closed)
+    }
+
+    // ---- private ----
+
+    /// Applies one entry. True if it won, for now.
+    fn replay_entry(
+        &mut self,
+        id: ReplayId,
+        entry: Entry<'_>,
+        hash: KeyHash,
+        now: ClusterMs,
+    ) -> Result<bool, ReplayError> {
+        let (namespace, key) = match entry {
+            Entry::SegmentHeader(_) | Entry::Digest(_) => return Ok(false),
+            Entry::RangeTombstone(tombstone) => return self.replay_flush(id, tombstone),
+            Entry::Completion(record) => {
+                let known = (record.client, record.sequence);
+                if self.completions.contains_key(&known)
+                    || self.lease_is_over(record.lease_until, now)
+                {
+                    return Ok(false);
+                }
+                let offset = self.append_side(id, &entry)?;
+                let recorded = Recorded {
+                    offset,
+                    lease_until: record.lease_until,
+                };
+                self.completions.insert(known, recorded);
+                return Ok(true);
+            }
+            Entry::Object(_) | Entry::Touch(_) | Entry::Tombstone(_) => {
+                entry.key().expect("these have keys")
+            }
+        };
+        let words = self.words(namespace, key, hash);
+        let rank = rank(&entry).expect("entries with keys have ranks");
+        if self.flushes.cover(namespace, key, Version(rank.0))
+            || words
+                .main
+                .is_some_and(|main| self.beats(main, &entry, rank))
+        {
+            return Ok(false);
+        }
+        match entry {
+            Entry::Touch(_) => {
+                let newest = words.touch.and_then(|touch| self.rank_of(touch));
+                if newest.is_some_and(|newest| newest >= rank) {
+                    return Ok(false);
+                }
+                let offset = self.append_side(id, &entry)?;
+                self.retouch(hash, words, Word::new(hash, Kind::Touch, offset));
+            }
+            Entry::Object(_) => {
+                let offset = self.append_side(id, &entry)?;
+                self.replace_main(hash, words, Word::new(hash, Kind::Object, offset), rank);
+            }
+            Entry::Tombstone(mut tombstone) => {
+                self.side_space(id, tombstone.encoded_len())?;
+                tombstone.birth = self.segments.last_id();
+                let offset = self.append_side(id, &Entry::Tombstone(tombstone))?;
+                self.replace_main(hash, words, Word::new(hash, Kind::Tombstone, offset), rank);
+            }
+            _ => unreachable!("the others were dealt with"),
+        }
+        Ok(true)
+    }
+
+    /// True if the object or tombstone `main` ends `entry`. An object does not end its own touch.
+    fn beats(&self, main: Word, entry: &Entry<'_>, rank: (u64, u64)) -> bool {
+        let main_rank = self
+            .rank_of(main)
+            .expect("objects and tombstones have ranks");
+        match (main.kind(), entry) {
+            (Kind::Object, Entry::Touch(_)) => main_rank.0 > rank.0,
+            _ => main_rank >= rank,
+        }
+    }
+
+    fn rank_of(&self, word: Word) -> Option<(u64, u64)> {
+        rank(&self.entry(word.offset()))
+    }
+
+    /// As `supersede`, but a touch that is newer than `main` stays: its object is still to come,
+    /// or is this one.
+    fn replace_main(&mut self, hash: KeyHash, words: KeyWords, main: Word, rank: (u64, u64)) {
+        let newer = |touch: &Word| self.rank_of(*touch).is_some_and(|it| it > rank);
+        let touch = words.touch.filter(newer);
+        self.exchange(
+            hash,
+            words,
+            KeyWords {
+                main: Some(main),
+                touch,
+            },
+        );
+    }
+
+    fn replay_flush(
+        &mut self,
+        id: ReplayId,
+        mut tombstone: RangeTombstone,
+    ) -> Result<bool, ReplayError> {
+        if self
+            .flushes
+            .list
+            .iter()
+            .any(|flush| supersedes(&flush.tombstone, &tombstone))
+        {
+            return Ok(false);
+        }
+        if self.flushes.list.len() >= FLUSHES_MAX {
+            return Err(ReplayError::OutOfMemory);
+        }
+        self.side_space(id, Entry::RangeTombstone(tombstone).encoded_len())?;
+        tombstone.birth = self.segments.last_id();
+        let offset = self.append_side(id, &Entry::RangeTombstone(tombstone))?;
+        self.count_flushed(&tombstone);
+        self.add_flush(Flush { tombstone, offset });
+        Ok(true)
+    }
+
+    /// Makes room in the replay's open side segment, and in the index.
+    fn side_space(&mut self, id: ReplayId, bytes: usize) -> Result<Slot, ReplayError> {
+        let limit = self.limit(Class::Put);
+        let available = self.available();
+        let may_take_block = self.index_may_take_block(Class::Put);
+        if available < limit || !self.index.make_room(&mut self.region, may_take_block) {
+            return Err(ReplayError::OutOfMemory);
+        }
+        let open = self.replays[&id].open;
+        if let Some(open) = open {
+            if self.segments.get(open).room() as usize >= bytes {
+                return Ok(open);
+            }
+            self.segments.close(&mut self.region, open);
+            self.replays.get_mut(&id).expect("a replay under way").open = None;
+        }
+        let run = self
+            .take_run(bytes, Class::Put)
+            .ok_or(ReplayError::OutOfMemory)?;
+        let side = self.open_side(run, Owner::Replay(id));
+        let replay = self.replays.get_mut(&id).expect("a replay under way");
+        replay.sides.push(side);
+        replay.open = Some(side);
+        Ok(side)
+    }
+
+    fn append_side(&mut self, id: ReplayId, entry: &Entry<'_>) -> Result<u64, ReplayError> {
+        let bytes = entry.encoded_len();
+        let side = self.side_space(id, bytes)?;
+        Ok(self.append(side, bytes, |out| entry.encode(out)))
+    }
+
+    /// Takes back what the entry at `place` of a side segment brought, if it is still what counts.
+    fn unreplay(&mut self, place: u64) {
+        if let Entry::Completion(record) = self.entry(place) {
+            let key = (record.client, record.sequence);
+            if self
+                .completions
+                .get(&key)
+                .is_some_and(|recorded| recorded.offset == place)
+            {
+                self.completions.remove(&key);
+                self.kill(place);
+            }
+            return;
+        }
+        let (hash, words) = self.words_at(place);
+        let here = |word: &Word| word.offset() == place;
+        if words.main.is_some_and(|word| here(&word)) {
+            // Its touch, if any, came by the same replay.
+            self.supersede(hash, words, None);
+        } else if words.touch.is_some_and(|word| here(&word)) {
+            self.tally(words, false);
+            self.drop_touch(hash, words);
+            self.tally(
+                KeyWords {
+                    main: words.main,
+                    touch: None,
+                },
+                true,
+            );
+        }
+    }
+}
+
+/// Orders what is known of one key: by version, then object, touches by number, tombstone.
+fn rank(entry: &Entry<'_>) -> Option<(u64, u64)> {
+    match entry {
+        Entry::Object(object) => Some((object.version.0, 0)),
+        Entry::Touch(touch) => Some((touch.version.0, touch.number)),
+        Entry::Tombstone(tombstone) => Some((tombstone.version.0, u64::MAX)),
+        _ => None,
+    }
+}
