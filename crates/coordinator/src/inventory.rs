@@ -6,7 +6,9 @@
 //! S1. The head is open, of at least the recorded minimum epoch, and carries a digest; of these
 //!     the highest whose digest is complete. Looking below the highest one is safe: by R2, while
 //!     any replica of N is open at a valid epoch, nothing in N+1 past its opening was acknowledged.
-//!     It is needed: a shard may die with N+1 opened somewhere and N closed nowhere.
+//!     It is needed: a shard may die with N+1 opened somewhere and N closed nowhere. A segment
+//!     that is closed anywhere is no head: a replica of it that is still open is late, or a copy
+//!     being made again, and says nothing about what came after.
 //! S2. The seal is the longest certificate among the head's replicas. Any one that counts holds all
 //!     that was acknowledged (R3), so one is enough.
 //! S3. Everything that the head's digest names has a closed replica. Otherwise: wait, and say what
@@ -172,15 +174,12 @@ fn choose(minimum: Epoch, known: &BTreeMap<SegmentId, Known<'_>>) -> Sealed {
     let mut first_hold = None;
     for (segment, replicas) in known.iter().rev() {
         let counts = |r: &ReplicaState| !r.closed && r.epoch >= minimum;
-        if !replicas
-            .replicas
-            .iter()
-            .any(|(_, r)| counts(r) && r.digest.is_some())
-        {
+        let mut open = replicas.replicas.iter().filter(|(_, r)| counts(r));
+        if replicas.closed().is_some() || !open.any(|(_, r)| r.digest.is_some()) {
             continue;
         }
         let longest = (replicas.replicas.iter())
-            .filter(|(_, r)| r.closed || counts(r))
+            .filter(|(_, r)| counts(r))
             .map(|(_, r)| r.certificate)
             .max_by_key(|certificate| (certificate.length, certificate.checksum))
             .expect("the replica that counts is one");
@@ -355,6 +354,22 @@ mod tests {
             Err(Hold::NoHead)
         );
         assert_eq!(fresh(0, &[]), Err(Hold::NoHead));
+    }
+
+    /// A copy of an old segment that is about to be closed must not hide the lost head.
+    #[test]
+    fn an_open_copy_of_a_closed_segment_is_no_head() {
+        let copy = (11, vec![open(1, 1, 900, &[1])]);
+        assert_eq!(
+            fresh(0, &[(10, vec![closed(1, 900)]), copy.clone()]),
+            Err(Hold::NoHead)
+        );
+        let reading = fresh(
+            0,
+            &[(10, vec![closed(1, 900), open(2, 1, 60, &[1, 2])]), copy],
+        )
+        .unwrap();
+        assert_eq!(reading.seal, seal(2, 60));
     }
 
     #[test]

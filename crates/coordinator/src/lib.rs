@@ -466,7 +466,7 @@ impl Coordinator {
         );
         self.journal.remove_server(id);
         for recovery in self.recoveries.values_mut() {
-            recovery.lost(id, &mut self.journal);
+            recovery.lost(id, now.mono_us, &mut self.journal);
         }
         if member.role == Role::Backup {
             self.gone.add(id, &mut self.journal);
@@ -721,7 +721,9 @@ impl Node for Coordinator {
         let gap_us = now.mono_us - self.last_step_us.unwrap_or(now.mono_us);
         self.last_step_us = Some(now.mono_us);
         if gap_us > PAUSE_US {
-            self.servers.forgive(gap_us);
+            // All but what a step may take in good health: a driver that is always slow must still
+            // find the dead.
+            self.servers.forgive(gap_us - 2 * TICK_US);
         }
         if let Input::RecordsWritten { token } = input {
             self.journal.written(token);

@@ -225,12 +225,17 @@ impl Recovery {
     }
 
     /// A member is dead: what it held is out of reach, and what it was taking over is free again.
-    pub(crate) fn lost(&mut self, server: ServerId, journal: &mut Journal) {
+    pub(crate) fn lost(&mut self, server: ServerId, now_us: u64, journal: &mut Journal) {
         self.inventories.remove(&server);
         self.received_us.remove(&server);
         self.fence_due_us.remove(&server);
         self.avoid_until_us.remove(&server);
         self.dirty = true;
+        let unfinished =
+            |report: &&mut Report| report.master == server && report.ended_us.is_none();
+        for report in self.reports.values_mut().filter(unfinished) {
+            report.ended_us = Some(now_us);
+        }
         let before = self.record.partitions.len();
         self.record
             .partitions

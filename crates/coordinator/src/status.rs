@@ -99,11 +99,8 @@ pub(crate) struct Finished {
 impl Finished {
     pub(crate) fn add(&mut self, log: LogId, recovery: &Recovery, now_us: u64) {
         let done_ms = Some((now_us - recovery.times().detected_us) / 1_000);
-        let report = RecoveryStatus {
-            phase: Phase::Done,
-            done_ms,
-            ..describe(log, recovery)
-        };
+        let mut report = describe(log, recovery);
+        (report.phase, report.hold, report.done_ms) = (Phase::Done, None, done_ms);
         if self.list.len() == FINISHED_MAX {
             self.list.pop_front();
         }

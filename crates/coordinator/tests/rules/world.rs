@@ -93,7 +93,8 @@ impl World {
             mono_us: 1_000_000,
             unix_ms: 1_700_000_000_000,
         };
-        let coordinator = Coordinator::new(config.clone(), Vec::new(), now, 1).unwrap();
+        let coordinator =
+            Coordinator::new(config.clone(), Vec::new(), now, 1).expect("an empty store");
         let mut world = World {
             config,
             coordinator,
