@@ -103,6 +103,8 @@ pub struct Shard {
     lease_until_us: u64,
     /// The last flush found a lease.
     leased: bool,
+    /// When a flush last found one.
+    leased_at_us: Option<u64>,
     /// Bytes not on all replicas as of the last flush, and appended since.
     unreplicated: u64,
     clean_credit: u64,
@@ -131,6 +133,7 @@ impl Shard {
             ceiling: ClusterMs::default(),
             lease_until_us: 0,
             leased: false,
+            leased_at_us: None,
             unreplicated: 0,
             clean_credit: 0,
             clean_more: false,
@@ -281,11 +284,11 @@ impl Shard {
         let Some(config) = self.membership.config() else {
             return Some(Failure::NotReady);
         };
-        let lapsed_us = now.mono_us.saturating_sub(self.lease_until_us);
-        let without_time = self.membership.cluster_time(now).is_none();
         let bridged_us = u64::from(config.lease_ms) * 1_000;
+        let lapsed = (self.leased_at_us).is_none_or(|at_us| now.mono_us > at_us + bridged_us);
+        let without_time = self.membership.cluster_time(now).is_none();
         // D2.
-        if without_time || lapsed_us > bridged_us || self.clock < self.recoveries.expiry_floor() {
+        if without_time || lapsed || self.clock < self.recoveries.expiry_floor() {
             return Some(Failure::NotReady);
         }
         let full = self.answers.held() >= self.config.queued_requests_max as usize
@@ -440,6 +443,7 @@ impl Shard {
         self.refusals.drain(..).for_each(&mut add);
         self.leased = now.mono_us < self.lease_until_us;
         if self.leased {
+            self.leased_at_us = Some(now.mono_us);
             self.answers.release().into_iter().for_each(&mut add);
         } else if self.answers.releasable() > 0 {
             self.counts.leaseless_flushes += 1;

@@ -12,7 +12,7 @@ use crate::world::*;
 /// Enough to fill several heads of 64 KiB.
 fn fill(world: &mut World, writes: usize) {
     for i in 0..writes {
-        let outcome = world.ask(put(&format!("fill{}", i % 50), &"f".repeat(3_000)));
+        let outcome = world.ask(put(&format!("fill{}", i % 50), &format!("{:3000}", world.sequence)));
         assert!(matches!(outcome, Outcome::Done { .. }), "{outcome:?}");
     }
 }
@@ -34,7 +34,7 @@ fn heads_follow_each_other_in_order_when_backups_stutter() {
     for i in 0..400 {
         world.mute.clear();
         world.mute.insert(ServerId(100 + (i / 7) % 5));
-        tokens.push(world.send(put(&format!("k{}", i % 30), &"s".repeat(2_000))));
+        tokens.push(world.send(put(&format!("k{}", i % 30), &format!("{i:2000}"))));
         world.run(40);
     }
     world.mute.clear();

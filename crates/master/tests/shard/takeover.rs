@@ -42,8 +42,7 @@ fn plan(dead: &World, ranges: Vec<SlotRange>) -> Recover {
         version_ceiling: Version(1 << 30),
         expiry_floor: dead
             .backups
-            .values()
-            .map(|backup| backup.ceiling)
+            .keys().map(|id| dead.ceiling(*id))
             .max()
             .unwrap(),
         lease_remaining_ms: 0,
@@ -211,7 +210,7 @@ fn the_expiry_clock_starts_at_the_floor() {
     assert!(meta.remaining_ms.unwrap() <= 55_000);
     for id in world.head_backups() {
         assert!(
-            world.backups[&id].ceiling >= floor,
+            world.ceiling(id) >= floor,
             "its own heir has to know as well"
         );
     }

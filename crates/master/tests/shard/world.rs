@@ -31,7 +31,7 @@ pub struct Stored {
 #[derive(Clone, Debug, Default)]
 pub struct FakeBackup {
     pub replicas: BTreeMap<(LogId, SegmentId), Stored>,
-    pub ceiling: ClusterMs,
+    pub ceilings: BTreeMap<LogId, ClusterMs>,
     pub lease_asked_ms: u32,
     /// Refuses every append so.
     pub refuse: Option<Refusal>,
@@ -359,11 +359,9 @@ impl World {
             }
             return Message::AppendRefused(AppendRefused { log, segment, why });
         }
-        assert!(
-            append.expiry_ceiling >= backup.ceiling,
-            "a ceiling was taken back"
-        );
-        backup.ceiling = append.expiry_ceiling;
+        let ceiling = backup.ceilings.entry(log).or_default();
+        assert!(append.expiry_ceiling >= *ceiling, "a ceiling was taken back");
+        *ceiling = append.expiry_ceiling;
         backup.lease_asked_ms = append.lease_ms;
         if append.open {
             assert_eq!(append.offset, 0);
@@ -498,6 +496,11 @@ impl World {
             .filter_map(|backup| backup.replicas.get(&(self.log, segment)))
             .filter(|stored| stored.certificate.is_some())
             .collect()
+    }
+
+    /// The expiry ceiling that a backup was told by this world's shard.
+    pub fn ceiling(&self, backup: ServerId) -> ClusterMs {
+        self.backups[&backup].ceilings.get(&self.log).copied().unwrap_or_default()
     }
 
     /// Backups that hold a counting replica of the newest head.
