@@ -19,27 +19,29 @@
 //! Bounds: `Config::pending_max` commands of `pending_bytes_max` bytes, `window_max` of them on
 //! their way to each shard. A key-space command counts once and has one part per shard.
 
+mod fan;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_cluster::{Dice, Now, Outputs};
-use holdfast_format::{ClientId, ClusterMs, KeyHash, ServerId, Slot};
+use holdfast_format::{ClientId, ClusterMs, ServerId, Slot};
 use holdfast_wire::{
     Command, Failure, Message, Once, Op, Outcome, Request, Requests, Responses, View,
 };
 
+use self::fan::{Fan, Part};
 use crate::config::Config;
 use crate::lane::Lane;
-use crate::order::{Kind, OrderKey, Ordering, Ticket};
+use crate::order::{OrderKey, Ordering, Ticket};
+use crate::pending::{Pending, Place, Target, command_bytes};
 use crate::routes::Routes;
+
+pub use self::fan::SCAN_STEP;
 
 /// A shard that does not serve a tablet (yet) is asked about it again after pauses that double from
 /// here to there; a new view ends them.
 const REFUSED_PAUSE_MIN_US: u64 = 5_000;
 const REFUSED_PAUSE_MAX_US: u64 = 80_000;
-
-/// Scan positions handed out are multiples of 2^11, so that a cursor divided by it fits the 53 bits
-/// that clients keep exactly which read cursors as floating-point numbers.
-pub const SCAN_STEP: u64 = 1 << 11;
 
 /// Requests in one message; a shard executes a message in one step.
 const BATCH_ITEMS_MAX: usize = 512;
@@ -111,65 +113,6 @@ pub struct Core {
     done: Vec<(u64, Outcome)>,
     released: Vec<Ticket>,
     figures: Figures,
-}
-
-#[derive(Debug)]
-struct Pending {
-    token: u64,
-    command: Command,
-    once: Option<Once>,
-    /// `once` is the core's own and its sequence stands in `open_sequences`.
-    own_sequence: bool,
-    order: Option<OrderKey>,
-    deadline_us: u64,
-    target: Target,
-    place: Place,
-    sent_us: u64,
-    /// The latest attempt is out and was not refused; an earlier one may have been executed.
-    attempted: bool,
-    unsure: bool,
-    refused_busy: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Target {
-    Slot(Slot),
-    /// A key-space command; `Fan` has the rest.
-    Fan,
-    /// The part of a key-space command that one shard is asked.
-    Part {
-        fan: Ticket,
-        shard: ServerId,
-    },
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
-    /// Not released yet (`order.rs`).
-    Waiting,
-    Parked,
-    Queued(ServerId),
-    Sent(ServerId),
-    /// A key-space command whose parts are under way, or will be at `Fan::retry_us`.
-    Fanned,
-}
-
-#[derive(Debug)]
-struct Fan {
-    scope: Scope,
-    parts: BTreeMap<ServerId, Part>,
-    /// Begin (again) then; `None` while parts are under way or no view would do.
-    retry_us: Option<u64>,
-    tries: u32,
-    limit: u32,
-    /// A part of it may have been executed.
-    unsure: bool,
-}
-
-#[derive(Debug)]
-enum Part {
-    Asked(Ticket),
-    Answered(Outcome),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -293,7 +236,11 @@ impl Core {
         for response in responses.items {
             match response.outcome {
                 Outcome::Failed(why @ (Failure::NotOwner | Failure::NotReady | Failure::Busy)) => {
-                    restart |= current && self.refused(now, from, response.token, why);
+                    // The first refusal tells why; it ended the stream, and those behind it were
+                    // refused only for that.
+                    if current && !restart {
+                        restart = self.refused(now, from, response.token, why);
+                    }
                 }
                 outcome => self.answered(now, from, response.token, outcome),
             }
@@ -520,13 +467,17 @@ impl Core {
             return;
         };
         // Nothing behind a refused command was executed: a refusal ends its stream.
-        let mut ended = false;
+        let mut refused_busy = None;
         for ticket in &lane.sent {
             if let Some(pending) = self.pending.get_mut(ticket)
                 && pending.place == Place::Sent(shard)
             {
-                ended |= !pending.attempted;
-                pending.attempted &= !ended;
+                if let Some(busy) = refused_busy {
+                    pending.attempted = false;
+                    pending.refused_busy = busy;
+                } else if !pending.attempted {
+                    refused_busy = Some(pending.refused_busy);
+                }
             }
         }
         let mut again: Vec<Ticket> = lane.sent.drain(..).chain(lane.queue.drain(..)).collect();
@@ -678,124 +629,6 @@ impl Core {
             self.open_sequences.remove(&once.sequence);
         }
     }
-
-    // ---- key-space commands ----
-
-    /// Begins every key-space command that is released and has no parts under way.
-    fn start_fans(&mut self, now: Now) {
-        let idle: Vec<Ticket> = self
-            .fans
-            .iter()
-            .filter(|(ticket, fan)| {
-                fan.parts.is_empty()
-                    && fan.retry_us.is_none_or(|at| at <= now.mono_us)
-                    && self.pending[ticket].place == Place::Fanned
-            })
-            .map(|(&ticket, _)| ticket)
-            .collect();
-        for ticket in idle {
-            self.start_fan(now, ticket);
-        }
-    }
-
-    /// Asks every shard concerned, if the view names one for all of the key space.
-    fn start_fan(&mut self, now: Now, ticket: Ticket) {
-        let parent = &self.pending[&ticket];
-        let mut command = parent.command.clone();
-        let fan = self
-            .fans
-            .get_mut(&ticket)
-            .expect("the caller has just found it");
-        assert!(fan.parts.is_empty(), "a key-space command was begun twice");
-        fan.retry_us = None;
-        if let Op::Scan { limit, .. } = &mut command.op {
-            *limit = fan.limit;
-        }
-        let shards: Vec<ServerId> = match fan.scope {
-            Scope::All if self.routes.complete() => self.routes.owners().to_vec(),
-            Scope::Shard(shard) if self.routes.is_shard(shard) => vec![shard],
-            Scope::All | Scope::Shard(_) => return,
-        };
-        for shard in shards {
-            let part = self.take_ticket();
-            let pending = Pending {
-                token: 0,
-                command: command.clone(),
-                once: None,
-                own_sequence: false,
-                order: None,
-                deadline_us: u64::MAX,
-                target: Target::Part { fan: ticket, shard },
-                place: Place::Parked,
-                sent_us: 0,
-                attempted: false,
-                unsure: false,
-                refused_busy: false,
-            };
-            self.pending.insert(part, pending);
-            let fan = self.fans.get_mut(&ticket).expect("looked up above");
-            fan.parts.insert(shard, Part::Asked(part));
-            self.route(now, part);
-        }
-    }
-
-    /// Forgets the parts of a key-space command, answered or not. An answer that comes yet is to
-    /// nobody's question. An unanswered part of a flush may yet be executed, but before whatever is
-    /// sent later to its shard, so never after the command's own end.
-    fn cancel_parts(&mut self, ticket: Ticket) {
-        let Some(fan) = self.fans.get_mut(&ticket) else {
-            return;
-        };
-        for (_, part) in std::mem::take(&mut fan.parts) {
-            if let Part::Asked(part) = part {
-                self.drop_part(part);
-            }
-        }
-    }
-
-    fn drop_part(&mut self, part: Ticket) {
-        self.unplace(part);
-        let pending = self
-            .pending
-            .remove(&part)
-            .expect("a part lives until it is dropped");
-        self.close_sequence(&pending);
-        if let Target::Part { fan, .. } = pending.target
-            && let Some(fan) = self.fans.get_mut(&fan)
-        {
-            fan.unsure |= pending.attempted || pending.unsure;
-        }
-    }
-
-    /// Puts the answers of all shards together.
-    fn merge(&mut self, now: Now, ticket: Ticket) {
-        let pending = &self.pending[&ticket];
-        let fan = self
-            .fans
-            .get_mut(&ticket)
-            .expect("the caller has just found it");
-        let answers = std::mem::take(&mut fan.parts)
-            .into_values()
-            .filter_map(|part| match part {
-                Part::Answered(outcome) => Some(outcome),
-                Part::Asked(_) => None,
-            });
-        let outcome = match pending.command.op {
-            Op::Scan { from, .. } => match merge_scans(from, answers) {
-                Some(outcome) => outcome,
-                None => {
-                    // More keys than asked for lie within one step: ask for more at a time.
-                    fan.limit = fan.limit.saturating_mul(2);
-                    return self.start_fan(now, ticket);
-                }
-            },
-            Op::Count => merge_counts(answers),
-            _ => Outcome::Flushed,
-        };
-        self.finish(now, ticket, outcome);
-    }
-
-    // ---- time ----
 
     fn give_up_overdue(&mut self, now: Now) {
         if now.mono_us < self.deadline_floor_us {
@@ -974,89 +807,7 @@ impl Core {
     }
 }
 
-impl Pending {
-    fn kind(&self) -> Kind {
-        match self.target {
-            Target::Slot(slot) if self.command.op.is_write() => Kind::Write(slot),
-            Target::Slot(slot) => Kind::Read(slot),
-            Target::Fan | Target::Part { .. } => Kind::KeySpace,
-        }
-    }
-}
-
-/// Bytes a command holds on to: key, value and condition, and a little for itself.
-fn command_bytes(command: &Command) -> u64 {
-    use holdfast_wire::{Condition, TouchCondition};
-    let condition = match &command.op {
-        Op::Put {
-            condition: Condition::ValueIs(bytes),
-            ..
-        }
-        | Op::Delete {
-            condition: Condition::ValueIs(bytes),
-            ..
-        }
-        | Op::Touch {
-            condition: TouchCondition::ValueIs(bytes),
-            ..
-        } => bytes.len(),
-        _ => 0,
-    };
-    let value = match &command.op {
-        Op::Put { value, .. } => value.len(),
-        _ => 0,
-    };
-    (64 + command.key.len() + condition + value) as u64
-}
-
 fn refused_pause_us(tries: u32, dice: &mut Dice) -> u64 {
     let pause_us = (REFUSED_PAUSE_MIN_US << tries.min(10)).min(REFUSED_PAUSE_MAX_US);
     pause_us / 2 + dice.below(pause_us / 2)
-}
-
-/// One scan out of every shard's, or `None` if it would not move on. The position is the lowest that
-/// any shard reached, rounded down to a whole step; what was seen beyond it will be seen again.
-fn merge_scans(from: KeyHash, answers: impl Iterator<Item = Outcome>) -> Option<Outcome> {
-    let mut all = Vec::new();
-    let mut lowest: Option<KeyHash> = None;
-    for answer in answers {
-        if let Outcome::Scanned { keys, next } = answer {
-            all.extend(keys);
-            lowest = match (lowest, next) {
-                (Some(a), Some(b)) => Some(a.min(b)),
-                (a, b) => a.or(b),
-            };
-        }
-    }
-    let next = lowest.map(|hash| KeyHash(hash.0 - hash.0 % SCAN_STEP));
-    if let Some(next) = next {
-        if next <= from {
-            return None;
-        }
-        all.retain(|(hash, _)| *hash < next);
-    }
-    all.sort_unstable();
-    // After a takeover two shards may have answered for one key.
-    all.dedup();
-    Some(Outcome::Scanned { keys: all, next })
-}
-
-fn merge_counts(answers: impl Iterator<Item = Outcome>) -> Outcome {
-    let mut total = (0u64, 0u64);
-    for answer in answers {
-        if let Outcome::Counted {
-            sessions,
-            with_deadline,
-        } = answer
-        {
-            total = (
-                total.0.saturating_add(sessions),
-                total.1.saturating_add(with_deadline),
-            );
-        }
-    }
-    Outcome::Counted {
-        sessions: total.0,
-        with_deadline: total.1,
-    }
 }

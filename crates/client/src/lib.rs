@@ -9,6 +9,7 @@ mod config;
 mod core;
 mod lane;
 mod order;
+mod pending;
 mod routes;
 
 pub use self::config::{Config, ConfigError};

@@ -420,6 +420,24 @@ fn refusals_are_retried_until_the_owner_is_ready() {
     }
 }
 
+/// A shard that is not ready for one tablet serves its others meanwhile.
+#[test]
+fn a_refused_tablet_does_not_hold_up_the_others_of_its_shard() {
+    let mut world = World::new();
+    let (a, b) = keys();
+    world.deal(&[(0, 8191, A, true), (8192, 16383, A, true)]);
+    world.give(&[(8192, 16383, A, true)]);
+    let refused = world.submit(put(a, "1"), LINE, None);
+    let served = world.submit(put(b, "1"), LINE, None);
+    world.run(1);
+    assert!(matches!(world.outcome(served), Outcome::Done { .. }));
+    world.run(100);
+    assert!(!world.outcomes.contains_key(&refused));
+    world.give(&[(0, 16383, A, true)]);
+    world.run(100);
+    assert!(matches!(world.outcome(refused), Outcome::Done { .. }));
+}
+
 #[test]
 fn a_new_view_moves_what_is_unanswered_to_the_new_owner() {
     let mut world = World::new();

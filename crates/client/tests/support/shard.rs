@@ -80,19 +80,20 @@ impl Shard {
         if requests.stream == stream.number {
             for (index, request) in (requests.first..).zip(requests.items) {
                 let stream = self.streams.get_mut(&requests.client).expect("made above");
-                if index != stream.next || stream.ended {
+                if index != stream.next {
                     continue;
                 }
                 stream.next += 1;
-                let outcome = self.answer(store, &request);
+                let outcome = match stream.ended {
+                    true => Outcome::Failed(Failure::NotReady),
+                    false => self.answer(store, &request),
+                };
                 if matches!(
                     outcome,
                     Outcome::Failed(Failure::NotOwner | Failure::NotReady | Failure::Busy)
                 ) {
-                    self.streams
-                        .get_mut(&requests.client)
-                        .expect("made above")
-                        .ended = true;
+                    let stream = self.streams.get_mut(&requests.client);
+                    stream.expect("made above").ended = true;
                 }
                 items.push(Response {
                     token: request.token,
