@@ -620,6 +620,17 @@ fn a_key_space_command_of_one_shard_asks_only_it() {
     };
     assert_eq!((keys.len(), next), (1, &None));
     assert_eq!(keys[0].1, b);
+
+    // One that owns nothing has nothing to tell, at once.
+    world.deal(&[(0, 8191, A, true), (8192, 16383, A, true)]);
+    let how = Submit { token: 100, ..how };
+    world.core.submit(world.now, command("", Op::Count), how);
+    world.flush();
+    let nothing = Outcome::Counted {
+        sessions: 0,
+        with_deadline: 0,
+    };
+    assert_eq!(*world.outcome(100), nothing);
 }
 
 #[test]

@@ -6,13 +6,13 @@
 
 use bytes::Bytes;
 use holdfast_client::{Core, OrderKey, Scope, Submit};
-use holdfast_cluster::{ConnectionId, Dice, Membership, Now};
+use holdfast_cluster::{Call, ConnectionId, Dice, Membership, Now};
 use holdfast_format::{ClientId, KeyHash, Namespace, ServerId, Slot};
 use holdfast_wire::redis::{
     self, ClientAttribute, Cluster, Hello, InfoSections, Many, Next, ReplyShape, RespError,
     RespRequest, Scan, Scripts, glob_matches,
 };
-use holdfast_wire::{Command, Failure, Once, Op, Outcome};
+use holdfast_wire::{Command, Failure, Op, Outcome};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
@@ -31,6 +31,8 @@ const KEYS_PER_SCAN: u32 = 1_000;
 const COUNTS_AGE_MAX_US: u64 = 1_000_000;
 /// What INFO tells while tablets are recovered: the goal for a recovery.
 const LOADING_ETA_S: u64 = 1;
+/// The longest that a call may ask to be retried; completion records are not kept for longer.
+const CALL_WITHIN_MS_MAX: u32 = 60_000;
 const NAMESPACES: usize = redis::NAMESPACES as usize;
 
 /// See the module.
@@ -160,44 +162,45 @@ impl Executor {
         connection.write(|reply| write_outcome(face, ReplyShape::Ok, &outcome, reply));
     }
 
-    pub(crate) fn submit(
-        &mut self,
-        now: Now,
-        command: Command,
-        waiter: Waiter,
-        once: Option<Once>,
-        within_ms: u32,
-    ) {
-        let order = match waiter {
-            Waiter::Reply { connection, .. } => Some(OrderKey(connection.0)),
-            Waiter::Call { .. } => None,
+    /// Submits a call's command, which keeps nobody's order.
+    pub(crate) fn call(&mut self, now: Now, token: u64, call: Call) {
+        let within_ms = call.within_ms.unwrap_or(self.config.retry_ms);
+        let how = Submit {
+            token: self.waiters.put(Waiter::Call { token }),
+            once: call.once,
+            order: None,
+            within_ms: within_ms.min(CALL_WITHIN_MS_MAX),
+            scope: Scope::All,
         };
-        let scope = match waiter {
-            Waiter::Reply { .. } => self.scope(),
-            Waiter::Call { .. } => Scope::All,
-        };
-        let token = self.waiters.put(waiter);
-        self.core.submit(
-            now,
-            command,
-            Submit {
-                token,
-                once,
-                order,
-                within_ms,
-                scope,
-            },
-        );
+        self.core.submit(now, call.command, how);
     }
 
-    /// Submits (a part of) what a reply needs.
+    /// Submits (a part of) what a reply needs, in the order of its connection.
     fn ask(&mut self, now: Now, id: ConnectionId, reply: u64, part: u32, command: Command) {
+        let order = Some(OrderKey(id.0));
+        self.ask_in_order(now, order, (id, reply, part), command);
+    }
+
+    fn ask_in_order(
+        &mut self,
+        now: Now,
+        order: Option<OrderKey>,
+        (connection, reply, part): (ConnectionId, u64, u32),
+        command: Command,
+    ) {
         let waiter = Waiter::Reply {
-            connection: id,
+            connection,
             reply,
             part,
         };
-        self.submit(now, command, waiter, None, self.config.retry_ms);
+        let how = Submit {
+            token: self.waiters.put(waiter),
+            once: None,
+            order,
+            within_ms: self.config.retry_ms,
+            scope: self.scope(),
+        };
+        self.core.submit(now, command, how);
     }
 
     /// Refused here, because the core's bounds are for commands of the ordinary size.
@@ -692,8 +695,9 @@ impl Executor {
         let missing = u32::from(redis::NAMESPACES);
         let reply = connection.begin(Progress::Info { sections, missing });
         for part in 0..missing {
+            // All at once: in the order of the connection they would wait for each other.
             let command = key_space(Namespace(part as u8), Op::Count);
-            self.ask(now, id, reply, part, command);
+            self.ask_in_order(now, None, (id, reply, part), command);
         }
     }
 

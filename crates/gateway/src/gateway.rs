@@ -30,8 +30,6 @@ use crate::info;
 /// Requests read of one connection before others have their turn: about a millisecond of work.
 const REQUESTS_PER_TURN: usize = 1_024;
 
-/// The longest that a call may ask to be retried; completion records are not kept for longer.
-const CALL_WITHIN_MS_MAX: u32 = 60_000;
 /// Rounds of outcomes and what they lead to in one `flush`; the rest waits its turn.
 const ROUNDS_PER_FLUSH: usize = 8;
 
@@ -243,15 +241,7 @@ impl Gateway {
             });
             return;
         }
-        let within_ms = call.within_ms.unwrap_or(self.executor.config.retry_ms);
-        let within_ms = within_ms.min(CALL_WITHIN_MS_MAX);
-        self.executor.submit(
-            now,
-            call.command,
-            Waiter::Call { token },
-            call.once,
-            within_ms,
-        );
+        self.executor.call(now, token, call);
     }
 
     /// Ends what has nothing left to do.

@@ -68,9 +68,14 @@ impl Core {
         }
         let shards: Vec<ServerId> = match fan.scope {
             Scope::All if self.routes.complete() => self.routes.owners().to_vec(),
-            Scope::Shard(shard) if self.routes.is_shard(shard) => vec![shard],
+            // A shard that owns nothing would refuse; there is nothing to ask it about.
+            Scope::Shard(shard) if self.routes.owners().contains(&shard) => vec![shard],
+            Scope::Shard(shard) if self.routes.is_shard(shard) => Vec::new(),
             Scope::All | Scope::Shard(_) => return,
         };
+        if shards.is_empty() {
+            return self.merge(now, ticket);
+        }
         for shard in shards {
             let part = self.take_ticket();
             let pending = Pending {
