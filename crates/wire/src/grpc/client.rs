@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
-use holdfast_format::{ClientId, ClusterMs, KeyHash, Version};
+use futures_util::{Stream, StreamExt};
+use holdfast_format::{ClientId, ClusterMs, KeyHash, Namespace, Version};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
@@ -11,7 +11,9 @@ use tonic_types::StatusExt;
 
 use super::failure::VERSION;
 use super::v1;
+use super::v1::result::Result as Told;
 use super::v1::sessions_client::SessionsClient as Generated;
+use super::v1::stream_request::Request as Asked;
 use super::{ClientGrant, SessionCall};
 use crate::command::{
     AbsoluteDeadline, Condition, ExpiryChange, Meta, Once, Op, Outcome, TouchCondition,
@@ -108,6 +110,14 @@ impl Connection {
         }
         request
     }
+
+    fn timed<T>(&self, message: T, within_ms: Option<u32>) -> Request<T> {
+        let mut request = self.request(message);
+        if let Some(ms) = within_ms {
+            request.set_timeout(Duration::from_millis(u64::from(ms)));
+        }
+        request
+    }
 }
 
 /// Calls `holdfast.v1.Sessions`.
@@ -142,168 +152,244 @@ impl SessionsClient {
     }
 
     /// Executes one command: `Get`, `Stat`, `Put`, `Touch` or `Delete` with the conditions and
-    /// expiries that the service knows, and `Scan`; others are `Unsupported`.
+    /// expiries that the service knows, or `Scan`; others are `Unsupported`.
     pub async fn call(&mut self, call: SessionCall) -> Result<Outcome, ClientError> {
-        let SessionCall {
-            command,
-            once,
-            within_ms,
-        } = call;
-        let namespace = u32::from(command.namespace.0);
-        let key = command.key;
-        let idempotency = once.map(idempotency);
-        match command.op {
-            Op::Get | Op::Stat => {
-                let times_only = command.op == Op::Stat;
-                let read = v1::ReadRequest {
-                    namespace,
-                    key,
-                    touch: false,
-                    times_only,
-                    idempotency,
-                };
-                let result = self.generated.read(self.request(read, within_ms)).await;
-                outcome(result, |reply| {
-                    value(reply.version, reply.times, reply.value)
-                })
+        let within_ms = call.within_ms;
+        if let Op::Scan { from, limit } = call.command.op {
+            return self
+                .list(call.command.namespace, from, limit, within_ms)
+                .await;
+        }
+        let answer = match asked(call)? {
+            Asked::Create(create) => {
+                let request = self.connection.timed(create, within_ms);
+                self.generated
+                    .create(request)
+                    .await
+                    .map(|reply| Told::Create(reply.into_inner()))
             }
-            Op::Touch {
-                condition: TouchCondition::Always,
-                expiry: ExpiryChange::Slide,
-                return_value: true,
-            } => {
-                let read = v1::ReadRequest {
-                    namespace,
-                    key,
-                    touch: true,
-                    times_only: false,
-                    idempotency,
-                };
-                let result = self.generated.read(self.request(read, within_ms)).await;
-                outcome(result, |reply| {
-                    value(reply.version, reply.times, reply.value)
-                })
+            Asked::Read(read) => {
+                let request = self.connection.timed(read, within_ms);
+                self.generated
+                    .read(request)
+                    .await
+                    .map(|reply| Told::Read(reply.into_inner()))
             }
-            Op::Put {
-                value,
-                condition: Condition::Absent,
-                expiry,
-                return_old: false,
-            } if expiry != ExpiryChange::Keep => {
-                let expiry = expiry_given(expiry, ExpiryChange::Keep)?;
-                let create = v1::CreateRequest {
-                    namespace,
-                    key,
-                    value,
-                    expiry,
-                    idempotency,
-                };
-                let result = self.generated.create(self.request(create, within_ms)).await;
-                outcome(result, |reply| done(reply.version, reply.times))
+            Asked::Write(write) => {
+                let request = self.connection.timed(write, within_ms);
+                self.generated
+                    .write(request)
+                    .await
+                    .map(|reply| Told::Write(reply.into_inner()))
             }
-            Op::Put {
-                value,
-                condition,
-                expiry,
-                return_old: false,
-            } => {
-                use v1::write_request::Condition as Given;
-                let condition = match condition {
-                    Condition::Always => None,
-                    Condition::Absent => Some(Given::MustNotExist(true)),
-                    Condition::Present => Some(Given::MustExist(true)),
-                    Condition::Version(version) => Some(Given::Version(version.0)),
-                    Condition::ValueIs(_) => return Err(ClientError::Unsupported),
-                };
-                let expiry = expiry_given(expiry, ExpiryChange::Keep)?;
-                let write = v1::WriteRequest {
-                    namespace,
-                    key,
-                    value,
-                    condition,
-                    expiry,
-                    idempotency,
-                };
-                let result = self.generated.write(self.request(write, within_ms)).await;
-                outcome(result, |reply| done(reply.version, reply.times))
+            Asked::Touch(touch) => {
+                let request = self.connection.timed(touch, within_ms);
+                self.generated
+                    .touch(request)
+                    .await
+                    .map(|reply| Told::Touch(reply.into_inner()))
             }
-            Op::Touch {
-                condition,
-                expiry,
-                return_value: false,
-            } => {
-                let version = match condition {
-                    TouchCondition::Always => None,
-                    TouchCondition::Version(version) => Some(version.0),
-                    _ => return Err(ClientError::Unsupported),
-                };
-                let expiry = expiry_given(expiry, ExpiryChange::Slide)?;
-                let touch = v1::TouchRequest {
-                    namespace,
-                    key,
-                    version,
-                    expiry,
-                    idempotency,
-                };
-                let result = self.generated.touch(self.request(touch, within_ms)).await;
-                outcome(result, |reply| done(reply.version, reply.times))
+            Asked::Delete(delete) => {
+                let request = self.connection.timed(delete, within_ms);
+                self.generated
+                    .delete(request)
+                    .await
+                    .map(|reply| Told::Delete(reply.into_inner()))
             }
-            Op::Delete {
-                condition,
-                return_old: false,
-            } => {
-                use v1::delete_request::Condition as Given;
-                let condition = match condition {
-                    Condition::Always => None,
-                    Condition::Present => Some(Given::MustExist(true)),
-                    Condition::Version(version) => Some(Given::Version(version.0)),
-                    Condition::Absent | Condition::ValueIs(_) => {
-                        return Err(ClientError::Unsupported);
-                    }
-                };
-                let delete = v1::DeleteRequest {
-                    namespace,
-                    key,
-                    condition,
-                    idempotency,
-                };
-                let result = self.generated.delete(self.request(delete, within_ms)).await;
-                outcome(result, |reply| match reply.existed {
-                    true => done(reply.version, None),
-                    false => Outcome::Absent {
-                        version: Version(reply.version),
-                    },
-                })
-            }
-            Op::Scan { from, limit } => {
-                let list = v1::ListRequest {
-                    namespace,
-                    cursor: Some(from.0),
-                    limit: Some(limit),
-                };
-                let result = self.generated.list(self.request(list, within_ms)).await;
-                outcome(result, |reply| Outcome::Scanned {
-                    keys: reply
-                        .keys
-                        .into_iter()
-                        .map(|key| (KeyHash::of(command.namespace, &key), key))
-                        .collect(),
-                    next: reply.next.map(KeyHash),
-                })
-            }
-            Op::Put { .. } | Op::Touch { .. } | Op::Delete { .. } | Op::Count | Op::Flush => {
-                Err(ClientError::Unsupported)
+        };
+        match answer {
+            Ok(told) => outcome(told),
+            Err(status) => {
+                let details = status.get_error_details();
+                let version = details
+                    .error_info()
+                    .and_then(|info| info.metadata.get(VERSION));
+                let version = version.and_then(|version| version.parse().ok());
+                absent_or_refused(status.code(), version).map_or_else(|| Err(status.into()), Ok)
             }
         }
     }
 
-    fn request<T>(&self, message: T, within_ms: Option<u32>) -> Request<T> {
-        let mut request = self.connection.request(message);
-        if let Some(ms) = within_ms {
-            request.set_timeout(Duration::from_millis(u64::from(ms)));
-        }
-        request
+    async fn list(
+        &mut self,
+        namespace: Namespace,
+        from: KeyHash,
+        limit: u32,
+        within_ms: Option<u32>,
+    ) -> Result<Outcome, ClientError> {
+        let request = v1::ListRequest {
+            namespace: u32::from(namespace.0),
+            cursor: Some(from.0),
+            limit: Some(limit),
+        };
+        let request = self.connection.timed(request, within_ms);
+        let reply = self.generated.list(request).await?.into_inner();
+        let keys = reply
+            .keys
+            .into_iter()
+            .map(|key| (KeyHash::of(namespace, &key), key));
+        Ok(Outcome::Scanned {
+            keys: keys.collect(),
+            next: reply.next.map(KeyHash),
+        })
     }
+
+    /// Executes several commands of one kind (all reads, all writes, …) in one call; each has an
+    /// outcome of its own, in their order. `within_ms` of the calls is not looked at.
+    pub async fn batch(
+        &mut self,
+        calls: Vec<SessionCall>,
+    ) -> Result<Vec<Result<Outcome, ClientError>>, ClientError> {
+        let asked: Vec<Asked> = calls.into_iter().map(asked).collect::<Result<_, _>>()?;
+        macro_rules! send {
+            ($kind:ident, $method:ident, $message:ident) => {{
+                let items: Option<Vec<_>> = asked
+                    .into_iter()
+                    .map(|asked| match asked {
+                        Asked::$kind(item) => Some(item),
+                        _ => None,
+                    })
+                    .collect();
+                let items = items.ok_or(ClientError::Unsupported)?;
+                let request = self.connection.request(v1::$message { items });
+                self.generated.$method(request).await?.into_inner()
+            }};
+        }
+        let reply = match asked.first() {
+            None => return Ok(Vec::new()),
+            Some(Asked::Create(_)) => send!(Create, batch_create, BatchCreateRequest),
+            Some(Asked::Read(_)) => send!(Read, batch_read, BatchReadRequest),
+            Some(Asked::Write(_)) => send!(Write, batch_write, BatchWriteRequest),
+            Some(Asked::Touch(_)) => send!(Touch, batch_touch, BatchTouchRequest),
+            Some(Asked::Delete(_)) => send!(Delete, batch_delete, BatchDeleteRequest),
+        };
+        Ok(reply.results.into_iter().map(result).collect())
+    }
+
+    /// Executes commands of any kind as they come; outcomes come in the same order. A command that
+    /// the service has no way to ask ends the stream.
+    pub async fn stream(
+        &mut self,
+        calls: impl Stream<Item = SessionCall> + Send + 'static,
+    ) -> Result<impl Stream<Item = Result<Outcome, ClientError>> + Send, ClientError> {
+        let requests = calls
+            .map(|call| asked(call).ok())
+            .take_while(|asked| std::future::ready(asked.is_some()))
+            .map(|request| v1::StreamRequest { request });
+        let request = self.connection.request(requests);
+        let results = self.generated.stream(request).await?.into_inner();
+        Ok(results.map(|told| result(told?)))
+    }
+}
+
+/// The request that asks for a command.
+fn asked(call: SessionCall) -> Result<Asked, ClientError> {
+    let SessionCall {
+        command,
+        once,
+        within_ms: _,
+    } = call;
+    let namespace = u32::from(command.namespace.0);
+    let key = command.key;
+    let idempotency = once.map(idempotency);
+    let (touch, times_only) = match command.op {
+        Op::Get => (false, false),
+        Op::Stat => (false, true),
+        Op::Touch {
+            condition: TouchCondition::Always,
+            expiry: ExpiryChange::Slide,
+            return_value: true,
+        } => (true, false),
+        Op::Put {
+            value,
+            condition: Condition::Absent,
+            expiry,
+            return_old: false,
+        } if expiry != ExpiryChange::Keep => {
+            let expiry = expiry_given(expiry, ExpiryChange::Clear)?;
+            return Ok(Asked::Create(v1::CreateRequest {
+                namespace,
+                key,
+                value,
+                expiry,
+                idempotency,
+            }));
+        }
+        Op::Put {
+            value,
+            condition,
+            expiry,
+            return_old: false,
+        } => {
+            use v1::write_request::Condition as Given;
+            let condition = match condition {
+                Condition::Always => None,
+                Condition::Absent => Some(Given::MustNotExist(true)),
+                Condition::Present => Some(Given::MustExist(true)),
+                Condition::Version(version) => Some(Given::Version(version.0)),
+                Condition::ValueIs(_) => return Err(ClientError::Unsupported),
+            };
+            let expiry = expiry_given(expiry, ExpiryChange::Keep)?;
+            return Ok(Asked::Write(v1::WriteRequest {
+                namespace,
+                key,
+                value,
+                condition,
+                expiry,
+                idempotency,
+            }));
+        }
+        Op::Touch {
+            condition,
+            expiry,
+            return_value: false,
+        } => {
+            let version = match condition {
+                TouchCondition::Always => None,
+                TouchCondition::Version(version) => Some(version.0),
+                _ => return Err(ClientError::Unsupported),
+            };
+            let expiry = expiry_given(expiry, ExpiryChange::Slide)?;
+            return Ok(Asked::Touch(v1::TouchRequest {
+                namespace,
+                key,
+                version,
+                expiry,
+                idempotency,
+            }));
+        }
+        Op::Delete {
+            condition,
+            return_old: false,
+        } => {
+            use v1::delete_request::Condition as Given;
+            let condition = match condition {
+                Condition::Always => None,
+                Condition::Present => Some(Given::MustExist(true)),
+                Condition::Version(version) => Some(Given::Version(version.0)),
+                Condition::Absent | Condition::ValueIs(_) => return Err(ClientError::Unsupported),
+            };
+            return Ok(Asked::Delete(v1::DeleteRequest {
+                namespace,
+                key,
+                condition,
+                idempotency,
+            }));
+        }
+        Op::Put { .. }
+        | Op::Touch { .. }
+        | Op::Delete { .. }
+        | Op::Scan { .. }
+        | Op::Count
+        | Op::Flush => return Err(ClientError::Unsupported),
+    };
+    Ok(Asked::Read(v1::ReadRequest {
+        namespace,
+        key,
+        touch,
+        times_only,
+        idempotency,
+    }))
 }
 
 fn idempotency(once: Once) -> v1::Idempotency {
@@ -335,22 +421,50 @@ fn expiry_given(
     }
 }
 
-/// A reply, or the outcome that an error status stands for.
-fn outcome<R>(
-    result: Result<tonic::Response<R>, Status>,
-    reply: impl FnOnce(R) -> Outcome,
-) -> Result<Outcome, ClientError> {
-    let status = match result {
-        Ok(response) => return Ok(reply(response.into_inner())),
-        Err(status) => status,
-    };
-    let details = status.get_error_details();
-    let version = details
-        .error_info()
-        .and_then(|info| info.metadata.get(VERSION)?.parse().ok());
-    match (status.code(), version.map(Version)) {
-        (Code::NotFound, Some(version)) => Ok(Outcome::Absent { version }),
-        (Code::AlreadyExists | Code::Aborted, Some(version)) => Ok(Outcome::Refused {
+/// The outcome that an item of a batch or stream stands for.
+fn result(result: v1::Result) -> Result<Outcome, ClientError> {
+    outcome(
+        result
+            .result
+            .ok_or(ClientError::Malformed("a result is empty"))?,
+    )
+}
+
+fn outcome(told: Told) -> Result<Outcome, ClientError> {
+    Ok(match told {
+        Told::Create(reply) => done(reply.version, reply.times),
+        Told::Write(reply) => done(reply.version, reply.times),
+        Told::Touch(reply) => done(reply.version, reply.times),
+        Told::Delete(reply) if reply.existed => done(reply.version, None),
+        Told::Delete(reply) => Outcome::Absent {
+            version: Version(reply.version),
+        },
+        Told::Read(reply) => Outcome::Value {
+            value: reply.value,
+            meta: meta(reply.version, reply.times),
+        },
+        Told::Error(error) => {
+            let code = Code::from_i32(error.code);
+            match absent_or_refused(code, error.version) {
+                Some(outcome) => outcome,
+                None => {
+                    return Err(ClientError::Refused {
+                        code: format!("{code:?}"),
+                        message: error.message,
+                        retry_after_ms: error.retry_after_ms,
+                    });
+                }
+            }
+        }
+    })
+}
+
+/// The outcome that a status with a version stands for.
+fn absent_or_refused(code: Code, version: Option<u64>) -> Option<Outcome> {
+    let version = Version(version?);
+    match code {
+        Code::NotFound => Some(Outcome::Absent { version }),
+        Code::AlreadyExists | Code::Aborted => Some(Outcome::Refused {
             version,
             current: Some(Meta {
                 version,
@@ -358,14 +472,7 @@ fn outcome<R>(
             }),
             old: None,
         }),
-        _ => Err(status.into()),
-    }
-}
-
-fn value(version: u64, times: Option<v1::Times>, value: Bytes) -> Outcome {
-    Outcome::Value {
-        value,
-        meta: meta(version, times),
+        _ => None,
     }
 }
 
