@@ -951,7 +951,7 @@ impl Applications {
     fn speaker_hears(&mut self, world: &mut World, index: usize, bytes: &[u8]) {
         self.speakers[index].reader.feed(bytes);
         loop {
-            match self.speakers[index].reader.next() {
+            match self.speakers[index].reader.next_reply() {
                 Ok(Some(reply)) => match self.speakers[index].waiting.pop_front() {
                     Some(expected) => self.reply_came(world.now_us(), index, expected, reply),
                     None => {

@@ -26,7 +26,7 @@ impl ReplyReader {
     }
 
     /// The next whole reply; an error if the bytes are not RESP.
-    pub fn next(&mut self) -> Result<Option<Reply>, String> {
+    pub fn next_reply(&mut self) -> Result<Option<Reply>, String> {
         let mut at = 0;
         let reply = parse(&self.buffer, &mut at)?;
         if reply.is_some() {
@@ -122,7 +122,7 @@ mod tests {
             let mut replies = Vec::new();
             for fragment in stream.chunks(step) {
                 reader.feed(fragment);
-                while let Some(reply) = reader.next().unwrap() {
+                while let Some(reply) = reader.next_reply().unwrap() {
                     replies.push(reply);
                 }
             }
@@ -134,6 +134,6 @@ mod tests {
     fn what_is_not_resp_is_an_error() {
         let mut reader = ReplyReader::default();
         reader.feed(b"hello\r\n");
-        assert!(reader.next().is_err());
+        assert!(reader.next_reply().is_err());
     }
 }

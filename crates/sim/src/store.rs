@@ -236,7 +236,7 @@ mod tests {
             for sector in after[256..].chunks(256) {
                 assert!(sector.iter().all(|&b| b == sector[0]), "a sector is atomic");
             }
-            lost += u32::from(after[256..1024].iter().any(|&b| b == 1));
+            lost += u32::from(after[256..1024].contains(&1));
         }
         assert!(lost > 10, "power failures must hurt: {lost} of 50");
     }

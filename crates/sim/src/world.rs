@@ -1053,10 +1053,10 @@ impl World {
                 self.schedule(at_us - self.now_us, Event::Records { place, incarnation });
             }
             Output::Bytes { connection, bytes } => {
-                self.to_client(connection, in_us, Happening::Bytes { connection, bytes });
+                self.answer_client(connection, in_us, Happening::Bytes { connection, bytes });
             }
             Output::Close { connection } => {
-                self.to_client(connection, in_us, Happening::Closed { connection });
+                self.answer_client(connection, in_us, Happening::Closed { connection });
                 if let Some(known) = self.connections.get_mut(&connection) {
                     known.open = false;
                 }
@@ -1086,7 +1086,7 @@ impl World {
         }
     }
 
-    fn to_client(&mut self, connection: ConnectionId, in_us: u64, happening: Happening) {
+    fn answer_client(&mut self, connection: ConnectionId, in_us: u64, happening: Happening) {
         let delay_us = in_us + 20 + self.chance.exponential(60);
         let now_us = self.now_us;
         if let Some(known) = self
@@ -1389,7 +1389,7 @@ impl World {
             .map(|(&connection, _)| connection)
             .collect();
         for connection in closed {
-            self.to_client(connection, 50, Happening::Closed { connection });
+            self.answer_client(connection, 50, Happening::Closed { connection });
             if let Some(known) = self.connections.get_mut(&connection) {
                 known.open = false;
             }
