@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use holdfast_format::{
     ClientId, ClusterMs, KeyHash, LogId, Namespace, Position, SLOTS, Slot, SlotRange, Version,
 };
-use holdfast_log::{AppendError, Completion, Config, Expiry, Log};
+use holdfast_log::{AppendError, Completion, Config, Expiry, Log, ReplayError};
 use proptest::prelude::*;
 use support::{Dice, Replicas, ms};
 
@@ -376,9 +376,6 @@ impl Machine {
     }
 
     fn abort_replay(&mut self) {
-        if self.replicas.held.is_empty() || self.log.memory().used_bytes > (2 << 20) {
-            return;
-        }
         // Another log's sessions come and go again.
         let mut other = Log::new(LogId(99), self.config.clone()).unwrap();
         let mut replicas = Replicas::default();
@@ -393,8 +390,11 @@ impl Machine {
             );
         }
         replicas.ship(&mut other);
-        let id = replicas.replay_into(&mut self.log, &mut self.dice, ms(self.now));
-        assert_eq!(self.log.count(Namespace(200)).sessions, u64::from(KEYS));
+        let (id, result) = replicas.try_replay_into(&mut self.log, &mut self.dice, ms(self.now));
+        match result {
+            Ok(()) => assert_eq!(self.log.count(Namespace(200)).sessions, u64::from(KEYS)),
+            Err(error) => assert_eq!(error, ReplayError::OutOfMemory),
+        }
         self.log.replay_abort(id, &[SlotRange::ALL]);
         assert_eq!(self.log.count(Namespace(200)).sessions, 0);
     }

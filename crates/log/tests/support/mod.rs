@@ -8,7 +8,7 @@ use holdfast_format::{
     ClusterMs, Entries, HeaderKind, LogId, Namespace, Opening, Position, SegmentId, SlotRange,
     Version,
 };
-use holdfast_log::{Config, Expiry, Log, ReplayId, SegmentKind};
+use holdfast_log::{Config, Expiry, Log, ReplayError, ReplayId, SegmentKind};
 
 pub const NS: Namespace = Namespace(0);
 
@@ -133,6 +133,18 @@ impl Replicas {
 
     /// Replays everything into a log: in pieces, shuffled, some of them twice.
     pub fn replay_into(&self, log: &mut Log, dice: &mut Dice, now: ClusterMs) -> ReplayId {
+        let (id, result) = self.try_replay_into(log, dice, now);
+        result.unwrap();
+        id
+    }
+
+    /// As `replay_into`; after an error the replay is not finished.
+    pub fn try_replay_into(
+        &self,
+        log: &mut Log,
+        dice: &mut Dice,
+        now: ClusterMs,
+    ) -> (ReplayId, Result<(), ReplayError>) {
         let (_, digest) = self.sealed();
         let id = log.replay_begin();
         let mut pieces = Vec::new();
@@ -155,10 +167,12 @@ impl Replicas {
         }
         dice.shuffle(&mut pieces);
         for piece in pieces {
-            log.replay(id, piece, now).unwrap();
+            if let Err(error) = log.replay(id, piece, now) {
+                return (id, Err(error));
+            }
         }
         log.replay_finish(id, ceiling);
-        id
+        (id, Ok(()))
     }
 }
 
