@@ -8,7 +8,9 @@
 //! V1. Nothing of the ranges is served before they are committed (replicated, and named by a durable digest),
 //!     the view names this shard, and what the old owner may still answer has run out.
 //! V2. A recovery that ends in any other way leaves nothing in the log (`replay_abort`): another shard's
-//!     newer state must not find our older one if the ranges come back some day.
+//!     newer state must not find our older one if the ranges come back some day. Once its entries are
+//!     becoming part of the log they cannot be taken out; the coordinator never gives the ranges of a
+//!     living recovery master to another, but if it is seen to, this shard has to stop.
 //! V3. A segment that cannot be had from one holder is had from another; only when none of them gives it,
 //!     round after round, has the recovery failed.
 //!
@@ -33,9 +35,10 @@ const FETCHES_MAX: usize = 4;
 /// A fetch that brings nothing for so long is sent to the next holder; doubles with each round.
 const FETCH_TIMEOUT_US: u64 = 700_000;
 
-/// So many rounds over all holders, then the segment is missing: the last pause is 11 seconds, longer than
-/// a backup needs to come back from anything it can come back from.
+/// So many rounds over all holders, with pauses between them that double from here, then the segment is
+/// missing and the coordinator looks again at who holds what.
 const ROUNDS_MAX: u32 = 4;
+const ROUND_PAUSE_US: u64 = 100_000;
 
 /// Reports are repeated so often.
 const REPORT_US: u64 = 100_000;
@@ -56,6 +59,8 @@ struct Fetching {
     next_part: u32,
     received_all: bool,
     parts: VecDeque<Bytes>,
+    /// All holders have failed; the next round begins at `due_us`.
+    resting: bool,
     due_us: u64,
 }
 
@@ -86,6 +91,13 @@ struct Recovery {
 enum Stop {
     Failed(RecoveryFailure),
     Superseded(&'static str),
+}
+
+/// Ranges that this shard has made part of its log were given to another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("what was recovered of {log} has been given to another shard")]
+pub(crate) struct Lost {
+    log: LogId,
 }
 
 /// All recoveries of this shard, and the ranges that must wait for an old lease to run out.
@@ -136,12 +148,17 @@ impl Recoveries {
             return;
         }
         for older in older {
+            let running = &self.running[&older];
             // The same ranges of the same sealed log: what is done so far is as good for this attempt.
-            if self.running[&older].recover.ranges == recover.ranges {
+            if running.recover.ranges == recover.ranges {
                 let mut running = self.running.remove(&older).expect("listed from there");
                 self.expiry_floor = self.expiry_floor.max(recover.expiry_floor);
                 running.renew(now, recover);
                 self.running.insert(id, running);
+                return;
+            }
+            if running.stage != Stage::Fetching {
+                // V2. What is done will be reported, and that decides.
                 return;
             }
             self.stop(
@@ -221,7 +238,8 @@ impl Recoveries {
         };
         for fetching in &mut recovery.fetching {
             let asked = fetching.segment.holders[fetching.holder] == from;
-            if fetching.segment.segment == segment && asked && !fetching.received_all {
+            let waits = asked && !fetching.received_all && !fetching.resting;
+            if fetching.segment.segment == segment && waits {
                 fetching.due_us = now.mono_us;
             }
         }
@@ -231,7 +249,8 @@ impl Recoveries {
     pub fn peer_lost(&mut self, now: Now, peer: ServerId) {
         for recovery in self.running.values_mut() {
             for fetching in &mut recovery.fetching {
-                if fetching.segment.holders[fetching.holder] == peer && !fetching.received_all {
+                let asked = fetching.segment.holders[fetching.holder] == peer;
+                if asked && !fetching.received_all && !fetching.resting {
                     fetching.due_us = now.mono_us;
                 }
             }
@@ -239,7 +258,7 @@ impl Recoveries {
     }
 
     /// Ends what the view says is over, one way or the other (V1, V2).
-    pub fn conclude(&mut self, view: &View, log: &mut Log, out: &mut Outputs) {
+    fn conclude(&mut self, view: &View, log: &mut Log, out: &mut Outputs) -> Result<(), Lost> {
         let ids: Vec<(LogId, u64)> = self.running.keys().copied().collect();
         let own = log.id();
         for id in ids {
@@ -262,6 +281,9 @@ impl Recoveries {
                 out.event(Level::Info, text);
                 self.running.remove(&id);
             } else if owners().any(|owner| owner.is_some_and(|o| o != id.0 && o != own)) {
+                if recovery.stage != Stage::Fetching {
+                    return Err(Lost { log: id.0 });
+                }
                 self.stop(
                     id,
                     Stop::Superseded("another shard has taken the ranges over"),
@@ -270,9 +292,11 @@ impl Recoveries {
                 );
             }
         }
+        Ok(())
     }
 
-    /// Does a bounded piece of work for each recovery; true if there is more to do at once.
+    /// Does a bounded piece of work for each recovery; true if there is more to do at once. An error means
+    /// that this shard must not go on.
     pub fn work(
         &mut self,
         now: Now,
@@ -280,7 +304,7 @@ impl Recoveries {
         view: &View,
         log: &mut Log,
         out: &mut Outputs,
-    ) -> bool {
+    ) -> Result<bool, Lost> {
         self.leased.retain(|(_, until_us)| now.mono_us < *until_us);
         let ids: Vec<(LogId, u64)> = self.running.keys().copied().collect();
         let mut more = false;
@@ -291,8 +315,8 @@ impl Recoveries {
                 Err(stop) => self.stop(id, stop, log, out),
             }
         }
-        self.conclude(view, log, out);
-        more
+        self.conclude(view, log, out)?;
+        Ok(more)
     }
 
     /// True if nothing may be said about this slot yet: it is not recovered, or the old owner may still
@@ -473,6 +497,7 @@ impl Recovery {
                 next_part: 0,
                 received_all: false,
                 parts: VecDeque::new(),
+                resting: false,
                 due_us: 0,
             };
             if !view.is_up(fetching.segment.holders[fetching.holder]) {
@@ -486,10 +511,19 @@ impl Recovery {
             if fetching.received_all || now.mono_us < fetching.due_us {
                 continue;
             }
-            fetching.next_holder(view);
-            if fetching.round >= ROUNDS_MAX {
-                let missing = RecoveryFailure::SegmentMissing(fetching.segment.segment);
-                return Err(Stop::Failed(missing));
+            if !std::mem::take(&mut fetching.resting) {
+                let round = fetching.round;
+                fetching.next_holder(view);
+                if fetching.round >= ROUNDS_MAX {
+                    let missing = RecoveryFailure::SegmentMissing(fetching.segment.segment);
+                    return Err(Stop::Failed(missing));
+                }
+                if fetching.round > round {
+                    fetching.begin_again();
+                    fetching.resting = true;
+                    fetching.due_us = now.mono_us + (ROUND_PAUSE_US << round);
+                    continue;
+                }
             }
             self.ask(now, fetching, out);
         }
@@ -498,10 +532,7 @@ impl Recovery {
     }
 
     fn ask(&self, now: Now, fetching: &mut Fetching, out: &mut Outputs) {
-        // What has been replayed of it does no harm: replay takes duplicates.
-        fetching.parts.clear();
-        fetching.next_part = 0;
-        fetching.received_all = false;
+        fetching.begin_again();
         fetching.due_us = now.mono_us + timeout_us(fetching.round);
         let fetch = Fetch {
             log: self.recover.log,
@@ -563,6 +594,13 @@ impl Recovery {
 }
 
 impl Fetching {
+    /// What has been replayed of it does no harm: replay takes duplicates.
+    fn begin_again(&mut self) {
+        self.parts.clear();
+        self.next_part = 0;
+        self.received_all = false;
+    }
+
     /// Turns to the next holder that is up, or simply the next one if none is.
     fn next_holder(&mut self, view: &View) {
         let holders = &self.segment.holders;

@@ -155,9 +155,7 @@ impl Shard {
             Heard::Taken => return,
             Heard::ViewChanged => return self.view_changed(out),
             Heard::Expelled => {
-                self.life = Life::Stopped;
-                let reason = "declared dead by the coordinator".to_owned();
-                return out.push(Output::Stopped { reason });
+                return self.stop("declared dead by the coordinator".to_owned(), out);
             }
             Heard::NotMine => {}
         }
@@ -200,7 +198,6 @@ impl Shard {
             .map(|tablet| tablet.range)
             .collect();
         self.replicas.view_changed(view, out);
-        self.recoveries.conclude(view, &mut self.log, out);
     }
 
     // ---- commands ----
@@ -385,9 +382,13 @@ impl Shard {
 
     fn background(&mut self, now: Now, out: &mut Outputs) {
         let view = self.membership.view();
-        self.recover_more = self
+        match self
             .recoveries
-            .work(now, self.clock, view, &mut self.log, out);
+            .work(now, self.clock, view, &mut self.log, out)
+        {
+            Ok(more) => self.recover_more = more,
+            Err(lost) => return self.stop(lost.to_string(), out),
+        }
         if self.recover_more {
             // What is replayed is appended, and may need what the cleaner frees.
             self.clean_credit = CLEAN_CREDIT_MAX;
@@ -464,11 +465,14 @@ impl Shard {
         if let Life::Stopping { until_us } = self.life
             && (until_us <= now.mono_us || (self.answers.held() == 0 && self.unreplicated == 0))
         {
-            self.life = Life::Stopped;
-            out.push(Output::Stopped {
-                reason: "told to shut down".to_owned(),
-            });
+            self.stop("told to shut down".to_owned(), out);
         }
+    }
+
+    /// D5.
+    fn stop(&mut self, reason: String, out: &mut Outputs) {
+        self.life = Life::Stopped;
+        out.push(Output::Stopped { reason });
     }
 
     fn sessions(&self) -> u64 {
@@ -518,6 +522,9 @@ impl Node for Shard {
         }
         self.set_clock(now);
         self.background(now, out);
+        if self.life == Life::Stopped {
+            return;
+        }
         self.ship(now, out);
         // Acknowledgements that this flush has seen count for the commands that come next.
         self.set_clock(now);

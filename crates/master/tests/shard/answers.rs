@@ -210,7 +210,11 @@ fn expiry_is_judged_under_the_acknowledged_ceiling() {
     let mut world = World::new(3, 3);
     let expiry = ExpiryChange::In { ms: 500 };
     world.ask(put_with("a", "x", Condition::Always, expiry));
-    let ceiling = world.head_backups().iter().map(|id| world.ceiling(*id)).min()
+    let ceiling = world
+        .head_backups()
+        .iter()
+        .map(|id| world.ceiling(*id))
+        .min()
         .unwrap();
     let deadline = world.time().plus_ms(500);
     assert!(

@@ -12,7 +12,10 @@ use crate::world::*;
 /// Enough to fill several heads of 64 KiB.
 fn fill(world: &mut World, writes: usize) {
     for i in 0..writes {
-        let outcome = world.ask(put(&format!("fill{}", i % 50), &format!("{:3000}", world.sequence)));
+        let outcome = world.ask(put(
+            &format!("fill{}", i % 50),
+            &format!("{:3000}", world.sequence),
+        ));
         assert!(matches!(outcome, Outcome::Done { .. }), "{outcome:?}");
     }
 }

@@ -42,7 +42,8 @@ fn plan(dead: &World, ranges: Vec<SlotRange>) -> Recover {
         version_ceiling: Version(1 << 30),
         expiry_floor: dead
             .backups
-            .keys().map(|id| dead.ceiling(*id))
+            .keys()
+            .map(|id| dead.ceiling(*id))
             .max()
             .unwrap(),
         lease_remaining_ms: 0,
@@ -338,77 +339,95 @@ fn a_segment_that_nobody_has_is_reported_missing_again_and_again() {
 
 #[test]
 fn a_dead_shard_too_big_for_the_memory_is_declined() {
-    let mut world = heir(&dead_with(1));
-    let mut deads = Vec::new();
-    // Several logs that each fill a memory of the same size.
-    for id in [10, 11] {
-        let mut dead = World::with_id(id, 4, 3, SlotRange::ALL);
-        let mut i = 0;
-        while let Outcome::Done { .. } = dead.ask(put(&format!("{id}-{i}"), &"z".repeat(5_000))) {
-            i += 1;
+    let fill = |world: &mut World, range: SlotRange, bytes: usize| {
+        let mut kept = Vec::new();
+        for i in 0.. {
+            let key = format!("{}-{i}", world.log);
+            if !range.contains(Slot::of(key.as_bytes())) {
+                continue;
+            }
+            match world.ask(put(&key, &format!("{i:5000}"))) {
+                Outcome::Done { .. } if kept.len() * 5_000 < bytes => kept.push((key, i)),
+                _ => break,
+            }
         }
-        for (backup, stored) in &dead.backups {
-            world
-                .backups
-                .get_mut(backup)
-                .unwrap()
-                .replicas
-                .extend(stored.replicas.clone());
-        }
-        deads.push(dead);
+        kept
+    };
+    let mut dead = World::with_id(1, 4, 3, RIGHT);
+    fill(&mut dead, RIGHT, 2_500_000);
+    let mut world = World::with_id(2, 4, 3, LEFT);
+    world.sequence = 1_000_000;
+    let kept = fill(&mut world, LEFT, 2_000_000);
+    for (id, backup) in &dead.backups {
+        let replicas = backup.replicas.clone();
+        world.backups.get_mut(id).unwrap().replicas.extend(replicas);
     }
-    let gone = |range, log| Tablet {
+    let gone = Tablet {
         available: false,
-        ..tablet(range, log)
+        ..tablet(RIGHT, dead.log)
     };
-    world.view.tablets = vec![gone(LEFT, LogId(10)), gone(RIGHT, LogId(11))];
+    world.view.tablets = vec![tablet(LEFT, world.log), gone];
     world.publish();
-    let mut both = plan(&deads[0], vec![LEFT]);
-    ask_to_recover(&mut world, &both);
-    world.run(500);
-    both = plan(&deads[1], vec![RIGHT]);
-    ask_to_recover(&mut world, &both);
+    ask_to_recover(&mut world, &plan(&dead, vec![RIGHT]));
     world.run(2_000);
-    // Half of each fits; with everything of a third it would not.
-    let all_fit = recovered(&world).is_some() && failure(&world).is_none();
-    assert!(all_fit || failure(&world) == Some(RecoveryFailure::OutOfMemory));
-    world.view.tablets = vec![gone(SlotRange::ALL, LogId(10))];
-    world.publish();
-    let whole = Recover {
-        attempt: 5,
-        ..plan(&deads[0], vec![SlotRange::ALL])
-    };
-    world.to_coordinator.clear();
-    ask_to_recover(&mut world, &whole);
-    world.run(3_000);
-    let outcome = (recovered(&world).is_some(), failure(&world));
+    assert_eq!(recovered(&world), None);
+    assert_eq!(failure(&world), Some(RecoveryFailure::OutOfMemory));
+    world.shard.verify();
+    // Nothing of it stays, and nothing of its own is lost.
+    for (key, i) in kept {
+        assert_eq!(world.value(&key), Some(format!("{i:5000}")));
+    }
+    let outcome = world.ask(put(&format!("{}-0", world.log), "again"));
     assert!(
-        outcome == (true, None) || outcome == (false, Some(RecoveryFailure::OutOfMemory)),
+        !matches!(outcome, Outcome::Failed(Failure::OutOfMemory)),
         "{outcome:?}"
     );
-    world.shard.verify();
 }
 
 /// V2: what was recovered for nothing is forgotten, and an older state cannot come back with it.
 #[test]
 fn a_recovery_that_another_shard_won_leaves_nothing() {
-    let dead = dead_with(20);
+    let mut dead = dead_with(20);
+    for i in 0..60 {
+        dead.ask(put(&format!("key{i}"), &format!("{i:3000}")));
+    }
     let mut world = heir(&dead);
     let recover = plan(&dead, vec![SlotRange::ALL]);
+    // All but one segment can be had, so it hangs half-way.
+    let hung = recover.segments[0].segment;
+    assert!(recover.segments.len() > 1);
+    for backup in world.backups.values_mut() {
+        backup.replicas.remove(&(dead.log, hung));
+    }
     ask_to_recover(&mut world, &recover);
-    assert!(recovered(&world).is_some());
-    let other = LogId(60);
-    world.view.tablets = vec![tablet(SlotRange::ALL, other)];
+    world.run(300);
+    assert_eq!(recovered(&world), None);
+    let progress = world.to_coordinator.iter().any(
+        |message| matches!(message, Message::RecoveryProgress { entries, .. } if *entries > 10),
+    );
+    assert!(progress, "something has been replayed");
+    world.view.tablets = vec![tablet(SlotRange::ALL, LogId(60))];
     world.publish();
     assert_eq!(world.metric("holdfast_shard_recoveries_running"), 0.0);
-    // Much later the other one dies, having deleted everything; this shard gets the ranges by
-    // another way and must know nothing of them.
+    // Much later this shard gets the ranges by another way, and must know nothing of them.
     world.view.tablets = vec![tablet(SlotRange::ALL, world.log)];
     world.publish();
-    for i in 0..20 {
+    for i in 0..60 {
         assert_eq!(world.value(&format!("key{i}")), None);
     }
     world.shard.verify();
+}
+
+/// V2: what is part of the log cannot be taken out again.
+#[test]
+fn a_shard_whose_finished_recovery_is_given_away_stops() {
+    let dead = dead_with(20);
+    let mut world = heir(&dead);
+    ask_to_recover(&mut world, &plan(&dead, vec![SlotRange::ALL]));
+    assert!(recovered(&world).is_some());
+    world.view.tablets = vec![tablet(SlotRange::ALL, LogId(60))];
+    world.publish();
+    assert!(world.stopped.is_some());
 }
 
 #[test]
@@ -435,23 +454,35 @@ fn a_newer_attempt_at_the_same_ranges_goes_on_where_the_older_was() {
         attempts.contains(&2) && attempts.len() >= 2,
         "repeated until heard: {attempts:?}"
     );
-    // Cut anew: the older work is dropped, the newer done.
-    world.to_coordinator.clear();
-    let right = plan(&dead, vec![RIGHT]);
-    ask_to_recover(
-        &mut world,
-        &Recover {
-            attempt: 3,
-            ..right
-        },
-    );
-    world.run(200);
+    give_ownership(&mut world, &[SlotRange::ALL]);
+    assert_eq!(world.value("key1").as_deref(), Some("value1"));
+}
+
+#[test]
+fn a_newer_attempt_that_cuts_the_ranges_anew_drops_the_older_work() {
+    let dead = dead_with(20);
+    let mut world = heir(&dead);
+    let recover = plan(&dead, vec![SlotRange::ALL]);
+    world.mute = dead.backups.keys().copied().collect();
+    ask_to_recover(&mut world, &recover);
+    world.mute.clear();
+    let right = Recover {
+        attempt: 3,
+        ..plan(&dead, vec![RIGHT])
+    };
+    ask_to_recover(&mut world, &right);
+    // A late duplicate of the older attempt.
+    ask_to_recover(&mut world, &recover);
+    world.run(300);
+    assert_eq!(world.metric("holdfast_shard_recoveries_running"), 1.0);
     assert!(recovered(&world).is_some());
     give_ownership(&mut world, &[RIGHT]);
-    let key = (0..20)
-        .map(|i| format!("key{i}"))
-        .find(|key| RIGHT.contains(Slot::of(key.as_bytes())));
-    assert!(world.value(&key.unwrap()).is_some());
+    for i in 0..20 {
+        let key = format!("key{i}");
+        if RIGHT.contains(Slot::of(key.as_bytes())) {
+            assert_eq!(world.value(&key), Some(format!("value{i}")));
+        }
+    }
     world.shard.verify();
 }
 

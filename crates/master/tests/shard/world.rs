@@ -360,7 +360,10 @@ impl World {
             return Message::AppendRefused(AppendRefused { log, segment, why });
         }
         let ceiling = backup.ceilings.entry(log).or_default();
-        assert!(append.expiry_ceiling >= *ceiling, "a ceiling was taken back");
+        assert!(
+            append.expiry_ceiling >= *ceiling,
+            "a ceiling was taken back"
+        );
         *ceiling = append.expiry_ceiling;
         backup.lease_asked_ms = append.lease_ms;
         if append.open {
@@ -500,7 +503,11 @@ impl World {
 
     /// The expiry ceiling that a backup was told by this world's shard.
     pub fn ceiling(&self, backup: ServerId) -> ClusterMs {
-        self.backups[&backup].ceilings.get(&self.log).copied().unwrap_or_default()
+        self.backups[&backup]
+            .ceilings
+            .get(&self.log)
+            .copied()
+            .unwrap_or_default()
     }
 
     /// Backups that hold a counting replica of the newest head.
