@@ -283,9 +283,11 @@ impl RespParser {
         };
         if self.remaining.is_none() {
             if first != b'*' {
-                return match find_line_end(buffer, b'\n') {
+                let searched = &buffer[..buffer.len().min(LINE_BYTES_MAX)];
+                let newline = memchr::memchr(b'\n', &searched[self.at..]);
+                return match newline.map(|found| self.at + found) {
                     Some(newline) => {
-                        let line = buffer[..newline]
+                        let line = searched[..newline]
                             .strip_suffix(b"\r")
                             .map_or(newline, <[u8]>::len);
                         Ok(Step::Inline {
@@ -293,7 +295,10 @@ impl RespParser {
                             end: newline + 1,
                         })
                     }
-                    None if buffer.len() < LINE_BYTES_MAX => Ok(Step::NeedMore),
+                    None if buffer.len() < LINE_BYTES_MAX => {
+                        self.at = buffer.len();
+                        Ok(Step::NeedMore)
+                    }
                     None => Err(RespProtocolError::InlineTooLong),
                 };
             }
@@ -405,10 +410,6 @@ enum Step {
 
 fn offset(at: usize) -> u32 {
     u32::try_from(at).expect("requests are bounded by command_bytes_max, a u32")
-}
-
-fn find_line_end(buffer: &[u8], byte: u8) -> Option<usize> {
-    memchr::memchr(byte, &buffer[..buffer.len().min(LINE_BYTES_MAX)])
 }
 
 /// The digits before CRLF; `None` if the line is not whole yet.

@@ -514,7 +514,7 @@ async fn batches_and_streams_answer_every_item_in_order() {
         let told = client.batch(vec![call(op); 2]).await;
         assert_eq!(told, Ok(vec![Ok(done()), Ok(done())]));
     }
-    script(&[absent.clone()]);
+    script(std::slice::from_ref(&absent));
     let delete = Op::Delete {
         condition: Condition::Always,
         return_old: false,
