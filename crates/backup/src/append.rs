@@ -299,6 +299,10 @@ impl Backup {
         let Some(replica) = self.frames.replica(id) else {
             return;
         };
+        // What recovery has been told is here stays until the log is gone.
+        if self.fence_of(replica.log) > Epoch(0) {
+            return;
+        }
         let superfluous: Vec<FrameId> =
             (self.frames.of_segment(replica.log, replica.segment).iter())
                 .copied()

@@ -377,6 +377,14 @@ impl Backup {
         );
         for id in held {
             self.want_sync(id);
+            // Which of the two header slots counts must be known before either is written (H2).
+            if self
+                .frames
+                .replica(id)
+                .is_some_and(|replica| replica.fallback.is_some())
+            {
+                self.reads.want(id);
+            }
         }
     }
 
@@ -479,7 +487,9 @@ impl Backup {
                 }
                 let replica = self.frames.replica_mut(id).expect("looked up above");
                 replica.checked = true;
-                replica.fallback = None;
+                if replica.fallback.take().is_some() {
+                    self.write_fence(id, out);
+                }
                 if self.verifying == Some(id) {
                     self.verifying = None;
                 }

@@ -50,10 +50,13 @@ impl Backup {
             return;
         };
         let birth = replica.birth;
+        let is_unsure = replica.fallback.is_some();
         let durable = self.frames.frame(id).durable;
         let target = match self.frames.frame_mut(id).found.take() {
             // Found at start, in a header that may not have reached the disk: that one first (H2).
             Some(found) => found,
+            // Asked for again once it has been read.
+            None if is_unsure => return,
             None if ack_disk => {
                 let target = next_promise(durable, held);
                 if durable != Some(target) {

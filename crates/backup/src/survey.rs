@@ -38,20 +38,33 @@ impl Backup {
             self.reports.retain(|(other, _), _| *other != log);
             let frames: Vec<FrameId> = self.frames.of_log(log).collect();
             for id in frames {
-                let promise = self
-                    .frames
-                    .replica(id)
-                    .and_then(|replica| replica.promise(epoch));
-                match promise {
-                    None => {}
-                    Some(_) if self.ack_disk() => self.want_sync(id),
-                    Some(promise) => self.frames.write_promise(id, promise, false, out),
-                }
+                self.write_fence(id, out);
             }
         }
         self.begin_survey(log);
         self.log_mut(log).survey.get_or_insert_default().asked = true;
         self.answer_fence(log, out);
+    }
+
+    /// Makes the log's fence part of what the frame's header says, in the way that the acknowledgement
+    /// mode wants headers written (F3). One of which it is not known yet which header slot counts waits:
+    /// this is called again once it has been read.
+    pub(crate) fn write_fence(&mut self, id: FrameId, out: &mut Outputs) {
+        let Some(replica) = self.frames.replica(id) else {
+            return;
+        };
+        let fence = self.fence_of(replica.log);
+        let Some(promise) = replica
+            .promise(fence)
+            .filter(|_| replica.fallback.is_none())
+        else {
+            return;
+        };
+        if self.ack_disk() {
+            self.want_sync(id);
+        } else if fence > Epoch(0) {
+            self.frames.write_promise(id, promise, false, out);
+        }
     }
 
     /// A replica of a log has been read and verified.

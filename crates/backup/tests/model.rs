@@ -13,7 +13,7 @@ use holdfast_format::{ClusterMs, Epoch, SegmentId, SlotRange};
 use holdfast_wire::{Append, Appended, Message};
 use proptest::collection::vec;
 use proptest::prelude::*;
-use rig::{LOG, LOWER_HALF, Rig, SHARD, Segment};
+use rig::{LOWER_HALF, Rig, SHARD, Segment};
 
 const SEGMENTS: u64 = 3;
 const FENCE: u64 = 1_000;
@@ -257,7 +257,7 @@ impl World {
                     && (replica.closed || !promised.closed)
                     && (replica.closed || replica.epoch >= promised.epoch)
             });
-            // A longer epoch may have been promised for less than the longest length.
+            // The newest epoch may have been promised for less than the longest length.
             let split = !promised.closed
                 && inventory.replicas.iter().any(|replica| {
                     replica.segment == SegmentId(id)
@@ -313,7 +313,7 @@ fn check(ack_disk: bool, ops: Vec<Op>) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn memory_promises_survive_kills(ops in vec(op(), 1..120)) {

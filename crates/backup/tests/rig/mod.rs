@@ -1,6 +1,7 @@
 //! A backup on a bench: one node, its disk, and a clock, driven as the server drives it.
 
 #![allow(dead_code, reason = "each test file uses its own part of the bench")]
+#![allow(clippy::unwrap_used, reason = "a bench is for tests only")]
 
 use bytes::Bytes;
 use holdfast_backup::{Backup, BackupConfig};
@@ -284,17 +285,15 @@ impl Rig {
                     bytes: Bytes::copy_from_slice(bytes),
                 });
             }
-            Output::Send { to, message } => {
-                if !matches!(
-                    message,
+            Output::Send {
+                message:
                     Message::Enlist(_)
-                        | Message::Heartbeat(_)
-                        | Message::Ping { .. }
-                        | Message::Suspect { .. }
-                ) {
-                    self.sent.push((to, message));
-                }
-            }
+                    | Message::Heartbeat(_)
+                    | Message::Ping { .. }
+                    | Message::Suspect { .. },
+                ..
+            } => {}
+            Output::Send { to, message } => self.sent.push((to, message)),
             Output::Event(event) => self.events.push(event),
             Output::Stopped { .. } => self.stopped = true,
             _ => {}
@@ -360,6 +359,9 @@ impl Rig {
         let until = self.now_us + ms * 1_000;
         self.settle();
         while let Some(due) = self.backup.wakeup().filter(|due| *due <= until) {
+            if self.crashed || self.stopped {
+                break;
+            }
             self.now_us = self.now_us.max(due);
             self.step(Input::Tick);
             self.settle();
