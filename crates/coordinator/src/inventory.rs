@@ -4,11 +4,11 @@
 //! whether anything acknowledged could be missing. R1 and R2 below are replication's.
 //!
 //! S1. The head is open, of at least the recorded minimum epoch, and carries a digest; of these
-//!     the highest whose digest is complete. Looking below the highest one is safe: by R2, while
-//!     any replica of N is open at a valid epoch, nothing in N+1 past its opening was acknowledged.
-//!     It is needed: a shard may die with N+1 opened somewhere and N closed nowhere. A segment
-//!     that is closed anywhere is no head: a replica of it that is still open is late, or a copy
-//!     being made again, and says nothing about what came after.
+//!     the highest whose digest is complete. One that holds nothing past its opening may be passed
+//!     over for the one before: a shard may die with N+1 opened somewhere and N closed nowhere, and
+//!     by R2 nothing in N+1 was then acknowledged. One that holds more may not: N was closed
+//!     on all R then, whatever replica of it still looks open.
+//!     For the same reason a segment that is closed anywhere is no head.
 //! S2. The seal is the longest certificate among the head's replicas. Any one that counts holds all
 //!     that was acknowledged (R3), so one is enough.
 //! S3. Everything that the head's digest names has a closed replica. Otherwise: wait, and say what
@@ -20,7 +20,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use holdfast_format::{ClusterMs, Epoch, SegmentId, ServerId, Version};
+use holdfast_format::{
+    ClusterMs, Digest, Epoch, SEGMENT_HEADER_BYTES, SegmentId, ServerId, Version,
+};
 use holdfast_wire::{Certificate, Inventory, RecoverSegment, ReplicaState};
 
 use crate::records::Seal;
@@ -188,9 +190,13 @@ fn choose(minimum: Epoch, known: &BTreeMap<SegmentId, Known<'_>>) -> Sealed {
             length: longest.length,
             checksum: longest.checksum,
         };
-        match sealed(seal, known) {
+        let hold = match sealed(seal, known) {
             Ok(found) => return Ok(found),
-            Err(hold) => first_hold = first_hold.or(Some(hold)),
+            Err(hold) => first_hold.get_or_insert(hold),
+        };
+        let digest = replicas.digest().map_or(0, <[SegmentId]>::len);
+        if seal.length as usize > SEGMENT_HEADER_BYTES + Digest::encoded_len(digest) {
+            return Err(hold.clone());
         }
     }
     Err(first_hold.unwrap_or(Hold::NoHead))
@@ -258,6 +264,11 @@ mod tests {
             version_ceiling: Version(segment * 100),
             digest: Some(digest.iter().copied().map(SegmentId).collect()),
         }
+    }
+
+    /// Length of a head that was opened with a digest of so many segments, and no more.
+    fn opening(digest: usize) -> u32 {
+        (SEGMENT_HEADER_BYTES + Digest::encoded_len(digest)) as u32
     }
 
     fn closed(segment: u64, length: u32) -> ReplicaState {
@@ -390,27 +401,29 @@ mod tests {
     /// S1: N+1 was opened somewhere, N closed nowhere: N is the head, and nothing is lost.
     #[test]
     fn a_head_whose_successor_was_only_opened_is_still_the_head() {
-        let reading = fresh(
-            0,
-            &[
-                (10, vec![closed(1, 900), open(2, 1, 850, &[1, 2])]),
-                (11, vec![open(3, 1, 60, &[1, 2, 3])]),
-            ],
-        )
-        .unwrap();
+        let first = (10, vec![closed(1, 900), open(2, 1, 850, &[1, 2])]);
+        let opened = (11, vec![open(3, 1, opening(3), &[1, 2, 3])]);
+        let reading = fresh(0, &[first.clone(), opened]).unwrap();
         assert_eq!(reading.seal, seal(2, 850));
+
+        // With one byte more, N was closed on all R, and what looks open is not its end.
+        let written = (11, vec![open(3, 1, opening(3) + 1, &[1, 2, 3])]);
+        let missing = Hold::Missing {
+            segments: vec![SegmentId(2)],
+            count: 1,
+        };
+        assert_eq!(fresh(0, &[first.clone(), written]), Err(missing));
+
         // Once N is closed anywhere, the later one is taken and N read to its end.
-        let reading = fresh(
-            0,
-            &[
-                (10, vec![closed(1, 900), open(2, 1, 850, &[1, 2])]),
-                (11, vec![closed(2, 860), open(3, 1, 60, &[1, 2, 3])]),
-            ],
-        )
-        .unwrap();
+        let both = (11, vec![closed(2, 860), open(3, 1, opening(3), &[1, 2, 3])]);
+        let reading = fresh(0, &[first, both]).unwrap();
         assert_eq!(
             read(&reading),
-            [(1, 900, vec![10]), (2, 860, vec![11]), (3, 60, vec![11])]
+            [
+                (1, 900, vec![10]),
+                (2, 860, vec![11]),
+                (3, opening(3), vec![11])
+            ]
         );
     }
 

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_cluster::Dice;
-use holdfast_format::{Epoch, LogId, SegmentId, ServerId};
+use holdfast_format::{Digest, Epoch, LogId, SEGMENT_HEADER_BYTES, SegmentId, ServerId};
 use holdfast_wire::{Certificate, Message, Recover, ReplicaState, Role};
 
 use crate::world::{World, id, member, open};
@@ -25,6 +25,11 @@ struct Log {
     unrecorded: bool,
 }
 
+/// Length of a head that was opened with a digest of so many segments, and no more.
+fn opening(digest: usize) -> u32 {
+    (SEGMENT_HEADER_BYTES + Digest::encoded_len(digest)) as u32
+}
+
 struct Chance {
     w: World,
     dice: Dice,
@@ -38,7 +43,8 @@ struct Chance {
 }
 
 const REPLICAS: usize = 3;
-const BACKUPS: u64 = 5;
+/// Enough that all replicas of a dead log's head can be away while stale ones are back.
+const BACKUPS: u64 = 8;
 
 impl Chance {
     fn new(seed: u64) -> Chance {
@@ -94,7 +100,7 @@ impl Chance {
         let mut up = self.backups_up();
         let mut log = Log {
             head: 1,
-            acked: BTreeMap::from([(1, 10)]),
+            acked: BTreeMap::from([(1, opening(1))]),
             ..Log::default()
         };
         while log.backups.len() < REPLICAS && !up.is_empty() {
@@ -104,10 +110,21 @@ impl Chance {
         for backup in &log.backups {
             self.w
                 .held
-                .insert((id(*backup), LogId(n)), vec![open(1, 0, 10, &[1])]);
+                .insert((id(*backup), LogId(n)), vec![open(1, 0, opening(1), &[1])]);
         }
         if log.backups.len() == REPLICAS {
             self.logs.insert(n, log);
+        }
+    }
+
+    /// Copies of closed segments are closed at last.
+    fn finish_copies(&mut self, n: u64) {
+        let log = &self.logs[&n];
+        for backup in &log.backups {
+            let held = self.w.held.get_mut(&(id(*backup), LogId(n))).unwrap();
+            held.iter_mut()
+                .filter(|r| r.segment.0 < log.head)
+                .for_each(|r| r.closed = true);
         }
     }
 
@@ -120,7 +137,7 @@ impl Chance {
             .flat_map(|held| held.iter().filter(|r| r.segment == SegmentId(log.head)))
             .map(|r| r.certificate.length)
             .max()
-            .unwrap_or(10);
+            .expect("a live log is whole");
         let length = longest + 1;
         for backup in &log.backups {
             if everywhere || self.dice.below(2) == 0 {
@@ -160,7 +177,7 @@ impl Chance {
             }
             left -= 1;
             let held = self.w.held.get_mut(&(id(*backup), LogId(n))).unwrap();
-            held.push(open(next, log.epoch, 10, &digest));
+            held.push(open(next, log.epoch, opening(digest.len()), &digest));
         }
         for backup in &log.backups {
             if left == 0 {
@@ -192,7 +209,7 @@ impl Chance {
             self.replica(backup, n, head).unwrap().certificate = whole;
         }
         log.acked.insert(log.head, whole.length);
-        log.acked.insert(next, 10);
+        log.acked.insert(next, opening(digest.len()));
         log.head = next;
         self.logs.insert(n, log);
         true
@@ -260,11 +277,20 @@ impl Chance {
                     }
                 }
             }
+            let head = self.logs[&n].head;
+            let late = self.dice.below(2) == 0;
             for backup in &backups {
                 let mut held = copy.clone();
-                held.iter_mut()
-                    .filter(|r| !r.closed)
-                    .for_each(|r| r.epoch = Epoch(epoch));
+                for replica in &mut held {
+                    replica.closed = replica.segment.0 < head;
+                    if late && *backup == spare[at] {
+                        // All bytes of the copy are there, and its `close` is on the way.
+                        replica.closed = false;
+                    }
+                    if !replica.closed {
+                        replica.epoch = Epoch(epoch);
+                    }
+                }
                 self.w.held.insert((id(*backup), LogId(n)), held);
             }
             self.w.tell(
@@ -343,7 +369,7 @@ impl Chance {
     fn check(&mut self, recover: &Recover) {
         let log = &self.dead[&recover.log.0];
         for (segment, acked) in &log.acked {
-            let opened_only = *segment == log.head && *acked == 10;
+            let opened_only = *segment == log.head && *acked == opening(log.acked.len());
             let read = recover.segments.iter().find(|s| s.segment.0 == *segment);
             match read {
                 Some(read) => assert!(
@@ -355,7 +381,10 @@ impl Chance {
         }
         for read in &recover.segments {
             for holder in &read.holders {
-                let held = &self.w.held[&(*holder, recover.log)];
+                // It may have died since this was sent.
+                let Some(held) = self.w.held.get(&(*holder, recover.log)) else {
+                    continue;
+                };
                 assert!(
                     held.iter()
                         .any(|r| r.segment == read.segment && r.certificate.length >= read.length)
@@ -371,7 +400,8 @@ impl Chance {
             return;
         };
         match self.dice.below(20) {
-            0..=7 => self.write(shard),
+            0..=6 => self.write(shard),
+            7 => self.finish_copies(shard),
             8..=10 => {
                 self.roll(shard, u64::MAX);
             }
