@@ -551,10 +551,6 @@ impl CompletionRecord<'_> {
     #[inline]
     pub fn encode(&self, out: &mut [u8]) -> usize {
         assert!(self.outcome.len() <= VALUE_BYTES_MAX, "outcomes are small");
-        assert!(
-            self.sequence < 1 << 56,
-            "sequence numbers are counted from 1"
-        );
         let length = self.encoded_len();
         let out = &mut out[..length];
         out[4] = TYPE_COMPLETION;
