@@ -1,17 +1,25 @@
 //! Messages between members as framed bytes.
 //!
-//!     length u32 | type u8 | flags u8 | checksum u32 | [tail length u32] | fields | [tail]
+//! ```text
+//! length u32 | type u8 | flags u8 | checksum u32 | [tail length u32] | fields | [tail]
+//! ```
 //!
 //! `length` counts everything after itself. Integers are little-endian; `fields` says how fields are
 //! written. `docs/protocol.md` has a worked example, which a test here compares.
 //!
 //! F1. The checksum (CRC32C) covers length, type, flags, tail length and fields, so a damaged header
-//!     is found before anything in it is believed. A length is believed only up to `FRAME_BYTES_MAX`.
+//! ```text
+//! is found before anything in it is believed. A length is believed only up to `FRAME_BYTES_MAX`.
+//! ```
 //! F2. The tail is the bulk of `Append` (segment bytes) and `FetchPart` (entries). It is outside
-//!     the checksum because it carries better ones: the certificate of the replica, and the
-//!     CRC of each entry. Summing it a third time would cost every replicated byte.
+//! ```text
+//! the checksum because it carries better ones: the certificate of the replica, and the
+//! CRC of each entry. Summing it a third time would cost every replicated byte.
+//! ```
 //! F3. Values decoded share the receive buffer; nothing is allocated on the word of a length or a
-//!     count beyond what has arrived.
+//! ```text
+//! count beyond what has arrived.
+//! ```
 //! F4. There is one encoding of each message: a padded varint, a flag or a byte too many is an error.
 
 mod fields;

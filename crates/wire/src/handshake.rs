@@ -1,10 +1,12 @@
 //! How a stream between members opens: each side proves that it knows the cluster's secret.
 //!
-//!     dialer                                      acceptor
-//!       Hello { from, to, nonce }        ──▶
-//!                                        ◀──      Challenge { from, nonce, proof }
-//!       Proof                            ──▶
-//!                       then frames in both directions
+//! ```text
+//! dialer                                      acceptor
+//!   Hello { from, to, nonce }        ──▶
+//!                                    ◀──      Challenge { from, nonce, proof }
+//!   Proof                            ──▶
+//!                   then frames in both directions
+//! ```
 //!
 //! A proof is HMAC-SHA256, keyed with the secret, over a label that names the side, both ids and
 //! both nonces. H1. Neither side's proof can stand in for the other's: the labels differ. H2. Neither

@@ -1,14 +1,17 @@
 //! What Redis clients ask for: RESP arguments turned into requests, outcomes turned into replies.
 //!
-//!     bytes --resp::RespParser--> Args --redis::parse--> RespRequest --(gateway)--> Outcome
-//!                                                                                      |
-//!     bytes <--resp::ReplyWriter---------- ReplyShape / Join <-------------------------+
+//! ```text
+//! bytes --resp::RespParser--> Args --redis::parse--> RespRequest --(gateway)--> Outcome
+//!                                                                                  |
+//! bytes <--resp::ReplyWriter---------- ReplyShape / Join <-------------------------+
+//! ```
 //!
 //! Parsing needs nothing but the arguments and the connection's namespace, so everything that can
 //! be refused without asking a shard is refused here, with the very words Redis uses: clients
 //! match on them. A `RespRequest` is therefore always well-formed.
 
 mod commands;
+mod expiry;
 mod glob;
 mod parse;
 mod script;

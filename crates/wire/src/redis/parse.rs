@@ -2,9 +2,12 @@
 //! `commands`, which has checked the number of arguments before it calls.
 
 use bytes::Bytes;
-use holdfast_format::{ClusterMs, Namespace};
+use holdfast_format::Namespace;
 
 use super::commands::{CommandInfo, CommandQuery, lookup};
+use super::expiry::{
+    Alone, Counted, ExpiryOption, Unit, absolute_expiry, positive_expiry, relative_expiry,
+};
 use super::{
     AfterRead, ClientAttribute, Cluster, EvalCall, FixedReply, Hello, InfoSections, Join, Many,
     ReplyShape, RespError, RespRequest, Scan, ScriptRef,
@@ -33,10 +36,6 @@ pub const NAMESPACES: u8 = 16;
 const SCAN_LIMIT_MAX: u32 = 10_000;
 /// COUNT if not given, as in Redis.
 const SCAN_LIMIT_DEFAULT: u32 = 10;
-
-/// No clock stands at a later time than this (the year 2248), so a relative time that fits behind
-/// it never overflows a deadline.
-const NOW_MS_MAX: i64 = 1 << 43;
 
 /// What the parsing functions get.
 pub(super) struct Request<'a> {
@@ -89,7 +88,7 @@ impl Request<'_> {
     }
 
     fn is(&self, index: usize, word: &str) -> bool {
-        self.args.get(index).eq_ignore_ascii_case(word.as_bytes())
+        self.args.is(index, word)
     }
 
     fn integer(&self, index: usize) -> Result<i64, RespError> {
@@ -144,11 +143,11 @@ pub(super) fn set(r: &Request<'_>) -> Parsed {
         } else if r.is(at, "get") {
             return_old = true;
         } else {
-            at = expiry.take(r, at, Alone::KeepTtl)?;
+            at = expiry.take(r.args, at, Alone::KeepTtl)?;
         }
         at += 1;
     }
-    let expiry = expiry.change(r, ExpiryChange::Clear)?;
+    let expiry = expiry.change(r.args, ExpiryChange::Clear, r.command.name)?;
     let shape = if return_old {
         ReplyShape::OldValue
     } else {
@@ -216,12 +215,12 @@ pub(super) fn getex(r: &Request<'_>) -> Parsed {
     let mut expiry = ExpiryOption::None;
     let mut at = 2;
     while at < r.args.len() {
-        at = expiry.take(r, at, Alone::Persist)? + 1;
+        at = expiry.take(r.args, at, Alone::Persist)? + 1;
     }
     match expiry {
         ExpiryOption::None => r.one(Op::Get, ReplyShape::Value),
         expiry => {
-            let expiry = expiry.change(r, ExpiryChange::Keep)?;
+            let expiry = expiry.change(r.args, ExpiryChange::Keep, r.command.name)?;
             let condition = TouchCondition::Always;
             r.one(
                 Op::Touch {
@@ -679,153 +678,6 @@ pub(super) fn latency(r: &Request<'_>) -> Parsed {
         Ok(RespRequest::Fixed(FixedReply::EmptyArray))
     } else {
         r.unknown_subcommand()
-    }
-}
-
-// ---- expiry ----
-
-/// What a number that means a time counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Unit {
-    Seconds,
-    Milliseconds,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Counted {
-    FromNow,
-    FromEpoch,
-}
-
-/// The expiry option of SET or GETEX; at most one kind of them may be given.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum ExpiryOption {
-    None,
-    /// KEEPTTL or PERSIST.
-    Alone(Alone),
-    /// EX, PX, EXAT, PXAT with the index of its number.
-    Time {
-        unit: Unit,
-        counted: Counted,
-        number: usize,
-    },
-}
-
-/// The option without a number that a command knows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Alone {
-    KeepTtl,
-    Persist,
-}
-
-impl ExpiryOption {
-    /// Takes the option at `at`; the index of its last argument.
-    fn take(&mut self, r: &Request<'_>, at: usize, alone: Alone) -> Result<usize, RespError> {
-        let word = match alone {
-            Alone::KeepTtl => "keepttl",
-            Alone::Persist => "persist",
-        };
-        if r.is(at, word) {
-            return self.replace(ExpiryOption::Alone(alone)).map(|()| at);
-        }
-        let (unit, counted) = match () {
-            () if r.is(at, "ex") => (Unit::Seconds, Counted::FromNow),
-            () if r.is(at, "px") => (Unit::Milliseconds, Counted::FromNow),
-            () if r.is(at, "exat") => (Unit::Seconds, Counted::FromEpoch),
-            () if r.is(at, "pxat") => (Unit::Milliseconds, Counted::FromEpoch),
-            () => return Err(RespError::Syntax),
-        };
-        let number = at + 1;
-        if number == r.args.len() {
-            return Err(RespError::Syntax);
-        }
-        self.replace(ExpiryOption::Time {
-            unit,
-            counted,
-            number,
-        })
-        .map(|()| number)
-    }
-
-    /// The same kind may come again, and the last one counts, as in Redis.
-    fn replace(&mut self, new: ExpiryOption) -> Result<(), RespError> {
-        let kind = |option: ExpiryOption| match option {
-            ExpiryOption::Time { unit, counted, .. } => ExpiryOption::Time {
-                unit,
-                counted,
-                number: 0,
-            },
-            other => other,
-        };
-        if *self != ExpiryOption::None && kind(*self) != kind(new) {
-            return Err(RespError::Syntax);
-        }
-        *self = new;
-        Ok(())
-    }
-
-    fn change(self, r: &Request<'_>, none: ExpiryChange) -> Result<ExpiryChange, RespError> {
-        match self {
-            ExpiryOption::None => Ok(none),
-            ExpiryOption::Alone(Alone::KeepTtl) => Ok(ExpiryChange::Keep),
-            ExpiryOption::Alone(Alone::Persist) => Ok(ExpiryChange::Clear),
-            ExpiryOption::Time {
-                unit,
-                counted,
-                number,
-            } => positive_expiry(r.args.get(number), unit, counted, r.command.name),
-        }
-    }
-}
-
-/// A time for SET and its like, which must be positive.
-fn positive_expiry(
-    text: &[u8],
-    unit: Unit,
-    counted: Counted,
-    command: &'static str,
-) -> Result<ExpiryChange, RespError> {
-    if parse_integer(text).ok_or(RespError::NotAnInteger)? <= 0 {
-        return Err(RespError::InvalidExpire { command });
-    }
-    match counted {
-        Counted::FromNow => relative_expiry(text, unit, command),
-        Counted::FromEpoch => absolute_expiry(text, unit, command),
-    }
-}
-
-/// A time from now, possibly past.
-pub(super) fn relative_expiry(
-    text: &[u8],
-    unit: Unit,
-    command: &'static str,
-) -> Result<ExpiryChange, RespError> {
-    let ms = milliseconds(text, unit, command)?;
-    if ms > i64::MAX - NOW_MS_MAX {
-        return Err(RespError::InvalidExpire { command });
-    }
-    Ok(ExpiryChange::In { ms })
-}
-
-/// A moment, possibly past.
-fn absolute_expiry(
-    text: &[u8],
-    unit: Unit,
-    command: &'static str,
-) -> Result<ExpiryChange, RespError> {
-    let ms = milliseconds(text, unit, command)?;
-    Ok(ExpiryChange::At {
-        deadline: ClusterMs(u64::try_from(ms).unwrap_or(0)),
-    })
-}
-
-fn milliseconds(text: &[u8], unit: Unit, command: &'static str) -> Result<i64, RespError> {
-    let number = parse_integer(text).ok_or(RespError::NotAnInteger)?;
-    match unit {
-        Unit::Milliseconds => Ok(number),
-        Unit::Seconds => number
-            .checked_mul(1000)
-            .ok_or(RespError::InvalidExpire { command }),
     }
 }
 

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use holdfast_format::Namespace;
 use sha1::{Digest, Sha1};
 
-use super::parse::{Unit, relative_expiry};
+use super::expiry::{Unit, relative_expiry};
 use super::{AfterRead, ReplyShape, RespError, RespRequest};
 use crate::command::{Command, Condition, ExpiryChange, Op, TouchCondition};
 use crate::resp::parse_integer;
