@@ -259,6 +259,19 @@ impl World {
         self.ship();
     }
 
+    /// Fills the current head with sessions that stay, so that it is the last that the cleaner would
+    /// choose, and returns its id.
+    pub fn pin(&mut self, now: u64) -> SegmentId {
+        let head = self.log.end().segment;
+        let mut n = 0;
+        while self.log.end().segment == head {
+            self.put(&format!("pin{head}.{n}"), &"stays".repeat(100), None, now);
+            n += 1;
+        }
+        self.ship();
+        head
+    }
+
     /// Writes and cleans until segment `id` has left the log.
     pub fn clean_away(&mut self, id: SegmentId, now: u64) {
         for _ in 0..200 {
