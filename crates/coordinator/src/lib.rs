@@ -5,7 +5,7 @@
 //! recoveries, not service. It never touches sessions, opens sockets or reads clocks.
 //!
 //! Each step takes an input, changes the state in memory and stages the records of the change
-//! (`records`), decides what follows, and, once everything decided is durable, says what is due:
+//! (`journal`), decides what follows, and, once everything decided is durable, says what is due:
 //!
 //! ```text
 //! Input --> take --> detect --> decide --> commit --> act (only while the journal is idle)
@@ -19,6 +19,7 @@
 mod clock;
 mod config;
 mod inventory;
+mod journal;
 mod membership;
 mod records;
 mod recovery;
@@ -35,8 +36,9 @@ use holdfast_wire::{
 };
 
 use clock::ClockSource;
+use journal::Journal;
 use membership::{Gone, Server, Servers};
-use records::{Identity, Journal, LiveLog, LogRecord, Recorded, Start};
+use records::{Identity, LiveLog, LogRecord, Recorded, Start};
 use recovery::{Done, Recovery, Surroundings};
 use status::Finished;
 use tablets::Tablets;

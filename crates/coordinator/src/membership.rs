@@ -17,7 +17,8 @@ use std::collections::BTreeMap;
 use holdfast_format::{LogId, ServerId};
 use holdfast_wire::{Figures, Member, Role};
 
-use crate::records::{GONE_MAX, Journal};
+use crate::journal::Journal;
+use crate::records::GONE_MAX;
 
 /// A suspect is pinged so many times within `confirm_ms`: two of three pings may get lost.
 const PINGS_PER_SUSPICION: u64 = 3;

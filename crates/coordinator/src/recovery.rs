@@ -24,8 +24,9 @@ use holdfast_format::{ClusterMs, Epoch, LogId, ServerId, SlotRange};
 use holdfast_wire::{Inventory, Message, Recover, RecoveryFailure, ReplayTimings, Role};
 
 use crate::inventory::{Hold, Reading, assess};
+use crate::journal::Journal;
 use crate::membership::Servers;
-use crate::records::{DeadLog, Journal, LiveLog, LogRecord, Partition};
+use crate::records::{DeadLog, LiveLog, LogRecord, Partition};
 use crate::tablets::{Tablets, divide, without};
 
 /// Added to the recorded minimum to make the fence (V1). A shard that loses backups raises its

@@ -9,7 +9,8 @@ use std::collections::BTreeMap;
 
 use holdfast_format::{Epoch, LogId, SLOTS, ServerId, Slot, SlotRange};
 
-use crate::records::{Journal, Ownership};
+use crate::journal::Journal;
+use crate::records::Ownership;
 
 /// The map, kept equal to its records.
 #[derive(Debug, Default)]

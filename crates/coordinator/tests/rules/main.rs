@@ -1,5 +1,7 @@
 //! The coordinator's rules, each a named test, driven with hand-made inputs.
 
+#![allow(clippy::unwrap_used, reason = "all of it is a test")]
+
 mod chance;
 mod members;
 mod recovery;
