@@ -284,8 +284,10 @@ impl Shard {
         let bridged_us = u64::from(config.lease_ms) * 1_000;
         let lapsed = (self.leased_at_us).is_none_or(|at_us| now.mono_us > at_us + bridged_us);
         let without_time = self.membership.cluster_time(now).is_none();
-        // D2.
-        if without_time || lapsed || self.clock < self.recoveries.expiry_floor() {
+        // D2. A lease may be older than the first estimate of cluster time; until a ceiling above
+        // 0 is acknowledged too, the expiry clock stands at 0 and every deadline would be wrong.
+        let unset = self.clock == ClusterMs(0);
+        if without_time || unset || lapsed || self.clock < self.recoveries.expiry_floor() {
             return Some(Failure::NotReady);
         }
         let full = self.answers.held() >= self.config.queued_requests_max as usize
@@ -367,12 +369,12 @@ impl Shard {
 
     /// D2.
     fn set_clock(&mut self, now: Now) {
+        let standing = self.replicas.standing();
+        self.lease_until_us = standing.lease_until_us;
         let floor = self.recoveries.expiry_floor();
         let Some(time) = self.membership.cluster_time(now) else {
             return;
         };
-        let standing = self.replicas.standing();
-        self.lease_until_us = standing.lease_until_us;
         self.clock = self.clock.max(time.max(floor).min(standing.ceiling));
         let lease_ms = self.membership.config().map_or(0, |config| config.lease_ms);
         self.ceiling = self

@@ -6,6 +6,7 @@
 )]
 
 mod answers;
+mod chaos;
 mod commands;
 mod replication;
 mod takeover;

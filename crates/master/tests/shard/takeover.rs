@@ -51,10 +51,18 @@ fn plan(dead: &World, ranges: Vec<SlotRange>) -> Recover {
 }
 
 /// A live shard beside `dead`, with the same backups and a view in which `dead` is being recovered.
-fn heir(dead: &World) -> World {
+pub fn heir(dead: &World) -> World {
     let mut world = World::idle(2, dead.backups.len() as u64, dead.config.replicas);
     world.now_us = dead.now_us;
     world.backups = dead.backups.clone();
+    world
+        .view
+        .members
+        .retain(|member| member.role != Role::Backup);
+    world
+        .view
+        .members
+        .extend(dead.backups.keys().map(|id| member(id.0, Role::Backup)));
     world.sequence = 1_000_000;
     let tablet = Tablet {
         available: false,
@@ -67,12 +75,12 @@ fn heir(dead: &World) -> World {
     world
 }
 
-fn ask_to_recover(world: &mut World, recover: &Recover) {
+pub fn ask_to_recover(world: &mut World, recover: &Recover) {
     world.hear(ServerId::COORDINATOR, Message::Recover(recover.clone()));
     world.run(100);
 }
 
-fn recovered(world: &World) -> Option<u64> {
+pub fn recovered(world: &World) -> Option<u64> {
     (world.to_coordinator.iter()).find_map(|message| match message {
         Message::Recovered { entries, .. } => Some(*entries),
         _ => None,
@@ -86,7 +94,7 @@ fn failure(world: &World) -> Option<RecoveryFailure> {
     })
 }
 
-fn give_ownership(world: &mut World, ranges: &[SlotRange]) {
+pub fn give_ownership(world: &mut World, ranges: &[SlotRange]) {
     world.view.tablets = ranges
         .iter()
         .map(|range| tablet(*range, world.log))

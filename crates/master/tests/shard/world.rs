@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
-use holdfast_cluster::{Input, Node, Now, Output, Outputs};
+use holdfast_cluster::{Dice, Input, Node, Now, Output, Outputs};
 use holdfast_format::{
     ClientId, ClusterMs, Entries, Epoch, HeaderKind, LogId, Namespace, Opening, SegmentId,
     ServerId, SlotRange, crc32c,
@@ -20,9 +20,18 @@ pub const CLIENT: ClientId = ClientId(77);
 pub const GATEWAY: ServerId = ServerId(900);
 pub const N: Namespace = Namespace(0);
 
+/// A message under way.
+#[derive(Clone, Debug)]
+enum Late {
+    ToBackup(ServerId, Message),
+    ToShard(ServerId, Message),
+}
+
 #[derive(Clone, Debug, Default)]
 pub struct Stored {
     pub bytes: Vec<u8>,
+    /// Length of the append that opened it.
+    pub opened_with: usize,
     pub epoch: Epoch,
     pub certificate: Option<Certificate>,
     pub closed: bool,
@@ -54,6 +63,9 @@ pub struct World {
     pub freed: BTreeSet<SegmentId>,
     /// Closed on R backups once.
     sealed: BTreeSet<SegmentId>,
+    /// Messages between shard and backups are lost, doubled and late.
+    pub chaos: Option<Dice>,
+    late: Vec<(u64, Late)>,
     pub stopped: Option<String>,
     /// Fetch parts are damaged on their way from these.
     pub corrupts: BTreeSet<ServerId>,
@@ -170,11 +182,21 @@ impl World {
 
     /// The same before it has heard anything.
     pub fn idle(id: u64, backups: u64, replicas: u8) -> World {
+        World::configured(id, backups, replicas, |_| {})
+    }
+
+    pub fn configured(
+        id: u64,
+        backups: u64,
+        replicas: u8,
+        configure: impl FnOnce(&mut ShardConfig),
+    ) -> World {
         let own = member(id, Role::Shard);
         let mut config = ShardConfig::for_testing(own.clone());
         config.unreplicated_bytes_max = 128 << 10;
         config.queued_requests_max = 200;
         config.queued_bytes_max = 512 << 10;
+        configure(&mut config);
         let mut members = vec![own, member(GATEWAY.0, Role::Gateway)];
         members.extend((0..backups).map(|i| member(100 + i, Role::Backup)));
         World {
@@ -204,6 +226,8 @@ impl World {
             answers: BTreeMap::new(),
             freed: BTreeSet::new(),
             sealed: BTreeSet::new(),
+            chaos: None,
+            late: Vec::new(),
             stopped: None,
             corrupts: BTreeSet::new(),
             stream: 1,
@@ -228,6 +252,7 @@ impl World {
     pub fn run(&mut self, ms: u64) {
         let end_us = self.now_us + ms * 1_000;
         loop {
+            self.catch_up();
             let due = self.shard.wakeup().is_some_and(|at| at <= self.now_us);
             if due {
                 self.give(Input::Tick);
@@ -287,15 +312,60 @@ impl World {
                     for item in responses.items {
                         self.answers.insert(item.token, item.outcome);
                     }
-                } else if !self.mute.contains(&to) {
-                    for message in self.store(to, message) {
-                        inputs.push_back(Input::Message { from: to, message });
-                    }
+                } else {
+                    self.carry(Late::ToBackup(to, message), inputs);
                 }
             }
             Output::Stopped { reason } => self.stopped = Some(reason),
             Output::Event(_) | Output::Address { .. } | Output::Forget { .. } => {}
             other => panic!("a shard has no business with {other:?}"),
+        }
+    }
+
+    /// Carries a message over the network, which may be a bad one.
+    fn carry(&mut self, message: Late, inputs: &mut VecDeque<Input>) {
+        let fate = self.chaos.as_mut().map_or(99, |dice| dice.below(100));
+        let delay_us = self
+            .chaos
+            .as_mut()
+            .map_or(0, |dice| 1_000 + dice.below(200_000));
+        match fate {
+            0..8 => {}
+            8..25 => self.late.push((self.now_us + delay_us, message)),
+            25..30 => {
+                self.late.push((self.now_us + delay_us, message.clone()));
+                self.arrive(message, inputs);
+            }
+            _ => self.arrive(message, inputs),
+        }
+    }
+
+    fn arrive(&mut self, message: Late, inputs: &mut VecDeque<Input>) {
+        match message {
+            Late::ToBackup(to, message) => {
+                if !self.mute.contains(&to) && self.backups.contains_key(&to) {
+                    for message in self.store(to, message) {
+                        self.carry(Late::ToShard(to, message), inputs);
+                    }
+                }
+            }
+            Late::ToShard(from, message) => inputs.push_back(Input::Message { from, message }),
+        }
+    }
+
+    /// Delivers what was late.
+    fn catch_up(&mut self) {
+        let now_us = self.now_us;
+        let mut inputs = VecDeque::new();
+        for (at_us, message) in std::mem::take(&mut self.late) {
+            if at_us > now_us {
+                self.late.push((at_us, message));
+            } else {
+                self.arrive(message, &mut inputs);
+            }
+        }
+        for input in inputs {
+            self.give(input);
         }
     }
 
@@ -330,7 +400,7 @@ impl World {
 
     fn store(&mut self, to: ServerId, message: Message) -> Vec<Message> {
         match message {
-            Message::Append(append) => vec![self.append(to, append)],
+            Message::Append(append) => self.append(to, append).into_iter().collect(),
             Message::Free { log, segments } => {
                 let backup = self.backups.get_mut(&to).unwrap();
                 for segment in segments {
@@ -346,9 +416,10 @@ impl World {
     }
 
     /// R1, by the book.
-    fn append(&mut self, to: ServerId, append: Append) -> Message {
+    fn append(&mut self, to: ServerId, append: Append) -> Option<Message> {
         let (log, segment) = (append.log, append.segment);
         self.check_r2(&append);
+        let chaos = self.chaos.is_some();
         let backup = self
             .backups
             .get_mut(&to)
@@ -357,40 +428,74 @@ impl World {
             if let Refusal::Full | Refusal::Broken = why {
                 backup.replicas.remove(&(log, segment));
             }
-            return Message::AppendRefused(AppendRefused { log, segment, why });
+            return Some(Message::AppendRefused(AppendRefused { log, segment, why }));
         }
         let ceiling = backup.ceilings.entry(log).or_default();
         assert!(
-            append.expiry_ceiling >= *ceiling,
+            chaos || append.expiry_ceiling >= *ceiling,
             "a ceiling was taken back"
         );
-        *ceiling = append.expiry_ceiling;
+        *ceiling = append.expiry_ceiling.max(*ceiling);
         backup.lease_asked_ms = append.lease_ms;
+        let acknowledge = |stored: &Stored| {
+            Some(Message::Appended(Appended {
+                log,
+                epoch: stored.epoch,
+                segment,
+                length: stored.bytes.len() as u32,
+                closed: stored.closed,
+                sent_us: append.sent_us,
+                lease_ms: append.lease_ms,
+            }))
+        };
+        let end = append.offset as usize + append.bytes.len();
+        if let Some(stored) = backup.replicas.get_mut(&(log, segment)) {
+            if append.epoch < stored.epoch {
+                assert!(chaos, "an epoch was taken back");
+                return None;
+            }
+            let held = stored.bytes.len();
+            let duplicate = match append.open {
+                true => stored.opened_with == append.bytes.len(),
+                false => end < held || stored.closed,
+            };
+            if duplicate {
+                assert!(chaos, "nobody asked for this again");
+                assert!(end <= held, "appended to what is closed");
+                assert_eq!(append.bytes, stored.bytes[append.offset as usize..end]);
+                return acknowledge(stored);
+            }
+        }
         if append.open {
             assert_eq!(append.offset, 0);
-            backup.replicas.insert((log, segment), Stored::default());
+            if self.freed.contains(&segment) {
+                return None;
+            }
+            let stored = Stored {
+                opened_with: append.bytes.len(),
+                ..Stored::default()
+            };
+            backup.replicas.insert((log, segment), stored);
         }
         let length = backup
             .replicas
             .get(&(log, segment))
             .map_or(0, |stored| stored.bytes.len());
-        let Some(stored) = backup
-            .replicas
-            .get_mut(&(log, segment))
-            .filter(|stored| stored.bytes.len() == append.offset as usize)
+        let Some(stored) = (backup.replicas.get_mut(&(log, segment)))
+            .filter(|stored| (append.offset as usize..=end).contains(&stored.bytes.len()))
         else {
             let why = Refusal::Reopen {
                 length: length as u32,
             };
-            return Message::AppendRefused(AppendRefused { log, segment, why });
+            return Some(Message::AppendRefused(AppendRefused { log, segment, why }));
         };
-        assert!(append.epoch >= stored.epoch, "an epoch was taken back");
-        assert!(!stored.closed, "appended to what is closed");
         assert!(
             stored.certificate.is_none() || append.certificate.is_some(),
             "a replica that counts grew without certificate"
         );
-        stored.bytes.extend_from_slice(&append.bytes);
+        let fresh = stored.bytes.len() - append.offset as usize;
+        assert!(chaos || fresh == 0, "R1");
+        stored.bytes.extend_from_slice(&append.bytes[fresh..]);
         stored.epoch = append.epoch;
         if let Some(certificate) = append.certificate {
             let checksum = crc32c(&stored.bytes);
@@ -405,7 +510,7 @@ impl World {
         }
         assert!(!append.close || stored.certificate.is_some());
         stored.closed = append.close;
-        let length = stored.bytes.len() as u32;
+        let message = acknowledge(stored);
         let closed = self
             .copies(segment)
             .iter()
@@ -414,15 +519,7 @@ impl World {
         if closed >= usize::from(self.config.replicas) {
             self.sealed.insert(segment);
         }
-        Message::Appended(Appended {
-            log,
-            epoch: append.epoch,
-            segment,
-            length,
-            closed: append.close,
-            sent_us: append.sent_us,
-            lease_ms: append.lease_ms,
-        })
+        message
     }
 
     /// R2: of a head only the opening is sent before its predecessor is closed on R backups, and that is
