@@ -90,7 +90,6 @@ pub struct Coordinator {
     view_stale: bool,
     owed_enlisted: BTreeSet<ServerId>,
     owed_epochs: BTreeSet<LogId>,
-    owed_gone: BTreeSet<(ServerId, LogId)>,
     dial: Vec<ServerId>,
     hang_up: Vec<ServerId>,
 }
@@ -149,7 +148,7 @@ impl Coordinator {
             clock,
             start,
             servers,
-            gone: Gone::new(recorded.gone, now.mono_us),
+            gone: Gone::new(recorded.gone),
             live,
             recoveries,
             tablets: Tablets::new(recorded.tablets),
@@ -167,7 +166,6 @@ impl Coordinator {
             view_stale: true,
             owed_enlisted: BTreeSet::new(),
             owed_epochs: BTreeSet::new(),
-            owed_gone: BTreeSet::new(),
             dial,
             hang_up: Vec::new(),
             config,
@@ -307,7 +305,7 @@ impl Coordinator {
         let mut unknown = 0;
         for log in logs {
             if self.gone.contains(log.shard()) {
-                self.owed_gone.insert((id, log));
+                self.gone.announce(log, id, now.mono_us);
             } else if !self.live.contains_key(&log) && !self.recoveries.contains_key(&log) {
                 unknown += 1;
             }
@@ -446,7 +444,7 @@ impl Coordinator {
         let member = server.member;
         self.view_stale = true;
         self.owed_enlisted.remove(&id);
-        self.owed_gone.retain(|(to, _)| *to != id);
+        self.gone.lost(id);
         self.dial.retain(|peer| *peer != id);
         self.hang_up.push(id);
         if member.role == Role::Gateway {
@@ -566,7 +564,9 @@ impl Coordinator {
             self.finished.add(log, &recovery, now.mono_us);
             self.journal.remove_log(log);
             self.gone.add(log.shard(), &mut self.journal);
-            self.gone.announce(log, now.mono_us);
+            for backup in self.servers.with_role(Role::Backup) {
+                self.gone.announce(log, backup.member.id, now.mono_us);
+            }
             self.view_stale = true;
         }
         if self.tablets.is_empty() && self.waiting_for().is_none() {
@@ -653,13 +653,8 @@ impl Coordinator {
             let epoch = self.live[&log].minimum_epoch;
             out.send(log.shard(), Message::EpochRecorded { log, epoch });
         }
-        for (backup, log) in std::mem::take(&mut self.owed_gone) {
+        for (log, backup) in self.gone.announcements_due(now.mono_us) {
             out.send(backup, Message::LogGone { log });
-        }
-        for log in self.gone.announcements_due(now.mono_us) {
-            for backup in self.servers.with_role(Role::Backup) {
-                out.send(backup.member.id, Message::LogGone { log });
-            }
         }
         let around = Surroundings {
             now_us: now.mono_us,
@@ -809,6 +804,12 @@ impl Coordinator {
             } else if let Some(server) = self.servers.get_mut(id) {
                 server.heard_us = now.mono_us;
                 server.since_us = now.mono_us;
+            }
+        }
+        for id in self.gone.newest() {
+            for backup in self.servers.with_role(Role::Backup) {
+                self.gone
+                    .announce(LogId::of(id), backup.member.id, now.mono_us);
             }
         }
     }

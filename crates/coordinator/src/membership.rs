@@ -183,7 +183,8 @@ impl Servers {
 pub(crate) struct Gone {
     ordinals: BTreeMap<ServerId, u64>,
     by_ordinal: BTreeMap<u64, ServerId>,
-    announcements: BTreeMap<LogId, Announcement>,
+    /// What each backup still has to be told; at most every remembered log for every backup.
+    announcements: BTreeMap<(LogId, ServerId), Announcement>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -195,27 +196,22 @@ struct Announcement {
 
 impl Gone {
     /// As recorded.
-    pub(crate) fn new(ordinals: BTreeMap<ServerId, u64>, now_us: u64) -> Gone {
-        let by_ordinal: BTreeMap<u64, ServerId> = ordinals
+    pub(crate) fn new(ordinals: BTreeMap<ServerId, u64>) -> Gone {
+        let by_ordinal = ordinals
             .iter()
             .map(|(id, ordinal)| (*ordinal, *id))
             .collect();
-        let mut gone = Gone {
+        Gone {
             ordinals,
             by_ordinal,
             announcements: BTreeMap::new(),
-        };
-        let newest: Vec<ServerId> = gone
-            .by_ordinal
-            .values()
-            .rev()
-            .take(GONE_ANNOUNCED_AT_START)
-            .copied()
-            .collect();
-        for id in newest {
-            gone.announce(LogId::of(id), now_us);
         }
-        gone
+    }
+
+    /// The newest dead, whose announcement a restart may have cut short.
+    pub(crate) fn newest(&self) -> Vec<ServerId> {
+        let newest = self.by_ordinal.values().rev();
+        newest.take(GONE_ANNOUNCED_AT_START).copied().collect()
     }
 
     pub(crate) fn contains(&self, id: ServerId) -> bool {
@@ -237,27 +233,33 @@ impl Gone {
         while self.by_ordinal.len() > GONE_MAX {
             let (_, oldest) = self.by_ordinal.pop_first().expect("there are many");
             self.ordinals.remove(&oldest);
-            self.announcements.remove(&LogId::of(oldest));
+            self.announcements
+                .retain(|(log, _), _| log.shard() != oldest);
             journal.remove_gone(oldest);
         }
     }
 
-    /// Begins to tell backups that `log` is gone.
-    pub(crate) fn announce(&mut self, log: LogId, now_us: u64) {
+    /// Begins to tell `backup` that `log` is gone.
+    pub(crate) fn announce(&mut self, log: LogId, backup: ServerId, now_us: u64) {
         let announcement = Announcement {
             due_us: now_us,
             repeats_left: GONE_REPEATS,
             pause_us: GONE_REPEAT_FIRST_US,
         };
-        self.announcements.insert(log, announcement);
+        self.announcements.insert((log, backup), announcement);
     }
 
-    /// Logs to be announced now.
-    pub(crate) fn announcements_due(&mut self, now_us: u64) -> Vec<LogId> {
+    /// A backup that is dead needs to be told nothing.
+    pub(crate) fn lost(&mut self, backup: ServerId) {
+        self.announcements.retain(|(_, to), _| *to != backup);
+    }
+
+    /// What to announce now, and to whom.
+    pub(crate) fn announcements_due(&mut self, now_us: u64) -> Vec<(LogId, ServerId)> {
         let mut due = Vec::new();
-        self.announcements.retain(|log, a| {
+        self.announcements.retain(|key, a| {
             if now_us >= a.due_us {
-                due.push(*log);
+                due.push(*key);
                 a.repeats_left -= 1;
                 a.due_us = now_us + a.pause_us;
                 a.pause_us *= 2;
@@ -346,7 +348,7 @@ mod tests {
     #[test]
     fn a_gone_log_is_announced_again_and_then_left_alone() {
         let mut gone = Gone::default();
-        gone.announce(LogId(4), 0);
+        gone.announce(LogId(4), ServerId(9), 0);
         let mut told = Vec::new();
         for second in 0..100 {
             if !gone.announcements_due(second * 1_000_000).is_empty() {

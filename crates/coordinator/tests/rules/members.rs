@@ -515,7 +515,10 @@ fn stores_are_told_which_of_their_logs_are_gone_and_keep_unknown_ones() {
             .iter()
             .any(|text| text.contains("1 logs that no record mentions"))
     );
-    // Said again in case it got lost, and not for ever.
+    // Said again in case it got lost, by the next coordinator too, and not for ever.
+    w.restart();
+    w.run_ms(100);
+    assert!(w.take_gone().contains(&(24, LogId(2))));
     w.run_ms(3_500);
     assert!(!w.take_gone().is_empty());
     w.run_ms(60_000);
