@@ -1,5 +1,7 @@
 //! `docs/format.md` and the code say the same, byte by byte.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use holdfast_format::{
     ClientId, ClusterMs, CompletionRecord, Digest, Entries, Entry, Expiry, HeaderKind, LogId,
     Namespace, Object, Opening, RangeTombstone, SegmentHeader, SegmentId, Slot, SlotRange,

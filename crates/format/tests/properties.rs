@@ -1,5 +1,7 @@
 //! Round trips, and what untrusted bytes may do: be refused.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use holdfast_format::{
     ClientId, ClusterMs, CompletionRecord, DEADLINE_MAX, Digest, Entries, Entry, EntryError,
     Expiry, HeaderKind, LogId, Namespace, Object, Opening, RangeTombstone, SegmentHeader,

@@ -460,7 +460,7 @@ pub(crate) fn hash_at(region: &Region, offset: u64) -> KeyHash {
 
 #[inline]
 fn scale(hash: KeyHash, buckets: u64) -> u64 {
-    (u128::from(hash.0) * u128::from(buckets) >> 64) as u64
+    ((u128::from(hash.0) * u128::from(buckets)) >> 64) as u64
 }
 
 /// The lowest hash of a bucket; `None` past the last.

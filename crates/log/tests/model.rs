@@ -3,6 +3,8 @@
 //! What a log must be after it was recovered is what the model was when the last byte that replicas
 //! hold was written: nothing acknowledged is lost, nothing comes back.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use std::collections::BTreeMap;

@@ -1,9 +1,11 @@
 //! The traps of `docs/design-notes.md`, "Expiry and touch", each by its name.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use holdfast_format::{ClientId, SegmentId, Slot, SlotRange};
-use holdfast_log::{AppendError, Completion, Config, Expiry, Log};
+use holdfast_log::{AppendError, Completion, Config, Expiry, Log, SegmentGoal, SegmentKind};
 use support::{NS, World, ms};
 
 const LATER: u64 = 1_000_000;
@@ -489,6 +491,46 @@ fn victims_are_kept_until_a_durable_digest_omits_them() {
     world.ship();
     world.reopen(1);
     assert_eq!(world.get("k", 1), Some("v".into()));
+}
+
+/// The dead log counted its segments by itself; in its successor the birth of its tombstones would
+/// mean other segments.
+#[test]
+fn a_replayed_tombstone_is_born_again() {
+    let mut source = World::small();
+    source.put("k", "old", None, 1);
+    source.pin(1);
+    source.delete("k", 1);
+    source.roll(1);
+
+    let mut target = World::small();
+    while target.log.goals().next().unwrap().id < SegmentId(20) {
+        let oldest = target.log.goals().next().unwrap().id;
+        target.clean_away(oldest, 1);
+    }
+    let id = target.log.replay_begin();
+    for replica in source.replicas.held.values() {
+        target.log.replay(id, &replica.bytes, ms(1)).unwrap();
+    }
+    target.log.replay_finish(id, source.log.last_version());
+    target.ship();
+    assert!(target.log.replay_committed(id));
+    let is_side = |goal: &SegmentGoal| goal.kind == SegmentKind::Side;
+    let sides: Vec<_> = target
+        .log
+        .goals()
+        .filter(is_side)
+        .map(|goal| goal.id)
+        .collect();
+    let (first, last) = (sides[sides.len() - 2], sides[sides.len() - 1]);
+    target.sweep(1);
+    target.clean_away(last, 1);
+    assert!(
+        target.log.goal(first).is_some(),
+        "the old copy is still on replicas"
+    );
+    target.reopen(1);
+    assert_eq!(target.get("k", 1), None);
 }
 
 #[test]

@@ -5,8 +5,8 @@
 use std::collections::BTreeMap;
 
 use holdfast_format::{
-    ClusterMs, Entries, HeaderKind, LogId, Namespace, Opening, Position, SegmentId, SlotRange,
-    Version,
+    ClusterMs, Entries, HeaderKind, KeyHash, LogId, Namespace, Opening, Position, SegmentId,
+    SlotRange, Version,
 };
 use holdfast_log::{Config, Expiry, Log, ReplayError, ReplayId, SegmentKind};
 
@@ -236,16 +236,26 @@ impl World {
         self.log.sweep(ms(now), 1 << 20);
     }
 
-    /// The master dies; its log is recovered into a new one from what replicas hold.
+    /// The master dies; its log is recovered into a new one from what replicas hold. Several times
+    /// over, in different orders, which must not make a difference.
     pub fn reopen(&mut self, now: u64) {
-        let config = self.log.config().clone();
-        let mut log = Log::new(LogId(self.log.id().0 + 1), config).unwrap();
-        let id = self.replicas.replay_into(&mut log, &mut self.dice, ms(now));
-        self.log = log;
-        self.replicas = Replicas::default();
-        self.ship();
-        assert!(self.log.replay_committed(id));
-        self.log.verify();
+        let mut states = Vec::new();
+        for _ in 0..8 {
+            let config = self.log.config().clone();
+            let mut log = Log::new(LogId(self.log.id().0 + 1), config).unwrap();
+            let id = self.replicas.replay_into(&mut log, &mut self.dice, ms(now));
+            let mut replicas = Replicas::default();
+            replicas.ship(&mut log);
+            assert!(log.replay_committed(id));
+            log.verify();
+            states.push((sessions(&log, now), log, replicas));
+        }
+        let (state, log, replicas) = states.pop().unwrap();
+        assert!(
+            states.iter().all(|(other, ..)| *other == state),
+            "the order of replay matters"
+        );
+        (self.log, self.replicas) = (log, replicas);
     }
 
     /// Fills the current head with garbage, so that what is in it can be cleaned.
@@ -285,4 +295,22 @@ impl World {
         }
         panic!("{id:?} stays although the cleaner runs");
     }
+}
+
+/// All live sessions of the namespace, as a client could read them.
+pub fn sessions(log: &Log, now: u64) -> BTreeMap<Vec<u8>, (Version, Vec<u8>, Expiry)> {
+    let mut keys = Vec::new();
+    let mut from = Some(KeyHash(0));
+    while let Some(cursor) = from {
+        from = log.scan(NS, cursor, 1000, ms(now), &mut keys, &|_| true);
+    }
+    keys.into_iter()
+        .map(|(_, key)| {
+            let found = log.find(NS, &key, ms(now)).unwrap();
+            (
+                key.to_vec(),
+                (found.version, found.value.to_vec(), found.expiry),
+            )
+        })
+        .collect()
 }
