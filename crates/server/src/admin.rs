@@ -103,6 +103,14 @@ struct RecoveryJson {
     entries: u64,
     bytes: u64,
     running_ms: u64,
+    finished: bool,
+    phases: Vec<PhaseJson>,
+}
+
+#[derive(Serialize)]
+struct PhaseJson {
+    name: String,
+    at_ms: u64,
 }
 
 #[derive(Serialize)]
@@ -170,6 +178,15 @@ impl StatusJson {
                     entries: recovery.entries,
                     bytes: recovery.bytes,
                     running_ms: recovery.running_ms,
+                    finished: recovery.finished,
+                    phases: recovery
+                        .phases
+                        .iter()
+                        .map(|phase| PhaseJson {
+                            name: phase.name.clone(),
+                            at_ms: phase.at_ms,
+                        })
+                        .collect(),
                 })
                 .collect(),
             replication: ReplicationJson {

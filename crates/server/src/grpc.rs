@@ -9,7 +9,7 @@ use holdfast_cluster::Call;
 use holdfast_coordinator::{MemberStatus, Phase, Status};
 use holdfast_format::{ClientId, ClusterMs, ServerId};
 use holdfast_wire::grpc::{
-    AdminClient, AdminHandler, ClientGrant, ClusterStatus, GrpcConfig, RecoveryStatus, SessionCall,
+    AdminClient, AdminHandler, ClientGrant, ClusterStatus, GrpcConfig, RecoveryPhase, RecoveryStatus, SessionCall,
     SessionsHandler, admin_server, sessions_server,
 };
 use holdfast_wire::{Failure, Member, Outcome, Role, View};
@@ -207,7 +207,7 @@ fn told(status: Status) -> ClusterStatus {
             members: std::iter::once(coordinator)
                 .chain(status.members.iter().map(|member| member.member.clone()))
                 .collect(),
-            tablets: status.tablets,
+            tablets: status.tablets.clone(),
             recovering: status
                 .recoveries
                 .iter()
@@ -222,22 +222,89 @@ fn told(status: Status) -> ClusterStatus {
         recoveries: status
             .recoveries
             .iter()
-            .map(|recovery| RecoveryStatus {
-                log: recovery.log,
-                attempt: recovery
-                    .partitions
+            .map(|recovery| told_recovery(recovery, &status, false))
+            .chain(
+                status
+                    .finished
                     .iter()
-                    .map(|part| part.attempt)
-                    .max()
-                    .unwrap_or(0),
-                state: state_of(recovery),
-                entries: recovery.partitions.iter().map(|part| part.entries).sum(),
-                bytes: recovery.partitions.iter().map(|part| part.bytes).sum(),
-                running_ms: status.cluster_time.0.saturating_sub(recovery.detected_at.0),
-            })
+                    .map(|recovery| told_recovery(recovery, &status, true)),
+            )
             .collect(),
         not_ready_because,
     }
+}
+
+fn told_recovery(
+    recovery: &holdfast_coordinator::RecoveryStatus,
+    status: &Status,
+    finished: bool,
+) -> RecoveryStatus {
+    let since_ms = status.cluster_time.0.saturating_sub(recovery.detected_at.0);
+    RecoveryStatus {
+        log: recovery.log,
+        attempt: recovery
+            .partitions
+            .iter()
+            .map(|part| part.attempt)
+            .max()
+            .unwrap_or(0),
+        state: state_of(recovery),
+        entries: recovery.partitions.iter().map(|part| part.entries).sum(),
+        bytes: recovery.partitions.iter().map(|part| part.bytes).sum(),
+        running_ms: recovery.done_ms.unwrap_or(since_ms),
+        finished,
+        phases: phases_of(recovery, status),
+    }
+}
+
+/// What the recovery has reached, in order of time. A recovery master's own times count from its order to
+/// recover, which goes out when the plan is made.
+fn phases_of(
+    recovery: &holdfast_coordinator::RecoveryStatus,
+    status: &Status,
+) -> Vec<RecoveryPhase> {
+    let mut phases: Vec<RecoveryPhase> = [
+        ("log fenced", recovery.fenced_ms),
+        ("log sealed", recovery.sealed_ms),
+        ("partitions planned", recovery.planned_ms),
+        ("all taken over", recovery.done_ms),
+    ]
+    .into_iter()
+    .filter_map(|(name, at_ms)| {
+        Some(RecoveryPhase {
+            name: name.to_string(),
+            at_ms: at_ms?,
+        })
+    })
+    .collect();
+    for part in &recovery.partitions {
+        let name = status
+            .members
+            .iter()
+            .find(|one| one.member.id == part.master)
+            .map_or_else(|| part.master.to_string(), |one| one.member.name.clone());
+        let planned_ms = recovery.planned_ms.unwrap_or(0);
+        if let Some(timings) = part.timings {
+            for (what, ms) in [
+                ("first bytes", timings.first_byte_ms),
+                ("replayed", timings.replayed_ms),
+                ("replicated", timings.replicated_ms),
+            ] {
+                phases.push(RecoveryPhase {
+                    name: format!("{name} {what}"),
+                    at_ms: planned_ms + u64::from(ms),
+                });
+            }
+        }
+        if let Some(at_ms) = part.taken_over_ms {
+            phases.push(RecoveryPhase {
+                name: format!("{name} took over"),
+                at_ms,
+            });
+        }
+    }
+    phases.sort_by_key(|phase| phase.at_ms);
+    phases
 }
 
 fn state_of(recovery: &holdfast_coordinator::RecoveryStatus) -> String {

@@ -82,7 +82,7 @@ pub struct ClusterStatus {
     pub not_ready_because: Vec<String>,
 }
 
-/// A recovery under way.
+/// A recovery under way, or one that is over.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecoveryStatus {
     pub log: LogId,
@@ -91,7 +91,19 @@ pub struct RecoveryStatus {
     pub state: String,
     pub entries: u64,
     pub bytes: u64,
+    /// Since the shard was declared dead; of a finished recovery, until its end.
     pub running_ms: u64,
+    pub finished: bool,
+    pub phases: Vec<RecoveryPhase>,
+}
+
+/// Something a recovery has reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecoveryPhase {
+    /// Such as `log fenced` or `master-2.0 replayed`.
+    pub name: String,
+    /// Milliseconds after the shard was declared dead.
+    pub at_ms: u64,
 }
 
 /// Bounds and credentials of the gRPC face.

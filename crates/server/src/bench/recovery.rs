@@ -153,12 +153,15 @@ async fn measure(
     let recovery = cluster
         .status()
         .and_then(|status| {
-            let log = victim.log.clone();
-            status["recoveries"]
-                .as_array()?
-                .iter()
-                .find(|one| one["log"] == log)
-                .cloned()
+            // A log is named after its shard: `l` and `s` before the same number.
+            let number = victim.shard.trim_start_matches('s').to_owned();
+            let recoveries = status["recoveries"].as_array()?;
+            let mut of_victim = recoveries.iter().filter(|one| {
+                one["log"]
+                    .as_str()
+                    .is_some_and(|log| log.trim_start_matches('l') == number)
+            });
+            of_victim.next_back().cloned()
         })
         .unwrap_or(Value::Null);
     let wrong_sessions = on_all_sessions(args, &resp, Work::Check).await?;
@@ -399,7 +402,7 @@ impl Probes {
 /// The master to kill: its process, its log, the slots it owns.
 struct Victim {
     pid: u32,
-    log: Value,
+    shard: String,
     ranges: Vec<(u64, u64)>,
 }
 
@@ -421,7 +424,7 @@ impl Victim {
             .and_then(|pid| u32::try_from(pid).ok());
         Ok(Victim {
             pid: pid.ok_or("a member without a process")?,
-            log: owner.clone(),
+            shard: owner.as_str().ok_or("a tablet without an owner")?.to_owned(),
             ranges: tablets
                 .iter()
                 .filter(|tablet| &tablet["owner"] == owner)

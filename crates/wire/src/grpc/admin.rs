@@ -15,7 +15,7 @@ use super::server::authorize;
 use super::v1;
 use super::v1::admin_client::AdminClient as Generated;
 use super::v1::admin_server::{Admin, AdminServer};
-use super::{AdminHandler, ClusterStatus, GrpcConfig, RecoveryStatus};
+use super::{AdminHandler, ClusterStatus, GrpcConfig, RecoveryPhase, RecoveryStatus};
 use crate::message::{Figures, Member, Role, Tablet, View};
 
 /// The `holdfast.v1.Admin` service, answered by `handler`.
@@ -224,6 +224,15 @@ fn recovery_to(recovery: &RecoveryStatus) -> v1::Recovery {
         entries: recovery.entries,
         bytes: recovery.bytes,
         running_ms: recovery.running_ms,
+        finished: recovery.finished,
+        phases: recovery
+            .phases
+            .iter()
+            .map(|phase| v1::RecoveryPhase {
+                name: phase.name.clone(),
+                at_ms: phase.at_ms,
+            })
+            .collect(),
     }
 }
 
@@ -235,6 +244,15 @@ fn recovery_from(recovery: v1::Recovery) -> RecoveryStatus {
         entries: recovery.entries,
         bytes: recovery.bytes,
         running_ms: recovery.running_ms,
+        finished: recovery.finished,
+        phases: recovery
+            .phases
+            .into_iter()
+            .map(|phase| RecoveryPhase {
+                name: phase.name,
+                at_ms: phase.at_ms,
+            })
+            .collect(),
     }
 }
 
