@@ -437,7 +437,7 @@ impl Applications {
             80..=89 => {
                 let (expiry, change) = match self.chance.below(3) {
                     0 => (Expiry::Inherited, ExpiryChange::Slide),
-                    _ => self.new_expiry(),
+                    _ => self.new_touch(),
                 };
                 let when = match touch_condition {
                     TouchCondition::Always => When::Always,
@@ -509,6 +509,14 @@ impl Applications {
             },
             op,
         )
+    }
+
+    /// Like `new_expiry`, without whole new sessions: those are written again, under a new version.
+    fn new_touch(&mut self) -> (Expiry, ExpiryChange) {
+        match self.new_expiry() {
+            (Expiry::InMs(ms), _) => (Expiry::InMs(ms), ExpiryChange::In { ms: ms as i64 }),
+            other => other,
+        }
     }
 
     fn new_expiry(&mut self) -> (Expiry, ExpiryChange) {
