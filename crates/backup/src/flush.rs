@@ -9,7 +9,7 @@ use holdfast_cluster::{DiskError, DiskOp, FrameId, Level, Output, Outputs};
 
 use crate::backup::{Backup, Stage};
 use crate::frames::Syncing;
-use crate::replica::Promise;
+use crate::replica::{Grant, Promise};
 
 /// A clean stop waits so long for syncs: what is left stays in the shared file, as after a crash.
 const STOP_WITHIN_US: u64 = 5_000_000;
@@ -125,7 +125,9 @@ impl Backup {
             } else {
                 self.want_sync(id);
             }
-            if let Some(grant) = syncing.grant {
+            // One that came with a newer epoch for a replica that is closing waits for the second round.
+            let is_covered = |grant: &Grant| target.closed || target.epoch >= grant.epoch;
+            if let Some(grant) = syncing.grant.filter(is_covered) {
                 let epoch = if target.closed {
                     grant.epoch
                 } else {

@@ -93,6 +93,7 @@ impl Backup {
             for &id in &copies {
                 let is_leftover = self.frames.replica(id).is_some_and(|replica| {
                     replica.active_us + ABANDONED_US <= self.now_us
+                        && self.fence_of(replica.log) == Epoch(0)
                         && copies.iter().any(|&other| {
                             other != id
                                 && self.frames.replica(other).is_some_and(|other| {

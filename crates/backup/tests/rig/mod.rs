@@ -404,6 +404,11 @@ impl Rig {
         };
         self.deliver(ServerId::COORDINATOR, fence);
         self.settle();
+        let late = self
+            .sent
+            .iter()
+            .find(|(_, message)| matches!(message, Message::Appended(_)));
+        assert!(late.is_none(), "acknowledged after the fence: {late:?}");
         let inventories: Vec<Inventory> = (self.take_sent().into_iter())
             .filter_map(|(to, message)| match message {
                 Message::Inventory(inventory) if to == ServerId::COORDINATOR => Some(inventory),
