@@ -32,7 +32,10 @@ impl Cluster {
         let mut cluster = Cluster {
             child: None,
             dir: tempfile::tempdir().expect("a temporary directory"),
-            arguments: arguments.iter().map(|&argument| argument.to_owned()).collect(),
+            arguments: arguments
+                .iter()
+                .map(|&argument| argument.to_owned())
+                .collect(),
             ready: Value::Null,
         };
         cluster.launch();
@@ -64,7 +67,9 @@ impl Cluster {
             .expect("the holdfast binary starts");
         self.child = Some(child);
         let text = self.eventually("the ready file", || {
-            std::fs::read_to_string(&ready_file).ok().filter(|text| !text.is_empty())
+            std::fs::read_to_string(&ready_file)
+                .ok()
+                .filter(|text| !text.is_empty())
         });
         self.ready = serde_json::from_str(&text).expect("the ready file is JSON");
     }
@@ -80,6 +85,11 @@ impl Cluster {
         lines[lines.len().saturating_sub(200)..].join("\n")
     }
 
+    /// True if the cluster has ever logged `text`.
+    pub fn has_logged(&self, text: &str) -> bool {
+        std::fs::read_to_string(self.log_file()).is_ok_and(|log| log.contains(text))
+    }
+
     /// Tries until `attempt` gives something; panics with the cluster's log after `PATIENCE`.
     pub fn eventually<T>(&self, what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
         let began = Instant::now();
@@ -88,18 +98,25 @@ impl Cluster {
                 return value;
             }
             if began.elapsed() > PATIENCE {
-                panic!("no {what} within {PATIENCE:?}; the log ends with\n{}", self.log());
+                panic!(
+                    "no {what} within {PATIENCE:?}; the log ends with\n{}",
+                    self.log()
+                );
             }
             std::thread::sleep(Duration::from_millis(50));
         }
     }
 
     pub fn address(&self, face: &str) -> String {
-        self.ready[face].as_str().unwrap_or_else(|| panic!("no {face} in {}", self.ready)).to_owned()
+        self.ready[face]
+            .as_str()
+            .unwrap_or_else(|| panic!("no {face} in {}", self.ready))
+            .to_owned()
     }
 
     pub fn resp(&self) -> Resp {
-        Resp::connect(&self.address("resp"), Duration::from_secs(20)).expect("the flat port answers")
+        Resp::connect(&self.address("resp"), Duration::from_secs(20))
+            .expect("the flat port answers")
     }
 
     /// `ctl status --json`; `None` while the coordinator is away.
@@ -108,7 +125,10 @@ impl Cluster {
             .args(["ctl", "--grpc", &self.address("grpc"), "status", "--json"])
             .output()
             .expect("ctl runs");
-        output.status.success().then(|| serde_json::from_slice(&output.stdout).expect("JSON"))
+        output
+            .status
+            .success()
+            .then(|| serde_json::from_slice(&output.stdout).expect("JSON"))
     }
 
     /// The members whose name begins with `role`, with the processes that now play them.
@@ -156,7 +176,9 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        let Some(mut child) = self.child.take() else { return };
+        let Some(mut child) = self.child.take() else {
+            return;
+        };
         // SIGTERM, so that `dev` ends its children; SIGKILL if it does not.
         let _ = Command::new("kill").arg(child.id().to_string()).status();
         let began = Instant::now();
@@ -173,7 +195,10 @@ impl Drop for Cluster {
 
 /// `kill -9`; a process that has already ended is fine.
 pub fn kill_9(pid: u32) {
-    let _ = Command::new("kill").args(["-9", &pid.to_string()]).stderr(Stdio::null()).status();
+    let _ = Command::new("kill")
+        .args(["-9", &pid.to_string()])
+        .stderr(Stdio::null())
+        .status();
 }
 
 /// The binary under test, built by the same cargo run as this test.
@@ -181,7 +206,10 @@ pub fn binary() -> &'static Path {
     static BINARY: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
     BINARY.get_or_init(|| {
         let test = std::env::current_exe().expect("the path of this test");
-        let profile = test.parent().and_then(Path::parent).expect("target/PROFILE/deps/TEST");
+        let profile = test
+            .parent()
+            .and_then(Path::parent)
+            .expect("target/PROFILE/deps/TEST");
         let binary = profile.join("holdfast");
         assert!(
             binary.exists(),

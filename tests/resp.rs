@@ -25,7 +25,9 @@ impl Resp {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(timeout))?;
         stream.set_write_timeout(Some(timeout))?;
-        Ok(Resp { reader: BufReader::new(stream) })
+        Ok(Resp {
+            reader: BufReader::new(stream),
+        })
     }
 
     pub fn send(&mut self, arguments: &[&[u8]]) -> io::Result<()> {
@@ -61,7 +63,11 @@ impl Resp {
             }
             "*" => {
                 let length: i64 = rest.parse().map_err(|_| io::ErrorKind::InvalidData)?;
-                Reply::Array((0..length).map(|_| self.receive()).collect::<io::Result<_>>()?)
+                Reply::Array(
+                    (0..length)
+                        .map(|_| self.receive())
+                        .collect::<io::Result<_>>()?,
+                )
             }
             _ => return Err(io::ErrorKind::InvalidData.into()),
         })

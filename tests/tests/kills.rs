@@ -45,14 +45,23 @@ impl Load {
         let acknowledged = Arc::new(AtomicU64::new(0));
         let threads = (0..WRITERS)
             .map(|writer| {
-                let (stop, acknowledged, ledger, address) =
-                    (stop.clone(), acknowledged.clone(), ledger.clone(), address.to_owned());
+                let (stop, acknowledged, ledger, address) = (
+                    stop.clone(),
+                    acknowledged.clone(),
+                    ledger.clone(),
+                    address.to_owned(),
+                );
                 std::thread::spawn(move || {
                     write_until(&stop, &acknowledged, &ledger, &address, writer, round);
                 })
             })
             .collect();
-        Load { stop, acknowledged, ledger: ledger.clone(), threads }
+        Load {
+            stop,
+            acknowledged,
+            ledger: ledger.clone(),
+            threads,
+        }
     }
 
     /// Waits until `more` further writes have been acknowledged.
@@ -66,7 +75,9 @@ impl Load {
     fn finish(self) -> u64 {
         self.stop.store(true, Ordering::SeqCst);
         for thread in self.threads {
-            thread.join().expect("a writer panicked: it read something impossible");
+            thread
+                .join()
+                .expect("a writer panicked: it read something impossible");
         }
         assert!(!self.ledger.lock().unwrap().is_empty());
         self.acknowledged.load(Ordering::SeqCst)
@@ -91,10 +102,19 @@ fn write_until(
         };
         count += 1;
         let key = format!("w{writer}:{}", count * 7 % KEYS_PER_WRITER);
-        let mut known = ledger.lock().unwrap().get(&key).cloned().unwrap_or_default();
+        let mut known = ledger
+            .lock()
+            .unwrap()
+            .get(&key)
+            .cloned()
+            .unwrap_or_default();
         let step = match count % 10 {
-            0 => resp.call(&[b"DEL", key.as_bytes()]).map(|reply| (reply, Some(None))),
-            1..=3 => resp.call(&[b"GET", key.as_bytes()]).map(|reply| (reply, None)),
+            0 => resp
+                .call(&[b"DEL", key.as_bytes()])
+                .map(|reply| (reply, Some(None))),
+            1..=3 => resp
+                .call(&[b"GET", key.as_bytes()])
+                .map(|reply| (reply, None)),
             _ => {
                 let value = format!("{round}/{writer}/{count}/{}", "x".repeat(300)).into_bytes();
                 resp.call(&[b"SET", key.as_bytes(), &value, b"EX", b"3600"])
@@ -107,7 +127,10 @@ fn write_until(
                 continue;
             }
             Ok((Reply::Simple(_) | Reply::Integer(_), Some(written))) => {
-                known = Known { acknowledged: written, unknown: Vec::new() };
+                known = Known {
+                    acknowledged: written,
+                    unknown: Vec::new(),
+                };
                 acknowledged.fetch_add(1, Ordering::SeqCst);
             }
             // Refused or unknown: it may have happened or not.
@@ -136,15 +159,29 @@ fn read_everything(cluster: &Cluster, ledger: &Ledger, after: &str) {
     let mut ledger = ledger.lock().unwrap();
     for (key, known) in ledger.iter_mut() {
         let read = cluster.eventually("an answer to GET", || resp.get(key).ok());
-        assert!(known.admits(&read), "after {after}: {key} is {read:?}, knew {known:?}");
-        *known = Known { acknowledged: read, unknown: Vec::new() };
+        assert!(
+            known.admits(&read),
+            "after {after}: {key} is {read:?}, knew {known:?}"
+        );
+        *known = Known {
+            acknowledged: read,
+            unknown: Vec::new(),
+        };
     }
 }
 
 #[test]
 fn every_acknowledged_session_survives_every_kill() {
     let mut cluster = Cluster::start(&[
-        "--processes", "--masters", "3", "--backups", "4", "--replicas", "3", "--memory", "64MiB",
+        "--processes",
+        "--masters",
+        "3",
+        "--backups",
+        "4",
+        "--replicas",
+        "3",
+        "--memory",
+        "128MiB",
     ]);
     let ledger = Ledger::default();
     let mut round = 0;

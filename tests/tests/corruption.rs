@@ -1,0 +1,93 @@
+//! A replica file that rots on one backup is noticed, never believed, and made again from another copy.
+#![allow(clippy::disallowed_methods, clippy::unwrap_used)] // threads, clocks: real processes, and a test
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use holdfast_tests::cluster::{Cluster, kill_9};
+use holdfast_tests::resp::Reply;
+
+const SESSIONS: u32 = 3_000;
+/// A frame: the backup's header and then room for one segment (docs/format.md).
+const HEADER_BYTES: u64 = 4096;
+const FRAME_BYTES: u64 = HEADER_BYTES + (8 << 20);
+
+/// Flips one bit in the segment bytes of every frame that holds some; how many it hurt.
+fn rot(frames: &Path) -> u32 {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(frames)
+        .expect("the frames file");
+    let frames = file.metadata().unwrap().len() / FRAME_BYTES;
+    let mut hurt = 0;
+    for frame in 0..frames {
+        // Within the entries of any segment that has some, past its header and digest.
+        let at = frame * FRAME_BYTES + HEADER_BYTES + 2_000;
+        let mut bytes = [0; 64];
+        file.read_exact_at(&mut bytes, at).unwrap();
+        if bytes.iter().any(|&byte| byte != 0) {
+            file.write_all_at(&[bytes[0] ^ 0x10], at).unwrap();
+            hurt += 1;
+        }
+    }
+    hurt
+}
+
+#[test]
+fn a_rotten_replica_is_noticed_and_repaired() {
+    let cluster = Cluster::start(&[
+        "--processes",
+        "--masters",
+        "3",
+        "--backups",
+        "4",
+        "--replicas",
+        "3",
+        "--memory",
+        "128MiB",
+    ]);
+    let mut resp = cluster.resp();
+    let value = |number: u32| format!("{number}/{}", "v".repeat(500)).into_bytes();
+    for number in 0..SESSIONS {
+        let key = format!("rot:{number}");
+        let reply = resp
+            .call(&[b"SET", key.as_bytes(), &value(number), b"EX", b"3600"])
+            .unwrap();
+        assert_eq!(reply, Reply::Simple("OK".into()));
+    }
+    let check = |after: &str| {
+        let mut resp = cluster.resp();
+        for number in 0..SESSIONS {
+            let key = format!("rot:{number}");
+            let read = cluster.eventually("an answer to GET", || resp.get(&key).ok());
+            assert_eq!(read, Some(value(number)), "{key} after {after}");
+        }
+    };
+
+    let hurt = rot(&cluster.dir.path().join("data/backup-1/frames"));
+    assert!(hurt > 0, "backup-1 holds no replica");
+    // A replica that rotted is read when its log is recovered, so let each log be.
+    let noticed = || cluster.has_logged("is corrupt");
+    let mut killed = 0;
+    while !noticed() {
+        assert!(
+            killed < 3,
+            "three recoveries read no rotten replica; {}",
+            cluster.log()
+        );
+        let victim = cluster.processes("master")[killed].clone();
+        kill_9(victim.pid);
+        killed += 1;
+        cluster.eventually("a successor", || {
+            let now = cluster.processes("master");
+            (now.len() == 3 && now.iter().all(|process| process.pid != victim.pid)).then_some(())
+        });
+        check(&format!("the death of {}", victim.name));
+        cluster.wait_until_ready();
+    }
+    // Ready means that every segment has R whole replicas again.
+    cluster.wait_until_ready();
+    check("the repair");
+}
