@@ -13,7 +13,8 @@
 //! C1. A victim is closed, durable and named by the digest; it keeps its memory and replicas until a
 //!     durable digest names the survivor instead (S, I2).
 //! C2. Nothing new is placed in a block of victims during a pass: its free seglets are held.
-//! C3. A pass starts only if it gains more seglets than committing it can cost, or an entirely free block.
+//! C3. A pass starts only if it gains more seglets than the head that commits it can cost; or, when free
+//!     seglets lie scattered, if it empties three blocks to fill one and begin one with that head.
 //!     So cleaning ends when there is nothing to gain.
 //! C4. Tombstones, touches and shadowing entries are judged by what replicas hold; see `verdict`.
 
@@ -59,6 +60,11 @@ pub(crate) enum Verdict {
 const VICTIM_BLOCKS_MAX: usize = 16;
 /// Choices tried when the best one gains nothing.
 const CHOICES_MAX: usize = 32;
+
+/// The part of the victims' memory that a pass must gain, when memory is out and when there is just too
+/// little to be idle: at 2 % a byte gained costs 49 copied, at 50 % it costs one.
+const GAIN_PERCENT_MIN: u32 = 2;
+const GAIN_PERCENT_MAX: u32 = 50;
 
 /// What the cleaner looks at to choose.
 #[derive(Clone, Copy, Debug)]
@@ -167,18 +173,22 @@ impl Log {
 
     fn choose_victims(&mut self) -> bool {
         let block_seglets = self.region.seglets_per_block();
-        let (available, limit) = (self.available(), self.limit(Class::Put));
-        // Start while there is still room for what arrives during a pass.
+        // Start while there is still room for what arrives during a pass, and be choosy as long as
+        // there is much of it: copying what will be garbage soon is work for nothing.
         let ahead = (2 * block_seglets).max(self.region.seglets() / 8);
-        let short = available < limit + ahead;
+        let left = self
+            .available()
+            .saturating_sub(self.limit(Class::Put))
+            .min(ahead);
         let scattered = self.region.free_blocks() <= 2;
-        if !short && !scattered {
+        if left == ahead && !scattered {
             return false;
         }
+        let gain_percent = GAIN_PERCENT_MIN + (GAIN_PERCENT_MAX - GAIN_PERCENT_MIN) * left / ahead;
         let candidates = self.candidates();
         for start in 0..candidates.len().min(CHOICES_MAX) {
             let chosen = self.fill_survivor(&candidates[start..]);
-            if self.is_worth_it(&chosen) {
+            if self.is_worth_it(&chosen, gain_percent) || scattered && chosen.len() > 2 {
                 self.begin(&chosen);
                 return true;
             }
@@ -227,7 +237,7 @@ impl Log {
         candidates
     }
 
-    /// As many of the candidates as one survivor can take, the first of them in any case.
+    /// As many of the candidates as one survivor can take.
     fn fill_survivor(&self, candidates: &[Candidate]) -> Vec<Candidate> {
         let seglet_bytes = u64::from(self.config.seglet_bytes);
         let block_seglets = self.region.seglets_per_block();
@@ -254,8 +264,8 @@ impl Log {
         chosen
     }
 
-    /// C3.
-    fn is_worth_it(&self, chosen: &[Candidate]) -> bool {
+    /// C3, first half.
+    fn is_worth_it(&self, chosen: &[Candidate], gain_percent: u32) -> bool {
         let live: u64 = chosen.iter().map(|it| it.live_bytes).sum();
         let used: u32 = chosen.iter().map(|it| it.used_seglets).sum();
         let survivor = match live {
@@ -263,7 +273,8 @@ impl Log {
             live => (live + SEGMENT_HEADER_BYTES as u64)
                 .div_ceil(u64::from(self.config.seglet_bytes)) as u32,
         };
-        used > survivor + self.commit_seglets() || chosen.len() > 1
+        let gain = used.saturating_sub(survivor);
+        gain > self.commit_seglets() && gain * 100 >= used * gain_percent
     }
 
     fn begin(&mut self, chosen: &[Candidate]) {
