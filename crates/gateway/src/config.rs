@@ -26,6 +26,8 @@ pub struct GatewayConfig {
     pub pending_bytes_max: u64,
     /// The longest value; also bounds what the parser takes for one argument.
     pub value_bytes_max: u32,
+    /// The longest key; an entry has 16 bits for it.
+    /// The longest key; an entry has 16 bits for its length.
     pub key_bytes_max: u32,
     /// Replies of one connection that wait for earlier ones or to be taken by the driver; beyond it
     /// the connection is closed.
@@ -52,7 +54,7 @@ impl GatewayConfig {
             pending_max: 65_536,
             pending_bytes_max: 64 << 20,
             value_bytes_max: 1 << 20,
-            key_bytes_max: 64 << 10,
+            key_bytes_max: 65_535,
             output_bytes_max: 64 << 20,
             input_bytes_max: 64 << 20,
             replies_max: 1_024,
