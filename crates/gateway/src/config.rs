@@ -26,7 +26,6 @@ pub struct GatewayConfig {
     pub pending_bytes_max: u64,
     /// The longest value; also bounds what the parser takes for one argument.
     pub value_bytes_max: u32,
-    /// The longest key; an entry has 16 bits for it.
     /// The longest key; an entry has 16 bits for its length.
     pub key_bytes_max: u32,
     /// Replies of one connection that wait for earlier ones or to be taken by the driver; beyond it
