@@ -9,8 +9,8 @@ use holdfast_cluster::Call;
 use holdfast_coordinator::{MemberStatus, Phase, Status};
 use holdfast_format::{ClientId, ClusterMs, ServerId};
 use holdfast_wire::grpc::{
-    AdminClient, AdminHandler, ClientGrant, ClusterStatus, GrpcConfig, RecoveryPhase, RecoveryStatus, SessionCall,
-    SessionsHandler, admin_server, sessions_server,
+    AdminClient, AdminHandler, ClientGrant, ClusterStatus, GrpcConfig, RecoveryPhase,
+    RecoveryStatus, SessionCall, SessionsHandler, admin_server, sessions_server,
 };
 use holdfast_wire::{Failure, Member, Outcome, Role, View};
 use tokio::sync::oneshot;

@@ -7,7 +7,12 @@ use crate::options::LogFormat;
 
 /// Starts the process's log. `level` is a level or a filter.
 pub fn start(format: LogFormat, level: &str) -> Outcome<()> {
-    let filter = EnvFilter::try_new(level)
+    // A bare level is about us; how HTTP/2 frames travel is only told to who asks for it by name.
+    let directives = match level.parse::<tracing::Level>() {
+        Ok(_) => format!("{level},h2=warn,hyper=warn,hyper_util=warn,tonic=warn,tower=warn"),
+        Err(_) => level.to_string(),
+    };
+    let filter = EnvFilter::try_new(directives)
         .context(|| format!("--log-level {level}: neither a level nor a filter"))?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -35,7 +35,8 @@ pub const COORDINATOR_GRPC_PORT: u16 = 7391;
 const MEMORY_DEFAULT: ByteSize = ByteSize(512 << 20);
 const SEGMENT_DEFAULT: ByteSize = ByteSize(8 << 20);
 const SEGLET_BYTES_MAX: u32 = 64 << 10;
-const KEY_BYTES_MAX: u32 = 64 << 10;
+/// An entry says its key's length in 16 bits.
+pub const KEY_BYTES_MAX: u32 = u16::MAX as u32;
 const VALUE_BYTES_MAX_DEFAULT: ByteSize = ByteSize(1 << 20);
 const CLIENTS_MAX_DEFAULT: usize = 10_000;
 const RETRY_MS_DEFAULT: u32 = 2_000;
@@ -275,7 +276,7 @@ pub fn master(options: MasterOptions) -> Outcome<()> {
     let shards = options.shards.unwrap_or(cores).max(1);
     let memory = options.memory.unwrap_or(MEMORY_DEFAULT).0;
     let segment_bytes = segment_bytes(options.segment_bytes)?;
-    let value_bytes_max = value_bytes_max(options.value_bytes_max)?;
+    let value_bytes_max = value_bytes_max(options.value_bytes_max, segment_bytes)?;
     let name = options.name.clone().unwrap_or("master".to_string());
     let limits = GatewayLimits {
         password: credentials.password.clone(),
@@ -372,8 +373,8 @@ pub fn backup(options: BackupOptions) -> Outcome<()> {
         credentials.cluster.is_some(),
         true,
     )?;
+    // The store locks its directory itself.
     let dir = options.dir.clone().unwrap_or("./holdfast-backup".into());
-    let _lock = DirLock::take(&dir)?;
     let segment_bytes = segment_bytes(options.segment_bytes)?;
     let disk = options.disk.unwrap_or(ByteSize(4 << 30)).0;
     let frames = u32::try_from(disk / u64::from(segment_bytes))
@@ -445,7 +446,7 @@ pub fn gateway(options: GatewayOptions) -> Outcome<()> {
         ("grpc", Some(grpc)),
         ("http", Some(http)),
     ])?;
-    let value_bytes_max = value_bytes_max(options.value_bytes_max)?;
+    let value_bytes_max = value_bytes_max(options.value_bytes_max, SEGMENT_DEFAULT.0 as u32)?;
     let resp = bind("resp", resp)?;
     let grpc = bind("grpc", grpc)?;
     let http = bind("http", http)?;
@@ -527,6 +528,7 @@ impl Dev {
             options.cluster_secret_file.as_deref(),
             options.password_file.as_deref(),
         )?;
+        let segment_bytes = segment_bytes(options.segment_bytes)?;
         let dev = Dev {
             masters: options.masters.unwrap_or(1),
             backups: options.backups.unwrap_or(3),
@@ -536,8 +538,8 @@ impl Dev {
             shards: options.shards.unwrap_or(1),
             memory: options.memory.unwrap_or(MEMORY_DEFAULT).0,
             dir: options.dir.clone().unwrap_or("./holdfast-data".into()),
-            segment_bytes: segment_bytes(options.segment_bytes)?,
-            value_bytes_max: value_bytes_max(options.value_bytes_max)?,
+            segment_bytes,
+            value_bytes_max: value_bytes_max(options.value_bytes_max, segment_bytes)?,
             frames: 0,
             resp: options.resp.unwrap_or(loopback(RESP_PORT)),
             resp_cluster: options.resp_cluster.unwrap_or(loopback(RESP_CLUSTER_PORT)),
@@ -756,17 +758,20 @@ fn backup_seat(
 
 fn segment_bytes(size: Option<ByteSize>) -> Outcome<u32> {
     let ByteSize(bytes) = size.unwrap_or(SEGMENT_DEFAULT);
-    if !bytes.is_power_of_two() || !((64 << 10)..=(64 << 20)).contains(&bytes) {
+    if !bytes.is_power_of_two() || !((256 << 10)..=(64 << 20)).contains(&bytes) {
         return Err(Fatal::new(format!(
-            "--segment-bytes {} is not a power of two between 64KiB and 64MiB",
+            "--segment-bytes {} is not a power of two between 256KiB and 64MiB",
             ByteSize(bytes)
         )));
     }
     Ok(bytes as u32)
 }
 
-fn value_bytes_max(size: Option<ByteSize>) -> Outcome<u32> {
-    let ByteSize(bytes) = size.unwrap_or(VALUE_BYTES_MAX_DEFAULT);
+/// Largest value: what was asked for, or 1 MiB, which is an eighth of a segment of the usual size:
+/// one atomic append may hold a new value and an old one. Smaller segments get smaller values.
+fn value_bytes_max(size: Option<ByteSize>, segment_bytes: u32) -> Outcome<u32> {
+    let usual = VALUE_BYTES_MAX_DEFAULT.min(ByteSize(u64::from(segment_bytes) / 8));
+    let ByteSize(bytes) = size.unwrap_or(usual);
     match u32::try_from(bytes) {
         Ok(bytes) if (1..=(4 << 20)).contains(&bytes) => Ok(bytes),
         _ => Err(Fatal::new("--value-bytes-max must be between 1 and 4MiB")),

@@ -26,6 +26,7 @@ use crate::local::Local;
 use crate::records::Records;
 use crate::resp::Resp;
 use crate::role::{Role, RoleKind};
+use crate::roles::KEY_BYTES_MAX;
 use crate::store::Store;
 
 /// What is the same for every incarnation of a member.
@@ -344,6 +345,8 @@ impl GatewayLimits {
             password: self.password.clone(),
             retry_ms: self.retry_ms,
             value_bytes_max: self.value_bytes_max,
+            key_bytes_max: KEY_BYTES_MAX,
+            connections_max: self.clients_max,
             ..GatewayConfig::new(member, mode)
         };
         let gateway =

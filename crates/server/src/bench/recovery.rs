@@ -424,7 +424,10 @@ impl Victim {
             .and_then(|pid| u32::try_from(pid).ok());
         Ok(Victim {
             pid: pid.ok_or("a member without a process")?,
-            shard: owner.as_str().ok_or("a tablet without an owner")?.to_owned(),
+            shard: owner
+                .as_str()
+                .ok_or("a tablet without an owner")?
+                .to_owned(),
             ranges: tablets
                 .iter()
                 .filter(|tablet| &tablet["owner"] == owner)
