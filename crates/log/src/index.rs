@@ -74,7 +74,8 @@ fn tag(hash: KeyHash) -> u64 {
 
 #[derive(Debug)]
 pub(crate) struct Index {
-    buckets_per_chunk: u64,
+    /// Binary logarithm of the buckets in a chunk.
+    chunk_shift: u32,
     chunks: Vec<u32>,
     buckets: u64,
     growing: Option<Growing>,
@@ -103,11 +104,12 @@ impl Index {
     /// An index of one chunk, taken from `region`.
     pub fn new(region: &mut Region) -> Index {
         let buckets_per_chunk = region.seglet_bytes() as u64 / BUCKET_BYTES;
+        assert!(buckets_per_chunk.is_power_of_two(), "validated in Config");
         let first = region
             .take_index_seglet(true)
             .expect("a new region has free blocks");
         let mut index = Index {
-            buckets_per_chunk,
+            chunk_shift: buckets_per_chunk.trailing_zeros(),
             chunks: vec![first],
             buckets: buckets_per_chunk,
             growing: None,
@@ -158,10 +160,10 @@ impl Index {
             let Some(seglet) = region.take_index_seglet(may_take_block) else {
                 return false;
             };
-            let first = self.overflow_chunks.len() as u64 * self.buckets_per_chunk;
+            let first = self.overflow_chunks.len() as u64 * self.buckets_per_chunk();
             self.overflow_chunks.push(seglet);
-            self.overflow_used += self.buckets_per_chunk;
-            for number in (first..first + self.buckets_per_chunk).rev() {
+            self.overflow_used += self.buckets_per_chunk();
+            for number in (first..first + self.buckets_per_chunk()).rev() {
                 self.free_overflow(region, number as u32);
             }
         }
@@ -227,7 +229,7 @@ impl Index {
     pub fn grow(&mut self, region: &mut Region, may_take_block: bool) {
         if self.growing.is_none() && self.words * 10 > self.buckets * WORDS * 8 {
             let to = self.buckets + self.buckets.div_ceil(5);
-            let chunks = to.div_ceil(self.buckets_per_chunk) as usize;
+            let chunks = to.div_ceil(self.buckets_per_chunk()) as usize;
             self.chunks.resize(chunks, NO_CHUNK);
             self.growing = Some(Growing {
                 to,
@@ -272,11 +274,15 @@ impl Index {
             hash = next;
         }
         assert_eq!(words, self.words, "words in buckets");
-        let total = self.overflow_chunks.len() as u64 * self.buckets_per_chunk;
+        let total = self.overflow_chunks.len() as u64 * self.buckets_per_chunk();
         assert_eq!(self.overflow_used + u64::from(self.overflow_spare), total);
     }
 
     // ---- private ----
+
+    fn buckets_per_chunk(&self) -> u64 {
+        1 << self.chunk_shift
+    }
 
     /// Number of the bucket and how many there are by the rule that holds for `hash`.
     #[inline]
@@ -297,7 +303,7 @@ impl Index {
     fn bucket_offset(&self, region: &Region, number: u64) -> u64 {
         chunk_offset(
             &self.chunks,
-            self.buckets_per_chunk,
+            self.chunk_shift,
             region.seglet_bytes(),
             number,
         )
@@ -307,7 +313,7 @@ impl Index {
         let number = u64::from(number);
         chunk_offset(
             &self.overflow_chunks,
-            self.buckets_per_chunk,
+            self.chunk_shift,
             region.seglet_bytes(),
             number,
         )
@@ -358,7 +364,7 @@ impl Index {
         }
         let scaled = |n: u64| (u128::from(n) * u128::from(to) / u128::from(self.buckets)) as u64;
         for place in scaled(number)..=scaled(number + 1).min(to - 1) {
-            let chunk = (place / self.buckets_per_chunk) as usize;
+            let chunk = (place / self.buckets_per_chunk()) as usize;
             if self.chunks[chunk] == NO_CHUNK {
                 let Some(seglet) = region.take_index_seglet(may_take_block) else {
                     return false;
@@ -473,9 +479,10 @@ fn first_hash(number: u64, buckets: u64) -> Option<KeyHash> {
 }
 
 #[inline]
-fn chunk_offset(chunks: &[u32], per_chunk: u64, seglet_bytes: usize, number: u64) -> u64 {
-    let chunk = chunks[(number / per_chunk) as usize];
-    u64::from(chunk) * seglet_bytes as u64 + number % per_chunk * BUCKET_BYTES
+fn chunk_offset(chunks: &[u32], shift: u32, seglet_bytes: usize, number: u64) -> u64 {
+    let chunk = chunks[(number >> shift) as usize];
+    let within = number & ((1 << shift) - 1);
+    u64::from(chunk) * seglet_bytes as u64 + within * BUCKET_BYTES
 }
 
 #[inline]

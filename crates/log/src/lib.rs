@@ -1,7 +1,13 @@
 //! One shard's memory: segments in seglets, object index, expiry, cleaner, side log.
 //!
 //! Floor 1. No I/O, no clock, no wire: time comes as an argument, replication happens elsewhere
-//! and is told here with `set_durable`. One thread owns a `Log`.
+//! and is told here with `set_durable`. One thread owns a `Log`; nothing in it locks or waits.
+//!
+//! Where to begin: `log` has the head and who gets memory, `session` what clients do, `segments` how a
+//! segment lives and dies, `index` and `region` the two structures underneath, `cleaner` and `sweep` what
+//! goes on in the background, `replay` recovery.
+//!
+//! Whoever drives a log calls `clean` and `sweep` often, with small budgets, and replicates what `goals` says.
 
 mod cleaner;
 mod completions;
@@ -39,17 +45,22 @@ pub struct Completion<'a> {
 #[derive(Clone, Copy, Debug)]
 pub struct Found<'log> {
     pub version: Version,
+    /// Borrowed from the log: nothing can move it while it is in use.
     pub value: &'log [u8],
+    /// With the deadline of the newest touch.
     pub expiry: Expiry,
 }
 
+/// Why nothing was appended. The log is as it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AppendError {
     /// Reads, deletes and touches still work; the caller answers OOM.
     #[error("no memory left for this entry")]
     OutOfMemory,
+    /// Over `Config::key_bytes_max`.
     #[error("key too large")]
     KeyTooLarge,
+    /// Over `Config::value_bytes_max`, or an outcome that no segment could take.
     #[error("value too large")]
     ValueTooLarge,
 }
@@ -64,12 +75,13 @@ pub struct SegmentGoal {
     pub kind: SegmentKind,
 }
 
+/// What a segment is to replication.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SegmentKind {
     /// The head or a former head. Bytes past `opening` (segment header and digest) may be sent only
     /// when the segment `follows` is closed on all its replicas, which in turn may be closed only when
-    /// `[0, opening)` of this one is on all of its own. That way the newest open replica always
-    /// tells the truth (design §5.3).
+    /// `[0, opening)` of this one is on all of its own (`docs/design-notes.md`, "Replication", R2).
+    /// `follows` is `None` for a log's first head, and once the predecessor has been freed.
     Head {
         opening: u32,
         follows: Option<SegmentId>,
@@ -78,37 +90,43 @@ pub enum SegmentKind {
     Side,
 }
 
+/// One recovery into a log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ReplayId(pub u64);
 
+/// What one call of `Log::replay` has gone through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Replayed {
     pub entries: u64,
+    /// Entries that won against what was there.
     pub kept: u64,
     pub bytes: u64,
 }
 
+/// Where the memory is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct MemoryUse {
     pub limit_bytes: u64,
-    /// Segments (whole seglets in use), index, completion records.
+    /// Segments and index (whole seglets in use), completion records, tables. Never above the limit.
     pub used_bytes: u64,
     /// Bytes of live entries.
     pub live_bytes: u64,
     pub index_bytes: u64,
+    /// What puts may not use: kept for the cleaner, deletes and touches.
     pub reserved_bytes: u64,
     pub segments: u64,
     /// Bytes the cleaner has copied since start.
     pub cleaned_bytes: u64,
 }
 
-/// How many sessions a namespace has, as of the last sweep.
+/// How many sessions a namespace has; expired ones count until the sweep has met them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct SessionCount {
     pub sessions: u64,
     pub with_deadline: u64,
 }
 
+/// Why a replay stopped half-way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReplayError {
     /// Give up this recovery; the ranges go to another shard.
