@@ -140,13 +140,9 @@ impl Recovery {
             taken_over: false,
             partitions: Vec::new(),
         };
-        Recovery {
-            times: PhaseTimes {
-                silent_us,
-                ..Default::default()
-            },
-            ..Self::resume(log, record, now_us)
-        }
+        let mut recovery = Self::resume(log, record, now_us);
+        recovery.times.silent_us = silent_us;
+        recovery
     }
 
     /// As recorded by an earlier coordinator.
