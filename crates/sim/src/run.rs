@@ -1,5 +1,7 @@
 //! One seed from beginning to end: faults, healing, liveness, reading everything back.
 
+use std::collections::BTreeMap;
+
 use holdfast_cluster::Call;
 use holdfast_wire::{Command, Meta, Op, Outcome, Role};
 
@@ -32,6 +34,8 @@ pub struct Report {
     pub answered: u64,
     pub unknown: u64,
     pub counts: FaultCounts,
+    /// What the roles counted, by their own names.
+    pub tallies: BTreeMap<&'static str, u64>,
     pub second_opinion: SecondOpinion,
     pub violations: Vec<String>,
 }
@@ -69,7 +73,7 @@ impl Plan {
             speakers: chance.between(3, 5) as u32,
             think_us: chance.between(25_000, 60_000),
             cold_keys: chance.between(100, 300) as u32,
-            large_percent: *chance.pick(&[0, 5, 20]),
+            large_percent: *chance.pick(&[0, 10, 40]),
             large_bytes_max: 12 << 10,
         };
         let unsafe_us = chance.between(12_000_000, 25_000_000);
@@ -292,6 +296,7 @@ impl Run {
 
     fn report(mut self) -> Report {
         self.applications.give_up();
+        self.world.tally();
         let history = &self.applications.history;
         let mut slack_ms = EXPIRY_BOUND_MS
             + u64::from(self.plan.setup.config.lease_ms)
@@ -317,6 +322,7 @@ impl Run {
             answered,
             unknown: history.operations.len() as u64 - answered,
             counts: self.world.counts.clone(),
+            tallies: std::mem::take(&mut self.world.tallies),
             second_opinion,
             violations,
         }

@@ -91,7 +91,7 @@ impl Setup {
         setup.config.ack_disk = chance.percent(50);
         setup.config.lease_ms = *chance.pick(&[200, 400, 800]);
         // Some shards are so small that they must clean, or refuse writers.
-        setup.memory_bytes = *chance.pick(&[1 << 20, 2 << 20, 4 << 20]);
+        setup.memory_bytes = *chance.pick(&[768 << 10, 1 << 20, 2 << 20]);
         setup
     }
 

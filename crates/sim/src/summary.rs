@@ -16,6 +16,31 @@ const SEEDS_TO_JUDGE: u64 = 100;
 /// Violations of one seed that are printed.
 const VIOLATIONS_SHOWN: usize = 5;
 
+/// Corners of the code that a batch of seeds should have been in, as the roles count them.
+const CORNERS: [(&str, &str); 12] = [
+    ("holdfast_shard_recoveries_total", "a shard recovered"),
+    ("holdfast_shard_cleaned_bytes_total", "segments cleaned"),
+    ("holdfast_shard_epochs_raised_total", "an epoch raised"),
+    ("holdfast_shard_replicas_lost_total", "a replica made again"),
+    ("holdfast_shard_append_resends_total", "an append repeated"),
+    (
+        "holdfast_shard_leaseless_flushes_total",
+        "answers without a lease",
+    ),
+    ("holdfast_shard_refused_busy_total", "writers refused"),
+    ("holdfast_backup_stale_appends_total", "stale appends"),
+    (
+        "holdfast_backup_corrupt_replicas_total",
+        "a corrupt replica found",
+    ),
+    (
+        "holdfast_backup_damaged_headers_total",
+        "a damaged header found",
+    ),
+    ("holdfast_backup_fetches_failed_total", "a fetch failed"),
+    ("holdfast_gateway_given_up_total", "a gateway gave up"),
+];
+
 /// The sum of many reports.
 #[derive(Clone, Debug, Default)]
 pub struct Summary {
@@ -27,6 +52,8 @@ pub struct Summary {
     unknown: u64,
     counts: FaultCounts,
     seeds_with: Vec<u64>,
+    /// Per corner: seeds that were there, and how often in all.
+    corners: [(u64, u64); CORNERS.len()],
     opinion_keys: u64,
     opinion_operations: u64,
     opinion_unknown: u64,
@@ -47,6 +74,11 @@ impl Summary {
         self.seeds_with.resize(Fault::ALL.len(), 0);
         for (index, fault) in Fault::ALL.into_iter().enumerate() {
             self.seeds_with[index] += u64::from(report.counts.of(fault) > 0);
+        }
+        for (corner, (name, _)) in self.corners.iter_mut().zip(CORNERS) {
+            let times = report.tallies.get(name).copied().unwrap_or(0);
+            corner.0 += u64::from(times > 0);
+            corner.1 += times;
         }
         self.opinion_keys += report.second_opinion.keys;
         self.opinion_operations += report.second_opinion.operations;
@@ -142,7 +174,7 @@ impl fmt::Display for Summary {
             let name = fault.name();
             writeln!(
                 f,
-                "  {name:<22} {:>9} {share:>6.1} %",
+                "  {name:<24} {:>11} {share:>6.1} %",
                 self.counts.of(*fault)
             )?;
         }

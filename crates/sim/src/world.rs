@@ -80,6 +80,8 @@ pub struct World {
     /// Broken promises that the world itself has seen.
     pub violations: Vec<String>,
     pub cluster_time: ClusterTime,
+    /// What the roles counted (`*_total`), over all processes that ever ran.
+    pub tallies: BTreeMap<&'static str, u64>,
     /// How long a write of the metadata store takes, in microseconds (mean).
     pub records_delay_us: u64,
     now_us: u64,
@@ -286,6 +288,7 @@ impl World {
             counts: FaultCounts::default(),
             violations: Vec::new(),
             cluster_time: ClusterTime::default(),
+            tallies: BTreeMap::new(),
             records_delay_us: 1_000,
             now_us: 1_000_000,
             sequence: 0,
@@ -450,6 +453,15 @@ impl World {
         match &self.places[place.0].running {
             Some(running) => running.node.metrics().into_iter().collect(),
             None => BTreeMap::new(),
+        }
+    }
+
+    /// Adds what the running processes have counted to the tallies: once, at the end.
+    pub fn tally(&mut self) {
+        for place in &self.places {
+            if let Some(running) = &place.running {
+                tally(&mut self.tallies, running.node.as_ref());
+            }
         }
     }
 
@@ -1339,6 +1351,7 @@ impl World {
             return;
         };
         let incarnation = self.places[place.0].incarnation;
+        tally(&mut self.tallies, running.node.as_ref());
         // Whatever was on its way to the old process must not reach the next one.
         self.places[place.0].incarnation += 1;
         self.trace.word(0xDEAD);
@@ -1393,6 +1406,14 @@ impl World {
             if let Some(known) = self.connections.get_mut(&connection) {
                 known.open = false;
             }
+        }
+    }
+}
+
+fn tally(tallies: &mut BTreeMap<&'static str, u64>, node: &dyn Node) {
+    for (name, value) in node.metrics() {
+        if name.ends_with("_total") {
+            *tallies.entry(name).or_default() += value as u64;
         }
     }
 }
