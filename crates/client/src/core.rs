@@ -370,8 +370,13 @@ impl Core {
         self.next_stream - 1
     }
 
+    /// How many of the pending commands are parts of others. An answered part is pending no more.
     fn parts(&self) -> usize {
-        self.fans.values().map(|fan| fan.parts.len()).sum()
+        let asked = |part: &&Part| matches!(part, Part::Asked(_));
+        self.fans
+            .values()
+            .map(|fan| fan.parts.values().filter(asked).count())
+            .sum()
     }
 
     /// `order.rs` lets a command go.

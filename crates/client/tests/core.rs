@@ -600,6 +600,21 @@ fn counting_and_flushing_concern_every_shard() {
     );
 }
 
+/// Seed 45 of the simulation: an answered part was still counted among what is pending.
+#[test]
+fn a_half_answered_key_space_command_is_one_pending_command() {
+    let mut world = World::new();
+    let count = world.submit(command("", Op::Count), LINE, None);
+    world.flush();
+    while world.deliver_request() {}
+    assert!(world.deliver_response());
+    assert_eq!(world.core.figures().pending, 1);
+    assert!(world.deliver_response());
+    world.flush();
+    assert_eq!(world.core.figures().pending, 0);
+    assert!(matches!(world.outcome(count), Outcome::Counted { .. }));
+}
+
 #[test]
 fn a_key_space_command_of_one_shard_asks_only_it() {
     let mut world = World::new();
