@@ -285,10 +285,35 @@ impl Replicas {
             return;
         }
         let epoch = self.epoch;
+        if !self.segments.contains_key(&refused.segment) {
+            // A backup that came back still holds a replica that nothing names any more. Ids are never
+            // used again, so this cannot hurt a newer one.
+            let segments = vec![refused.segment];
+            out.send(
+                from,
+                Message::Free {
+                    log: self.log,
+                    segments,
+                },
+            );
+            return;
+        }
         let Some(replica) = self.replica_mut(refused.segment, from) else {
             return;
         };
         let Some(in_flight) = replica.in_flight else {
+            // Not an answer: the backup has found the replica that we count on to be bad.
+            if let Refusal::Reopen { length: 0 } | Refusal::Broken = refused.why {
+                let text = format!(
+                    "{from} has found its replica of {} to be bad: making it again",
+                    refused.segment
+                );
+                out.event(Level::Warn, text);
+                self.lose(refused.segment, from, out);
+                if refused.why != Refusal::Broken {
+                    self.adopt(refused.segment, from);
+                }
+            }
             return;
         };
         match refused.why {

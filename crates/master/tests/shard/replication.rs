@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use holdfast_cluster::{Input, Node};
-use holdfast_format::{Epoch, ServerId};
+use holdfast_format::{Epoch, SegmentId, ServerId};
 use holdfast_wire::*;
 
 use crate::world::*;
@@ -248,6 +248,49 @@ fn a_replica_that_the_backup_has_dropped_is_copied_again() {
     assert_eq!(copies.len(), 3);
     assert!(copies.iter().all(|stored| stored.bytes == copies[0].bytes));
     assert!(world.recorded_epoch > Epoch(1));
+}
+
+#[test]
+fn a_replica_found_rotten_while_nothing_is_under_way_is_made_again() {
+    for why in [Refusal::Reopen { length: 0 }, Refusal::Broken] {
+        let mut world = World::new(4, 3);
+        fill(&mut world, 60);
+        world.run(500);
+        let log = world.log;
+        // Closed and whole everywhere, so that no append is under way to be refused.
+        let (&(_, segment), _) = (world.backups.values())
+            .flat_map(|backup| &backup.replicas)
+            .find(|(_, stored)| stored.closed)
+            .expect("several heads were filled");
+        let holder = *(world.backups.iter())
+            .find(|(_, backup)| backup.replicas.contains_key(&(log, segment)))
+            .expect("listed from there")
+            .0;
+        let backup = world.backups.get_mut(&holder).expect("it exists");
+        backup.replicas.remove(&(log, segment));
+        assert_eq!(world.copies(segment).len(), 2);
+        world.hear(
+            holder,
+            Message::AppendRefused(AppendRefused { log, segment, why }),
+        );
+        world.run(1_000);
+        assert_eq!(world.copies(segment).len(), 3, "{why:?}");
+        world.shard.verify();
+    }
+}
+
+#[test]
+fn a_replica_of_a_segment_long_gone_is_freed_where_it_turns_up() {
+    let mut world = World::new(4, 3);
+    fill(&mut world, 20);
+    let (log, segment) = (world.log, SegmentId(1_000_000));
+    let why = Refusal::Reopen { length: 5 };
+    world.hear(
+        ServerId(101),
+        Message::AppendRefused(AppendRefused { log, segment, why }),
+    );
+    world.run(100);
+    assert!(world.freed.contains(&segment));
 }
 
 #[test]
