@@ -1,8 +1,10 @@
 //! Hosts nodes on one OS thread: the tokio loop that is the server's half of the node seam.
 //!
+//! ```text
 //!     sockets, disk ─> Local ─┐                 ┌─> Local (nodes of this thread)
 //!     other threads ─> Inbox ─┼─> step … flush ─┼─> Inbox (other threads, once per round)
 //!                      timers ┘                 └─> Transport, RESP, disk, records
+//! ```
 //!
 //! H1. A round takes what was ready when it began, steps each input, applies its outputs in order,
 //!     then flushes every node that was stepped with a freshly read clock.
@@ -127,6 +129,9 @@ fn run(
     runtime.shutdown_background();
 }
 
+/// From, to, what.
+type Mail = (ServerId, ServerId, Message);
+
 struct Hosted {
     id: ServerId,
     name: String,
@@ -150,7 +155,7 @@ struct Loop {
     /// Empty between steps; kept for its memory.
     scratch: Outputs,
     /// For other threads, until the end of the round.
-    outgoing: Vec<(Arc<Inbox>, Vec<(ServerId, ServerId, Message)>)>,
+    outgoing: Vec<(Arc<Inbox>, Vec<Mail>)>,
     homes: BTreeMap<ServerId, Arc<Inbox>>,
     next_call: u64,
     stopping: Vec<(Phase, oneshot::Sender<()>)>,
@@ -240,14 +245,15 @@ impl Loop {
             }
             self.step(now, id, input);
         }
-        let due: Vec<ServerId> = self
-            .nodes
-            .iter()
-            .filter(|node| node.role.wakeup().is_some_and(|at| at <= now.mono_us))
-            .map(|node| node.id)
-            .collect();
-        for id in due {
-            self.step(now, id, Input::Tick);
+        for index in (0..self.nodes.len()).rev() {
+            // A node that stops shortens the list; whoever is missed has its turn in the next round.
+            let Some(node) = self.nodes.get(index) else {
+                continue;
+            };
+            if node.role.wakeup().is_some_and(|at| at <= now.mono_us) {
+                let id = node.id;
+                self.step(now, id, Input::Tick);
+            }
         }
         // The clock is read again for each: leases are judged by the moment of the release.
         let mut index = 0;

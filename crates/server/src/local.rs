@@ -4,7 +4,7 @@
 //! Q1. Once `lose` was called for (node, peer), nothing the node sends to that peer leaves until the
 //!     node has been given `PeerLost` (N2 of the node seam).
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, VecDeque};
 use std::rc::Rc;
 
@@ -16,6 +16,8 @@ use tokio::sync::Notify;
 pub struct Local {
     events: RefCell<VecDeque<(ServerId, Input)>>,
     lost: RefCell<BTreeSet<(ServerId, ServerId)>>,
+    /// The host loop sleeps. Waking one that runs would only cost it an empty round.
+    asleep: Cell<bool>,
     notify: Notify,
 }
 
@@ -27,7 +29,9 @@ impl Local {
     /// Queues an input for a node of this thread and wakes the host loop.
     pub fn push(&self, node: ServerId, input: Input) {
         self.events.borrow_mut().push_back((node, input));
-        self.notify.notify_one();
+        if self.asleep.replace(false) {
+            self.notify.notify_one();
+        }
     }
 
     /// The connection between `node` and `peer` broke: queues `PeerLost` and closes the way out (Q1).
@@ -60,8 +64,11 @@ impl Local {
         self.events.borrow().is_empty()
     }
 
-    /// Returns when something was pushed since the last call.
+    /// Returns when there is something to pop. For one caller at a time.
     pub async fn pushed(&self) {
-        self.notify.notified().await;
+        while self.is_empty() {
+            self.asleep.set(true);
+            self.notify.notified().await;
+        }
     }
 }

@@ -19,6 +19,9 @@ use crate::local::Local;
 
 const RECORDS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("records");
 
+/// Key and value.
+pub type Record = (String, Bytes);
+
 /// The open database.
 #[derive(Debug)]
 pub struct Records {
@@ -35,7 +38,7 @@ struct Asked {
 
 impl Records {
     /// Opens or creates the database at `path` and reads every record; call on a `LocalSet`.
-    pub fn open(path: &Path, local: Rc<Local>) -> Outcome<(Rc<Records>, Vec<(String, Bytes)>)> {
+    pub fn open(path: &Path, local: Rc<Local>) -> Outcome<(Rc<Records>, Vec<Record>)> {
         let what = || {
             format!(
                 "cannot open the coordinator's records at {}",
@@ -103,7 +106,7 @@ fn commit(database: &Database, asked: &[Asked]) -> Outcome<()> {
     transaction.commit().context(what)
 }
 
-fn read_all(database: &Database) -> Result<Vec<(String, Bytes)>, Fatal> {
+fn read_all(database: &Database) -> Result<Vec<Record>, Fatal> {
     let what = || "read".to_string();
     // Opening the table in a write transaction creates it on the first start.
     let transaction = database.begin_write().context(what)?;

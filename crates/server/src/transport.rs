@@ -260,7 +260,7 @@ impl Transport {
                 match &error {
                     DialError::Refused(refused) if refused.needs_a_person() => {
                         // The first of a row and then now and then: it repeats until fixed.
-                        if failures % 64 == 0 {
+                        if failures.is_multiple_of(64) {
                             tracing::error!("{} at {address} refused us: {refused}", pair.1);
                         }
                     }

@@ -5,7 +5,7 @@ pub fn session(number: u64) -> [u8; 37] {
     let mut key = *b"sess:00000000000000000000000000000000";
     let mut random = Random::new(number.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
     for chunk in key[5..].chunks_mut(16) {
-        let mut bits = random.next();
+        let mut bits = random.roll();
         for byte in chunk {
             *byte = b"0123456789abcdef"[(bits & 15) as usize];
             bits >>= 4;
@@ -23,7 +23,7 @@ impl Random {
         Random(seed)
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub fn roll(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -33,7 +33,7 @@ impl Random {
 
     /// In `[0, 1)`.
     pub fn share(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64
+        (self.roll() >> 11) as f64 / (1u64 << 53) as f64
     }
 }
 

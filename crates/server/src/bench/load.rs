@@ -271,7 +271,7 @@ impl<'a> Mix<'a> {
     fn new(args: &'a LoadArgs, seed: u64) -> Mix<'a> {
         let mut random = Random::new(seed);
         let value = (0..args.value_bytes)
-            .map(|_| b'a' + (random.next() % 26) as u8)
+            .map(|_| b'a' + (random.roll() % 26) as u8)
             .collect();
         Mix {
             args,
@@ -282,7 +282,7 @@ impl<'a> Mix<'a> {
     }
 
     fn write_next(&mut self, out: &mut Vec<u8>) {
-        let session = self.random.next() % self.args.sessions;
+        let session = self.random.roll() % self.args.sessions;
         if self.random.share() < self.args.read_share {
             replies::write_command(out, &[b"GET", &keys::session(session)]);
         } else {
@@ -292,7 +292,7 @@ impl<'a> Mix<'a> {
 
     /// A value that differs from the last one written: rewriting equal bytes is only a touch.
     fn write_set(&mut self, out: &mut Vec<u8>, session: u64) {
-        let stamp = self.random.next().to_le_bytes();
+        let stamp = self.random.roll().to_le_bytes();
         for (byte, stamp) in self.value.iter_mut().zip(stamp) {
             *byte = b'a' + stamp % 26;
         }

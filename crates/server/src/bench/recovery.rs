@@ -250,7 +250,7 @@ fn value(number: u64, bytes: u32) -> Vec<u8> {
     let mut random = Random::new(number ^ 0x5EED);
     let mut value = Vec::with_capacity(bytes as usize + 8);
     while value.len() < bytes as usize {
-        value.extend_from_slice(&random.next().to_le_bytes());
+        value.extend_from_slice(&random.roll().to_le_bytes());
     }
     value.truncate(bytes as usize);
     value
