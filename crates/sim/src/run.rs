@@ -76,7 +76,7 @@ impl Plan {
             large_percent: *chance.pick(&[0, 10, 40]),
             large_bytes_max: 12 << 10,
         };
-        let unsafe_us = chance.between(12_000_000, 25_000_000);
+        let unsafe_us = chance.between(16_000_000, 32_000_000);
         let finale = chance.percent(40);
         Plan {
             setup,
@@ -167,7 +167,7 @@ impl Run {
     fn liveness(&mut self) {
         self.chaos.end();
         self.world.heal();
-        let working_us = self.world.now_us() + 2_000_000;
+        let working_us = self.world.now_us() + 3_000_000;
         self.go_on(working_us, |_| false);
         self.applications.rest();
         self.settle("healing");

@@ -46,6 +46,8 @@ const CORNERS: [(&str, &str); 12] = [
 pub struct Summary {
     seeds: u64,
     busy_seeds: u64,
+    /// Seeds with too few operations, and how many they had.
+    idle: Vec<(u64, u64)>,
     simulated_us: u64,
     events: u64,
     answered: u64,
@@ -66,6 +68,9 @@ impl Summary {
     pub fn add(&mut self, report: Report) {
         self.seeds += 1;
         self.busy_seeds += u64::from(report.answered >= OPERATIONS_MIN);
+        if report.answered < OPERATIONS_MIN {
+            self.idle.push((report.seed, report.answered));
+        }
         self.simulated_us += report.simulated_us;
         self.events += report.events;
         self.answered += report.answered;
@@ -117,8 +122,10 @@ impl Summary {
             return short;
         }
         if self.busy_seeds * 100 < self.seeds * BUSY_SEEDS_PERCENT {
+            let examples = &self.idle[..self.idle.len().min(8)];
             short.push(format!(
-                "only {} of {} seeds committed {OPERATIONS_MIN} operations",
+                "only {} of {} seeds committed {OPERATIONS_MIN} operations; (seed, operations): \
+                 {examples:?} and others",
                 self.busy_seeds, self.seeds
             ));
         }
@@ -177,6 +184,14 @@ impl fmt::Display for Summary {
                 "  {name:<24} {:>11} {share:>6.1} %",
                 self.counts.of(*fault)
             )?;
+        }
+        writeln!(
+            f,
+            "corners reached      how often, and in which share of seeds"
+        )?;
+        for ((seeds, times), (_, text)) in self.corners.iter().zip(CORNERS) {
+            let share = *seeds as f64 * 100.0 / self.seeds.max(1) as f64;
+            writeln!(f, "  {text:<24} {times:>11} {share:>6.1} %")?;
         }
         for (seed, violations) in &self.failed {
             writeln!(
