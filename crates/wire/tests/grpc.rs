@@ -77,6 +77,11 @@ fn status() -> ClusterStatus {
             entries: 100,
             bytes: 1000,
             running_ms: 30,
+            finished: true,
+            phases: vec![RecoveryPhase {
+                name: "log fenced".to_owned(),
+                at_ms: 12,
+            }],
         }],
         not_ready_because: vec!["a log is being recovered".to_owned()],
     }
