@@ -306,10 +306,18 @@ impl Shard {
         }
         if let Some(once) = request.once.as_ref().filter(|_| is_write) {
             let acknowledged = once.acknowledged.min(once.sequence);
-            self.log.acknowledge(once.client, acknowledged);
+            let known = match once.client == client {
+                true => self.streams.acknowledge(client, acknowledged),
+                false => self.streams.acknowledge_through_others(
+                    once.client,
+                    acknowledged,
+                    once.lease_until,
+                    self.clock,
+                ),
+            };
+            self.log.acknowledge(once.client, acknowledged.min(known));
             // A client that has an outcome never asks for it again; if it does, the record is gone.
-            let known = self.streams.acknowledge(client, acknowledged);
-            if once.client == client && once.sequence < known {
+            if once.sequence < known {
                 return (Position::default(), Outcome::Failed(Failure::StaleClient));
             }
         }

@@ -6,10 +6,14 @@
 //!     executed: a later command of the same connection must not overtake the repeated one.
 //! S4. A client is forgotten only when it has been silent for `FORGET_AFTER_US`, by when every write it
 //!     may have sent is past its lease and refused; so nothing old can be taken for something new.
+//! S5. An acknowledgement ends completion records only where it is remembered until the leases of
+//!     what it covers have run out. Clients that name themselves (`Once::client`) speak through
+//!     several gateways, and what one of those still has under way may come after the
+//!     acknowledgement that came through another; it is refused, never executed again.
 
 use std::collections::BTreeMap;
 
-use holdfast_format::ClientId;
+use holdfast_format::{ClientId, ClusterMs};
 
 /// The longest that a client's `lease_until` may lie ahead. Completion records live that long at
 /// most, and a forgotten client's last messages have run out.
@@ -30,6 +34,14 @@ struct Client {
     heard_us: u64,
 }
 
+/// What a client that speaks through others has acknowledged (S5).
+#[derive(Clone, Copy, Debug)]
+struct Floor {
+    acknowledged: u64,
+    /// The latest lease of any of its writes.
+    lease_until: ClusterMs,
+}
+
 /// What to do with a message of commands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Admission {
@@ -46,6 +58,8 @@ pub(crate) enum Admission {
 #[derive(Debug)]
 pub(crate) struct Streams {
     clients: BTreeMap<ClientId, Client>,
+    floors: BTreeMap<ClientId, Floor>,
+    /// Bounds each of the two.
     clients_max: usize,
 }
 
@@ -53,6 +67,7 @@ impl Streams {
     pub fn new(clients_max: usize) -> Streams {
         Streams {
             clients: BTreeMap::new(),
+            floors: BTreeMap::new(),
             clients_max,
         }
     }
@@ -126,6 +141,30 @@ impl Streams {
         }
     }
 
+    /// The same for a client that speaks through others, of which a write with this lease has come.
+    /// Where there is no room to remember an acknowledgement, it counts for nothing (S5).
+    pub fn acknowledge_through_others(
+        &mut self,
+        client: ClientId,
+        sequence: u64,
+        lease_until: ClusterMs,
+        now: ClusterMs,
+    ) -> u64 {
+        if !self.floors.contains_key(&client) && self.floors.len() >= self.clients_max {
+            self.floors.retain(|_, floor| floor.lease_until >= now);
+            if self.floors.len() >= self.clients_max {
+                return 0;
+            }
+        }
+        let floor = self.floors.entry(client).or_insert(Floor {
+            acknowledged: 0,
+            lease_until,
+        });
+        floor.acknowledged = floor.acknowledged.max(sequence);
+        floor.lease_until = floor.lease_until.max(lease_until);
+        floor.acknowledged
+    }
+
     /// Clients remembered.
     pub fn len(&self) -> usize {
         self.clients.len()
@@ -195,6 +234,27 @@ mod tests {
             !streams.is_put_off(C, 2),
             "an older stream's trouble is not the newer one's"
         );
+    }
+
+    #[test]
+    fn an_acknowledgement_counts_only_while_it_is_remembered() {
+        let mut streams = Streams::new(1);
+        let mut acknowledge = |client, sequence, until, now| {
+            let (until, now) = (ClusterMs(until), ClusterMs(now));
+            streams.acknowledge_through_others(ClientId(client), sequence, until, now)
+        };
+        assert_eq!(acknowledge(1, 5, 100, 0), 5);
+        assert_eq!(
+            acknowledge(1, 3, 90, 0),
+            5,
+            "an older one does not lower it"
+        );
+        assert_eq!(
+            acknowledge(2, 7, 200, 100),
+            0,
+            "no room while a lease lasts"
+        );
+        assert_eq!(acknowledge(2, 7, 200, 101), 7);
     }
 
     #[test]

@@ -30,6 +30,9 @@ use crate::world::{Happening, World};
 /// Repetitions of one write before it is given up as unknown.
 const REPEATS_MAX: u32 = 6;
 
+/// How far an application's idea of cluster time may be from a shard's.
+const CLOCK_MARGIN_MS: u64 = 5_000;
+
 /// A script that Redis clients use to release a lock: delete if the value is still ours.
 const COMPARE_AND_DELETE: &[u8] =
     b"if redis.call(\"get\",KEYS[1]) == ARGV[1] then return redis.call(\"del\",KEYS[1]) else return 0 end";
@@ -70,7 +73,9 @@ pub struct Applications {
 struct Caller {
     id: ClientId,
     sequence: u64,
-    acknowledged: u64,
+    /// Writes of which some attempt was never answered, with their leases: they are not acknowledged
+    /// before those have run out, for such an attempt may still arrive.
+    unsettled: BTreeMap<u64, ClusterMs>,
     doing: Option<Doing>,
 }
 
@@ -86,6 +91,8 @@ struct Doing {
     /// Answers still expected: two when the write was sent twice.
     tokens: Vec<u64>,
     answer: Option<Saw>,
+    /// An attempt was given up without an answer.
+    unsettled: bool,
 }
 
 /// An application with a RESP connection.
@@ -158,7 +165,7 @@ impl Applications {
             .map(|_| Caller {
                 id: ClientId(chance.roll() | 1),
                 sequence: 0,
-                acknowledged: 1,
+                unsettled: BTreeMap::new(),
                 doing: None,
             })
             .collect();
@@ -354,10 +361,14 @@ impl Applications {
         let once = (command.op.is_write() && self.chance.percent(85)).then(|| {
             caller.sequence += 1;
             let now_ms = world.cluster_time.at_ms(world.now_us()).unwrap_or(0);
+            let settled_ms = now_ms.saturating_sub(CLOCK_MARGIN_MS);
+            caller
+                .unsettled
+                .retain(|_, lease_until| lease_until.0 >= settled_ms);
             Once {
                 client: caller.id,
                 sequence: caller.sequence,
-                acknowledged: caller.acknowledged,
+                acknowledged: *caller.unsettled.keys().next().unwrap_or(&caller.sequence),
                 lease_until: ClusterMs(now_ms + self.chance.between(5_000, 30_000)),
             }
         });
@@ -371,6 +382,7 @@ impl Applications {
             attempts: 0,
             tokens: Vec::new(),
             answer: None,
+            unsettled: false,
         });
         self.send_call(world, index);
         if once.is_some() && self.faults.has(Fault::ClientRepeat) && self.chance.percent(8) {
@@ -558,10 +570,17 @@ impl Applications {
         let is_write = doing.command.op.is_write();
         let mut not_executed = false;
         let saw = match outcome {
-            None => None,
+            None => {
+                doing.unsettled = true;
+                None
+            }
             Some(Outcome::Failed(failure)) => {
                 not_executed = match failure {
-                    Failure::OutcomeUnknown | Failure::StaleClient => false,
+                    Failure::OutcomeUnknown => {
+                        doing.unsettled = true;
+                        false
+                    }
+                    Failure::StaleClient => false,
                     Failure::Busy | Failure::OutOfMemory | Failure::Unreachable => true,
                     // Not an application's business: gateways retry these.
                     other => {
@@ -621,8 +640,10 @@ impl Applications {
                 saw,
             );
         }
-        let caller = &mut self.callers[index];
-        caller.acknowledged = caller.sequence + 1;
+        if let Some(once) = doing.once.filter(|_| doing.unsettled) {
+            let caller = &mut self.callers[index];
+            caller.unsettled.insert(once.sequence, once.lease_until);
+        }
         let pause_us = self.chance.exponential(self.habits.think_us);
         self.think_again(world, index, pause_us);
     }

@@ -211,7 +211,10 @@ pub struct Once {
     pub client: ClientId,
     /// 1, 2, 3, … per client.
     pub sequence: u64,
-    /// The client has the outcomes of all its writes below this sequence number.
+    /// The client has the outcomes of all its writes below this sequence number, and no attempt at
+    /// one of them is under way any more: each was answered, or its `lease_until` has passed. An
+    /// attempt given up without an answer may still arrive, through a new owner that does not know
+    /// what was acknowledged to the old one.
     pub acknowledged: u64,
     pub lease_until: ClusterMs,
 }
