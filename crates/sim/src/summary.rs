@@ -19,7 +19,7 @@ const VIOLATIONS_SHOWN: usize = 5;
 /// Corners of the code that a batch of seeds should have been in, as the roles count them.
 const CORNERS: [(&str, &str); 12] = [
     ("holdfast_shard_recoveries_total", "a shard recovered"),
-    ("holdfast_shard_cleaned_bytes_total", "segments cleaned"),
+    ("holdfast_shard_cleaned_bytes_total", "bytes cleaned"),
     ("holdfast_shard_epochs_raised_total", "an epoch raised"),
     ("holdfast_shard_replicas_lost_total", "a replica made again"),
     ("holdfast_shard_append_resends_total", "an append repeated"),

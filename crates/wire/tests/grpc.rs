@@ -70,22 +70,19 @@ fn status() -> ClusterStatus {
                 ..Figures::default()
             },
         )],
-        recoveries: vec![
-            RecoveryPhase,
-            RecoveryStatus {
-                log: LogId(4),
-                attempt: 1,
-                state: "replaying".to_owned(),
-                entries: 100,
-                bytes: 1000,
-                running_ms: 30,
-                finished: true,
-                phases: vec![RecoveryPhase {
-                    name: "log fenced".to_owned(),
-                    at_ms: 12,
-                }],
-            },
-        ],
+        recoveries: vec![RecoveryStatus {
+            log: LogId(4),
+            attempt: 1,
+            state: "replaying".to_owned(),
+            entries: 100,
+            bytes: 1000,
+            running_ms: 30,
+            finished: true,
+            phases: vec![RecoveryPhase {
+                name: "log fenced".to_owned(),
+                at_ms: 12,
+            }],
+        }],
         not_ready_because: vec!["a log is being recovered".to_owned()],
     }
 }
