@@ -45,7 +45,8 @@ impl Log {
 
     /// Applies whole entries of the dead log, in any order, duplicates allowed.
     ///
-    /// After an error the entries before it have been applied, and the same bytes may be given again.
+    /// After an error some of the entries before it have been applied, and the same bytes may be
+    /// given again.
     pub fn replay(
         &mut self,
         id: ReplayId,
@@ -54,39 +55,41 @@ impl Log {
     ) -> Result<Replayed, ReplayError> {
         assert!(!self.replays[&id].finished, "{id:?} is finished");
         let mut replayed = Replayed::default();
-        let mut entries = Entries::new(entries);
-        let mut batch = Vec::with_capacity(AHEAD);
-        loop {
-            let mut error = None;
-            while batch.len() < AHEAD {
-                match entries.next() {
-                    None => break,
-                    Some(Ok(located)) => {
-                        let hash = located.entry.key_hash().unwrap_or_default();
-                        self.index.prefetch(&self.region, hash);
-                        batch.push((located.entry, located.length, hash));
-                    }
-                    Some(Err(bad)) => {
-                        error = Some(ReplayError::Corrupt {
-                            offset: bad.offset,
-                            error: bad.error,
-                        });
-                        break;
+        let mut list = Vec::new();
+        let mut error = None;
+        for located in Entries::new(entries) {
+            match located {
+                Ok(located) => {
+                    let hash = located.entry.key_hash().unwrap_or_default();
+                    list.push((located.entry, located.length, hash));
+                }
+                Err(bad) => {
+                    error = Some(ReplayError::Corrupt {
+                        offset: bad.offset,
+                        error: bad.error,
+                    });
+                }
+            }
+        }
+        // The last first: what they replace need not be kept, and a log that was full fits again.
+        list.reverse();
+        for at in 0..list.len() {
+            match at {
+                0 => list[..list.len().min(AHEAD)]
+                    .iter()
+                    .for_each(|(_, _, hash)| self.index.prefetch(&self.region, *hash)),
+                _ => {
+                    if let Some((_, _, hash)) = list.get(at + AHEAD - 1) {
+                        self.index.prefetch(&self.region, *hash);
                     }
                 }
             }
-            let last = batch.len() < AHEAD;
-            for (entry, bytes, hash) in batch.drain(..) {
-                replayed.entries += 1;
-                replayed.bytes += bytes as u64;
-                replayed.kept += u64::from(self.replay_entry(id, entry, hash, now)?);
-            }
-            match error {
-                Some(error) => return Err(error),
-                None if last => return Ok(replayed),
-                None => {}
-            }
+            let (entry, bytes, hash) = list[at];
+            replayed.entries += 1;
+            replayed.bytes += bytes as u64;
+            replayed.kept += u64::from(self.replay_entry(id, entry, hash, now)?);
         }
+        error.map_or(Ok(replayed), Err)
     }
 
     /// Everything has been replayed. Later versions of this log are above `version_ceiling`.
@@ -278,11 +281,12 @@ impl Log {
         Ok(true)
     }
 
-    /// Makes room in the replay's open side segment, and in the index.
+    /// Makes room in the replay's open side segment, and in the index. Sessions that were taken before
+    /// come before writers now: a log that was full when its owner died must fit into one just as large.
     fn side_space(&mut self, id: ReplayId, bytes: usize) -> Result<Slot, ReplayError> {
-        let limit = self.limit(Class::Put);
+        let limit = self.limit(Class::Small);
         let available = self.available();
-        let may_take_block = self.index_may_take_block(Class::Put);
+        let may_take_block = self.index_may_take_block(Class::Small);
         if available < limit || !self.index.make_room(&mut self.region, may_take_block) {
             return Err(ReplayError::OutOfMemory);
         }
@@ -295,7 +299,7 @@ impl Log {
             self.replays.get_mut(&id).expect("a replay under way").open = None;
         }
         let run = self
-            .take_run(bytes, Class::Put)
+            .take_run(bytes, Class::Small)
             .ok_or(ReplayError::OutOfMemory)?;
         let side = self.open_side(run, Owner::Replay(id));
         let replay = self.replays.get_mut(&id).expect("a replay under way");
