@@ -82,6 +82,21 @@ pub(crate) struct Reading {
 }
 
 impl Reading {
+    /// What there is to read when nobody holds the sealed head: it, and from nobody.
+    pub(crate) fn out_of_reach(seal: Seal) -> Reading {
+        let head = RecoverSegment {
+            segment: seal.head,
+            length: seal.length,
+            holders: Vec::new(),
+        };
+        Reading {
+            seal,
+            segments: vec![head],
+            version_ceiling: Version::default(),
+            expiry_floor: ClusterMs::default(),
+        }
+    }
+
     pub(crate) fn bytes(&self) -> u64 {
         self.segments
             .iter()

@@ -14,6 +14,8 @@
 //! V2. The seal and the plan are recorded before anyone is told (J1).
 //! V3. A shard takes over at most one partition of a log at a time, so that a newer attempt given
 //!     to it never means that an older one was withdrawn.
+//!     What it was given ends only by its own word or its death: a plan that cannot be carried out any
+//!     more is sent all the same, to be refused.
 //! V4. The ranges to recover are those that the tablet map gives to the log. A partition done is
 //!     no longer among them, so nothing is recovered twice and nothing is forgotten.
 
@@ -377,8 +379,16 @@ impl Recovery {
                 );
             }
         }
-        let State::Readable(reading) = &self.state else {
-            return;
+        let out_of_reach;
+        let reading = match &self.state {
+            State::Readable(reading) => reading,
+            // V3. Whoever began will find out by itself; whoever never heard of its part says now that
+            // it has nothing, and when all have said so the seal may be chosen anew (S4).
+            State::Held(Hold::SealNotReached(seal)) if !self.record.taken_over => {
+                out_of_reach = Reading::out_of_reach(*seal);
+                &out_of_reach
+            }
+            _ => return,
         };
         let lease_remaining_ms = self.lease_remaining_ms(now_us);
         for partition in &self.record.partitions {

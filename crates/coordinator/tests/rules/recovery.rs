@@ -245,6 +245,33 @@ fn a_seal_that_nobody_used_is_chosen_again() {
     assert_eq!(recover.segments[1].length, 50);
 }
 
+/// S4 and V3: the plan was recorded, and the longest replica lost before anyone heard of it. The
+/// masters live, so only their word can end it.
+#[test]
+fn a_plan_that_nobody_heard_of_does_not_keep_an_unreachable_seal() {
+    let mut w = three();
+    w.hold(3, &[13], &[closed(1, 100), open(2, 0, 70, &[1, 2])]);
+    w.kill(3);
+    w.run_ms(50);
+    assert_eq!(w.take_recovers()[0].1.segments[1].length, 70, "all lost");
+    w.kill(13);
+    w.run_ms(600);
+    let unreadable = w.take_recovers();
+    assert_eq!(unreadable.len(), 2);
+    for (master, recover) in unreadable {
+        let head = &recover.segments[0];
+        assert_eq!((head.length, head.holders.len()), (70, 0));
+        let failed = Message::RecoveryFailed {
+            log: LogId(3),
+            attempt: recover.attempt,
+            reason: RecoveryFailure::SegmentMissing(head.segment),
+        };
+        w.tell(master, failed);
+    }
+    w.run_ms(1_000);
+    assert_eq!(w.take_recovers()[0].1.segments[1].length, 50);
+}
+
 #[test]
 fn a_recovery_master_that_dies_has_its_part_planned_again() {
     let mut w = three();
