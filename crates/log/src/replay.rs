@@ -10,6 +10,8 @@
 //! P2. Side segments of a replay are neither cleaned nor swept, and enter a digest all at once when the
 //!     replay is finished and all of them are durable.
 //! P3. Applying an entry again changes nothing.
+//! P4. A replay that brought nothing is committed too if it raised the counter past what the durable head
+//!     allows: whoever recovers this log must start above every version of the dead one.
 
 use holdfast_format::{
     ClusterMs, Entries, Entry, KeyHash, RangeTombstone, SegmentId, SlotRange, Version,
@@ -27,8 +29,17 @@ pub(crate) struct Replay {
     pub sides: Vec<Slot>,
     open: Option<Slot>,
     finished: bool,
+    /// The durable head's version ceiling may be below the counter (P4).
+    raises_ceiling: bool,
     /// The head whose digest names the sides.
     pub committed_by: Option<SegmentId>,
+}
+
+impl Replay {
+    /// Finished, it leaves nothing for a digest or a header to tell.
+    fn is_nothing(&self) -> bool {
+        self.sides.is_empty() && !self.raises_ceiling
+    }
 }
 
 /// Entries that are checked and whose buckets are asked for before the first of them is applied:
@@ -96,6 +107,7 @@ impl Log {
     pub fn replay_finish(&mut self, id: ReplayId, version_ceiling: Version) {
         let replay = self.replays.get_mut(&id).expect("a replay under way");
         replay.finished = true;
+        replay.raises_ceiling = version_ceiling > self.version_ceiling;
         if let Some(open) = replay.open.take() {
             self.segments.close(&mut self.region, open);
         }
@@ -107,7 +119,7 @@ impl Log {
     pub fn replay_committed(&self, id: ReplayId) -> bool {
         self.replays.get(&id).is_some_and(|replay| {
             replay.finished
-                && (replay.sides.is_empty()
+                && (replay.is_nothing()
                     || replay
                         .committed_by
                         .is_some_and(|by| by <= self.segments.settled()))
@@ -155,7 +167,7 @@ impl Log {
     pub(crate) fn replay_is_ready(&self, replay: &Replay) -> bool {
         replay.finished
             && replay.committed_by.is_none()
-            && !replay.sides.is_empty()
+            && !replay.is_nothing()
             && replay
                 .sides
                 .iter()

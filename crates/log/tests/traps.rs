@@ -4,7 +4,7 @@
 
 mod support;
 
-use holdfast_format::{ClientId, SegmentId, Slot, SlotRange};
+use holdfast_format::{ClientId, SegmentId, Slot, SlotRange, Version};
 use holdfast_log::{AppendError, Completion, Config, Expiry, Log, SegmentGoal, SegmentKind};
 use support::{NS, World, ms};
 
@@ -440,6 +440,27 @@ fn an_aborted_replay_leaves_nothing_behind() {
     target.ship();
     assert!(target.log.replay_committed(id));
     assert_eq!(target.log.count(NS).sessions, 499);
+}
+
+/// P4: nothing lives in the ranges any more, but versions were given to what did.
+#[test]
+fn a_replay_of_nothing_makes_its_version_ceiling_durable() {
+    let mut target = World::small();
+    target.ship();
+    let ceiling = Version(1 << 40);
+    let id = target.log.replay_begin();
+    target.log.replay_finish(id, ceiling);
+    assert!(
+        !target.log.replay_committed(id),
+        "no replica knows of the ceiling"
+    );
+    target.ship();
+    assert!(target.log.replay_committed(id));
+    // The target's shard dies before it writes anything.
+    let mut heir = World::small();
+    heir.ship();
+    (target.replicas).replay_into(&mut heir.log, &mut target.dice, ms(1));
+    assert!(heir.log.last_version() >= ceiling);
 }
 
 #[test]

@@ -71,7 +71,13 @@ impl Replicas {
                             .is_some_and(|it| it.bytes.len() >= opening as usize),
                         _ => false,
                     });
-                    (if alone { goal.length } else { opening }, next_is_open)
+                    // Or the log could be found to begin with a head that names a lost one.
+                    let begun = follows.is_none_or(|follows| self.held.contains_key(&follows));
+                    match (begun, alone) {
+                        (false, _) => (0, false),
+                        (true, false) => (opening, next_is_open),
+                        (true, true) => (goal.length, next_is_open),
+                    }
                 }
             };
             let length = replica.bytes.len() as u32;
