@@ -10,7 +10,8 @@
 //!
 //! R1. `next_step` continues at what was acknowledged; the checksum of each replica grows with it.
 //! R2. `wanted_of`: a head's bytes past its opening wait until the one before is `sealed` (closed on all
-//!     R), and a head is closed only when its successor's opening is on all R.
+//!     R), and a head is closed only when its successor's opening is on all R. The opening itself waits
+//!     for the opening of the one before: one that names a head that is nowhere would hold recovery for ever.
 //! R3. `settle` goes through the open heads in order and stops at the first that is not closed.
 //! R4. `lose` raises the epoch if the backup may believe the lost replica an open one that counts. Until
 //!     the coordinator has recorded it `settle` does nothing, and the lost backup's last lease bounds ours.
@@ -551,13 +552,10 @@ impl Replicas {
                 tell: false,
             };
         };
-        let predecessor_closed = follows
-            .and_then(|id| self.segments.get(&id))
-            .is_none_or(|predecessor| predecessor.sealed);
-        let length = if predecessor_closed {
-            goal.length
-        } else {
-            opening.min(goal.length)
+        let length = match follows.and_then(|id| self.segments.get(&id)) {
+            Some(before) if !before.sealed && !before.established => 0,
+            Some(before) if !before.sealed => opening.min(goal.length),
+            _ => goal.length,
         };
         let close = goal.closed
             && length == goal.length

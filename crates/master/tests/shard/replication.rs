@@ -145,6 +145,30 @@ fn a_lost_open_replica_holds_acknowledgements_until_the_epoch_is_recorded() {
     assert!(world.shard.ready());
 }
 
+/// Several heads are opened while nothing arrives, and then their backups are heard from one by one. A head
+/// that were found alone, naming one that is nowhere, would hold recovery for ever.
+#[test]
+fn no_opening_arrives_before_that_of_the_head_it_follows() {
+    let mut world = World::new(8, 2);
+    let backups: Vec<ServerId> = world.backups.keys().copied().collect();
+    world.mute = backups.iter().copied().collect();
+    for i in 0..120 {
+        world.send(put(&format!("fill{i}"), &"v".repeat(2_000)));
+    }
+    let segments = world.metric("holdfast_shard_segments");
+    assert!(segments >= 3.0, "{segments} heads wait");
+    for backup in backups {
+        world.mute.remove(&backup);
+        world.run(1_500);
+        // Nothing has been cleaned, so heads have all numbers from 1.
+        let heads: Vec<u64> = world.heads(world.log).keys().map(|id| id.0).collect();
+        let all: Vec<u64> = (1..=heads.len() as u64).collect();
+        assert_eq!(heads, all, "a head is missing before another");
+    }
+    assert_eq!(world.metric("holdfast_shard_unreplicated_bytes"), 0.0);
+    world.shard.verify();
+}
+
 #[test]
 fn a_second_loss_while_an_epoch_is_raised_raises_it_again() {
     let mut world = World::new(6, 3);
