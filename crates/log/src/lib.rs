@@ -8,6 +8,7 @@
 //! goes on in the background, `replay` recovery.
 //!
 //! Whoever drives a log calls `clean` and `sweep` often, with small budgets, and replicates what `goals` says.
+//! While it has time it calls `touch_ahead` until that is done.
 
 mod cleaner;
 mod completions;

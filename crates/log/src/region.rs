@@ -14,7 +14,10 @@
 //!
 //! I1. A seglet is used by at most one segment or index chunk (`used` bits).
 //! I2. `free_seglets` and `free_blocks` count what segments may use: not what is left in index blocks.
-//! I3. The memory is zeroed by the allocator and not touched here, so the system maps it as it is used.
+//! I3. The memory is zeroed by the allocator, and the system maps a page of it when it is first written:
+//!     by whoever uses it, or before that by `touch_ahead`, which changes no byte.
+
+use std::hint::black_box;
 
 use crate::prefetch::prefetch;
 
@@ -35,6 +38,8 @@ pub(crate) struct Region {
     blocks: Vec<Block>,
     free_seglets: u32,
     free_blocks: u32,
+    /// Pages before this byte have been touched.
+    touched: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -46,6 +51,9 @@ struct Block {
 
 /// Cache line, and size of an index bucket.
 const LINE_BYTES: usize = 64;
+
+/// The smallest page that any system maps; with larger ones some touches are for nothing.
+const PAGE_BYTES: usize = 4 << 10;
 
 impl Region {
     pub fn new(blocks: u32, block_bytes: usize, seglet_bytes: usize) -> Region {
@@ -70,7 +78,20 @@ impl Region {
             ],
             free_seglets: blocks * seglets_per_block,
             free_blocks: blocks,
+            touched: 0,
         }
+    }
+
+    /// Makes the system map the next `budget_bytes`, at least a page. True if more is left.
+    pub fn touch_ahead(&mut self, budget_bytes: u64) -> bool {
+        let pages = budget_bytes.div_ceil(PAGE_BYTES as u64).max(1) as usize;
+        let end = (self.touched.saturating_add(pages.saturating_mul(PAGE_BYTES))).min(self.bytes.len());
+        for place in (self.touched..end).step_by(PAGE_BYTES) {
+            // A write that the compiler cannot know to change nothing.
+            self.bytes[place] |= black_box(0);
+        }
+        self.touched = end;
+        end < self.bytes.len()
     }
 
     /// All of the memory; offsets count from its start.

@@ -56,6 +56,12 @@ const CLEAN_CREDIT_MAX: u64 = 8 << 20;
 /// anything is appended: 100 MB/s, so that what has expired is usable again within a second.
 const CLEAN_SHORT_BYTES: u64 = 2 << 20;
 
+/// Until all of the log's memory has been touched once, so much of it is touched so often. At the 0.4 to 2.5 GB/s
+/// that fresh memory costs this delays a request by 0.05 to 0.3 ms at most, and stays ahead of what
+/// replication lets in.
+const TOUCH_BYTES: u64 = 128 << 10;
+const TOUCH_US: u64 = 1_000;
+
 /// A shard told to shut down waits so long for its last answers.
 const SHUTDOWN_US: u64 = 1_000_000;
 
@@ -111,6 +117,9 @@ pub struct Shard {
     clean_more: bool,
     recover_more: bool,
     tick_due_us: u64,
+    /// Memory is left that was never touched.
+    touch_more: bool,
+    touch_due_us: u64,
     life: Life,
     counts: Counts,
 }
@@ -139,6 +148,8 @@ impl Shard {
             clean_more: false,
             recover_more: false,
             tick_due_us: 0,
+            touch_more: true,
+            touch_due_us: 0,
             life: Life::Serving,
             counts: Counts::default(),
             config,
@@ -415,11 +426,20 @@ impl Shard {
             };
             self.clean_credit = (self.clean_credit + credit).min(CLEAN_CREDIT_MAX);
         }
+        if self.may_touch() && self.touch_due_us <= now.mono_us {
+            self.touch_due_us = now.mono_us + TOUCH_US;
+            self.touch_more = self.log.touch_ahead(TOUCH_BYTES);
+        }
         let budget = self.clean_credit.min(CLEAN_STEP_BYTES);
         if budget > 0 {
             self.clean_credit -= budget;
             self.clean_more = self.log.clean(self.clock, budget);
         }
+    }
+
+    /// Starting and recovering go first.
+    fn may_touch(&self) -> bool {
+        self.touch_more && self.leased && !self.recover_more
     }
 
     fn ship(&mut self, now: Now, out: &mut Outputs) {
@@ -555,6 +575,7 @@ impl Node for Shard {
         };
         [
             Some(self.tick_due_us),
+            self.may_touch().then_some(self.touch_due_us),
             self.membership.wakeup(),
             self.replicas.wakeup(),
             self.recoveries.wakeup(),
