@@ -332,15 +332,15 @@ impl Recoveries {
                 .any(|running| running.recover.ranges.iter().any(contains))
     }
 
-    /// True if `withholds` any slot of these ranges.
+    /// True if nothing may be said about all that this shard owns: `withholds` holds for a slot of
+    /// these ranges, or others may have seen a view that gives it more. A view names a recovery master
+    /// once it has committed, and may reach clients long before it comes here.
     pub fn withholds_any(&self, now: Now, owned: &[SlotRange]) -> bool {
-        self.leased
-            .iter()
-            .any(|(_, until_us)| now.mono_us < *until_us)
-            || self
-                .running
-                .values()
-                .any(|running| overlap(&running.recover.ranges, owned))
+        let more = |running: &Recovery| {
+            running.stage == Stage::Committed || overlap(&running.recover.ranges, owned)
+        };
+        let leased = |(_, until_us): &(SlotRange, u64)| now.mono_us < *until_us;
+        self.leased.iter().any(leased) || self.running.values().any(more)
     }
 
     /// Answers of former owners were judged by expiry clocks up to this one.

@@ -242,6 +242,31 @@ fn a_range_is_taken_over_without_the_rest() {
     }
 }
 
+/// Seed 574 of the simulation: a gateway whose view already gave the shard the rest flushed it, and the
+/// shard flushed only what its own view said. Nothing may be said about all that it owns meanwhile.
+#[test]
+fn the_key_space_waits_for_the_view_that_a_finished_recovery_leads_to() {
+    let dead = dead_with(20);
+    let mut world = heir(&dead);
+    let lost = Tablet {
+        available: false,
+        ..tablet(RIGHT, dead.log)
+    };
+    world.view.tablets = vec![tablet(LEFT, world.log), lost];
+    world.publish();
+    let count = |world: &mut World| {
+        let answer = world.ask(command("", Op::Count));
+        world.new_stream();
+        answer
+    };
+    assert!(matches!(count(&mut world), Outcome::Counted { .. }));
+    ask_to_recover(&mut world, &plan(&dead, vec![RIGHT]));
+    assert!(recovered(&world).is_some());
+    assert_eq!(count(&mut world), Outcome::Failed(Failure::NotReady));
+    give_ownership(&mut world, &[SlotRange::ALL]);
+    assert!(matches!(count(&mut world), Outcome::Counted { .. }));
+}
+
 #[test]
 fn recoveries_of_two_logs_run_side_by_side_and_duplicates_change_nothing() {
     let mut dead = World::with_id(1, 4, 3, LEFT);
