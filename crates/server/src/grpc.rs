@@ -15,11 +15,15 @@ use holdfast_wire::grpc::{
 use holdfast_wire::{Failure, Member, Outcome, Role, View};
 use tokio::sync::oneshot;
 use tokio_stream::wrappers::TcpListenerStream;
+use tonic::server::NamedService;
+use tonic_health::ServingStatus;
+use tonic_health::server::{HealthReporter, health_reporter};
 
 use crate::clock;
 use crate::error::{Context, Outcome as Served};
 use crate::host::World;
 use crate::inbox::{Inbox, Letter};
+use crate::role::RoleKind;
 
 /// Calls of one connection that are answered at a time; more wait in HTTP/2's flow control.
 const CALLS_PER_CONNECTION_MAX: usize = 1_024;
@@ -29,6 +33,9 @@ const CALLS_PER_CONNECTION_MAX: usize = 1_024;
 const CLIENT_LEASE_MS: u64 = 60_000;
 
 const STATUS_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How often the health service looks at readiness.
+const HEALTH_EVERY: Duration = Duration::from_millis(250);
 
 /// Who answers `ctl status`.
 #[derive(Clone, Debug)]
@@ -61,7 +68,7 @@ impl Face {
             ..GrpcConfig::for_values(self.value_bytes_max)
         };
         let admin = Administration {
-            world: self.world,
+            world: self.world.clone(),
             admin: self.admin,
             password: self.password,
         };
@@ -69,14 +76,56 @@ impl Face {
             .tcp_nodelay(true)
             .concurrency_limit_per_connection(CALLS_PER_CONNECTION_MAX)
             .http2_keepalive_interval(Some(Duration::from_secs(30)));
-        let mut router = server.add_service(admin_server(Arc::new(admin), config.clone()));
+        // Balancers ask it without credentials; it says nothing else.
+        let (health, health_service) = health_reporter();
+        let admin = admin_server(Arc::new(admin), config.clone());
+        let mut services = vec!["", name_of(&admin)];
+        let mut router = server.add_service(health_service).add_service(admin);
         if let Some(gateway) = self.gateway {
-            router = router.add_service(sessions_server(Arc::new(Sessions { gateway }), config));
+            let sessions = sessions_server(Arc::new(Sessions { gateway }), config);
+            services.push(name_of(&sessions));
+            router = router.add_service(sessions);
         }
-        router
-            .serve_with_incoming(TcpListenerStream::new(listener))
-            .await
-            .context(what)
+        tell(&health, &services, ServingStatus::NotServing).await;
+        let serving = router.serve_with_incoming(TcpListenerStream::new(listener));
+        tokio::select! {
+            served = serving => served.context(what),
+            () = watch_health(self.world, health, services) => unreachable!("it never ends"),
+        }
+    }
+}
+
+fn name_of<S: NamedService>(_: &S) -> &'static str {
+    S::NAME
+}
+
+async fn tell(health: &HealthReporter, services: &[&str], status: ServingStatus) {
+    for service in services {
+        health.set_service_status(service, status).await;
+    }
+}
+
+/// Keeps `grpc.health.v1` saying whether this process can answer calls: its gateway, or the coordinator
+/// if that is alone here. `/readyz` asks for more: a cluster that lacks a replica still serves.
+async fn watch_health(world: Arc<World>, health: HealthReporter, services: Vec<&'static str>) {
+    let mut was_ready = false;
+    loop {
+        let reports = world.switchboard.reports().await;
+        let gateway = (reports.iter()).find(|report| report.role == RoleKind::Gateway.name());
+        let ready = match gateway {
+            Some(gateway) => gateway.ready,
+            None => reports.iter().all(|report| report.ready),
+        };
+        if ready != was_ready {
+            was_ready = ready;
+            let status = if ready {
+                ServingStatus::Serving
+            } else {
+                ServingStatus::NotServing
+            };
+            tell(&health, &services, status).await;
+        }
+        tokio::time::sleep(HEALTH_EVERY).await;
     }
 }
 

@@ -37,6 +37,7 @@ const TOO_MANY: &[u8] = b"-ERR max number of clients reached\r\n";
 pub struct Resp {
     local: Rc<Local>,
     clients_max: usize,
+    port: u16,
     gateway: Cell<Option<ServerId>>,
     connections: RefCell<BTreeMap<u64, Rc<Pipe>>>,
     /// Connections with bytes queued since the last flush.
@@ -51,20 +52,30 @@ impl Resp {
         clients_max: usize,
         local: Rc<Local>,
     ) -> Outcome<Rc<Resp>> {
+        let what = || "cannot use the RESP port".to_string();
+        let port = match &listener {
+            Some(listener) => listener.local_addr().context(what)?.port(),
+            None => 0,
+        };
         let resp = Rc::new(Resp {
             local,
             clients_max,
+            port,
             gateway: Cell::new(None),
             connections: RefCell::default(),
             dirty: RefCell::default(),
             next_connection: Cell::new(1),
         });
         if let Some(listener) = listener {
-            let listener = TcpListener::from_std(listener)
-                .context(|| "cannot use the RESP port".to_string())?;
+            let listener = TcpListener::from_std(listener).context(what)?;
             tokio::task::spawn_local(resp.clone().accept(listener));
         }
         Ok(resp)
+    }
+
+    /// Where it listens; 0: nowhere.
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// New connections belong to `gateway` from now on.

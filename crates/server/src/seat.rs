@@ -261,7 +261,7 @@ impl Seat {
                         address: String::new(),
                         machine: person.machine.clone(),
                     };
-                    let gateway = limits.gateway(&port, Mode::Cluster { shard: id })?;
+                    let gateway = limits.gateway(&port, Mode::Cluster { shard: id }, resp)?;
                     occupants.push(gateway.with(resp, Role::ClusterGateway));
                 }
                 Ok(occupants)
@@ -298,7 +298,7 @@ impl Seat {
                 resp,
                 limits,
             } => {
-                let gateway = limits.gateway(person, Mode::Flat)?;
+                let gateway = limits.gateway(person, Mode::Flat, resp)?;
                 Ok(vec![gateway.with(resp, Role::Gateway)])
             }
         }
@@ -338,7 +338,7 @@ impl MadeGateway {
 }
 
 impl GatewayLimits {
-    fn gateway(&self, person: &Person, mode: Mode) -> Outcome<MadeGateway> {
+    fn gateway(&self, person: &Person, mode: Mode, resp: &Resp) -> Outcome<MadeGateway> {
         let member = person.member(MemberRole::Gateway);
         let (id, name) = (member.id, member.name.clone());
         let config = GatewayConfig {
@@ -347,6 +347,7 @@ impl GatewayLimits {
             value_bytes_max: self.value_bytes_max,
             key_bytes_max: KEY_BYTES_MAX,
             connections_max: self.clients_max,
+            resp_port: resp.port(),
             ..GatewayConfig::new(member, mode)
         };
         let gateway =
