@@ -1,8 +1,10 @@
 //! A whole cluster on one thread: places where processes run, the network between them, their
 //! disks and clocks, and one queue of everything that will happen.
 //!
-//!     applications, chaos --calls, faults--> World <--outputs-- Node (in a place, on a machine)
-//!              ^------------happenings---------/ \----inputs------^
+//! ```text
+//! applications, chaos --calls, faults--> World <--outputs-- Node (in a place, on a machine)
+//!          ^------------happenings---------/ \----inputs------^
+//! ```
 //!
 //! W1. Events happen in the order of (time, sequence number); nothing else decides, so a seed
 //!     always gives the same run. The trace hash proves it.
