@@ -295,7 +295,20 @@ impl Log {
 
     /// Makes room in the replay's open side segment, and in the index. Sessions that were taken before
     /// come before writers now: a log that was full when its owner died must fit into one just as large.
+    ///
+    /// If need be the head lends its empty part: it would hold as much of what comes later, and without it
+    /// the completion records, which the dead log needed no memory for any more, would not fit.
     fn side_space(&mut self, id: ReplayId, bytes: usize) -> Result<Slot, ReplayError> {
+        match self.try_side_space(id, bytes) {
+            Err(ReplayError::OutOfMemory) => {
+                self.segments.cut_tail(&mut self.region, self.head);
+                self.try_side_space(id, bytes)
+            }
+            done => done,
+        }
+    }
+
+    fn try_side_space(&mut self, id: ReplayId, bytes: usize) -> Result<Slot, ReplayError> {
         let limit = self.limit(Class::Small);
         let available = self.available();
         let may_take_block = self.index_may_take_block(Class::Small);
