@@ -13,10 +13,11 @@
 //!     that was acknowledged (R3), so one is enough.
 //! S3. Everything that the head's digest names has a closed replica. Otherwise: wait, and say what
 //!     is missing.
-//! S4. A seal once used is used again. It may be chosen anew only while no range of the log has a
-//!     new owner and nobody is taking one over: then nobody has answered anything from the old
-//!     seal and nobody will, and both seals hold all that was acknowledged. Without this a log
-//!     would wait for ever for a lost backup that alone held a never acknowledged tail.
+//! S4. A seal once used is used again. It may be chosen anew only while nobody is taking a range
+//!     over: then nobody has answered anything from the old seal about the ranges that are left,
+//!     and nobody will, and both seals hold all that was acknowledged. (What was taken over by the
+//!     old seal is read from this log no more.) Without this a log would wait for ever for lost
+//!     backups that alone held a never acknowledged tail.
 
 use std::collections::{BTreeMap, BTreeSet};
 

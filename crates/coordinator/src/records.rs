@@ -95,8 +95,6 @@ pub(crate) struct DeadLog {
     pub seal: Option<Seal>,
     /// The highest attempt so far.
     pub attempts: u64,
-    /// True once any range has a new owner, from when the seal can never change.
-    pub taken_over: bool,
     pub partitions: Vec<Partition>,
 }
 
@@ -359,7 +357,6 @@ impl Value {
                     self.u32(seal.checksum);
                 }
                 self.u64(log.attempts);
-                self.u8(u8::from(log.taken_over));
                 self.count(log.partitions.len());
                 for partition in &log.partitions {
                     self.u64(partition.attempt);
@@ -474,7 +471,6 @@ impl<'a> Fields<'a> {
                     false => None,
                 },
                 attempts: self.u64()?,
-                taken_over: self.flag()?,
                 partitions: self.partitions()?,
             })),
             _ => Err(RecordFault::Nonsense("neither a live log nor a dead one")),
@@ -533,7 +529,6 @@ mod tests {
                 checksum: 0xABCD,
             }),
             attempts: 2,
-            taken_over: true,
             partitions: vec![Partition {
                 attempt: 2,
                 master: ServerId(1),

@@ -139,7 +139,6 @@ impl Recovery {
             stores: live.stores,
             seal: None,
             attempts: 0,
-            taken_over: false,
             partitions: Vec::new(),
         };
         let mut recovery = Self::resume(log, record, now_us);
@@ -281,7 +280,6 @@ impl Recovery {
             report.timings = Some(done.timings);
             report.ended_us = Some(now_us);
         }
-        self.record.taken_over = true;
         tablets.hand_over(self.log, LogId::of(from), &partition.ranges, journal);
         self.save(journal);
         true
@@ -384,7 +382,7 @@ impl Recovery {
             State::Readable(reading) => reading,
             // V3. Whoever began will find out by itself; whoever never heard of its part says now that
             // it has nothing, and when all have said so the seal may be chosen anew (S4).
-            State::Held(Hold::SealNotReached(seal)) if !self.record.taken_over => {
+            State::Held(Hold::SealNotReached(seal)) => {
                 out_of_reach = Reading::out_of_reach(*seal);
                 &out_of_reach
             }
@@ -434,7 +432,7 @@ impl Recovery {
             self.state = State::Empty;
             return;
         }
-        let may_reseal = !self.record.taken_over && self.record.partitions.is_empty();
+        let may_reseal = self.record.partitions.is_empty();
         let found = assess(
             self.record.minimum_epoch,
             self.record.seal,
@@ -588,7 +586,6 @@ impl Recovery {
         for (shard, ranges) in divide(ranges, &shards) {
             tablets.hand_over(self.log, LogId::of(shard), &ranges, journal);
         }
-        self.record.taken_over = true;
         self.save(journal);
         let why = if around.replicas == 0 {
             "the cluster keeps no replicas, so its sessions are lost"
