@@ -242,30 +242,49 @@ impl Chaos {
     }
 
     fn partition(&mut self, world: &mut World, fault: Fault) {
-        let machines = self.machines(world);
-        let mut cut: Vec<MachineId> = machines
-            .iter()
-            .copied()
-            .filter(|_| self.chance.percent(35))
-            .collect();
-        if cut.is_empty() || cut.len() == machines.len() {
-            cut = vec![*self.chance.pick(&machines)];
-        }
         let until_us = world.now_us()
             + match self.chance.percent(75) {
                 true => self.chance.between(100_000, 2_000_000),
                 false => self.chance.between(1_000_000, 5_000_000),
             };
         let holds = self.chance.percent(50);
-        for &a in &cut {
-            for &b in machines.iter().filter(|b| !cut.contains(b)) {
-                world.network.block(a, b, until_us, holds);
-                if fault == Fault::Partition {
-                    world.network.block(b, a, until_us, holds);
-                }
+        for (a, b) in self.cuts(world) {
+            world.network.block(a, b, until_us, holds);
+            if fault == Fault::Partition {
+                world.network.block(b, a, until_us, holds);
             }
         }
         world.counts.count(fault);
+    }
+
+    /// Between which machines: two groups, or only a few machines and one that both sides of
+    /// everything else can still reach (the coordinator's as often as all others together).
+    fn cuts(&mut self, world: &World) -> Vec<(MachineId, MachineId)> {
+        let machines = self.machines(world);
+        let some = |chaos: &mut Chaos, percent| -> Vec<MachineId> {
+            let drawn = |_: &&MachineId| chaos.chance.percent(percent);
+            machines.iter().filter(drawn).copied().collect()
+        };
+        if self.chance.percent(50) {
+            let center = match self.chance.percent(50) {
+                true => world.machine(world.places_of(Role::Coordinator)[0]),
+                false => *self.chance.pick(&machines),
+            };
+            let outward = self.chance.percent(50);
+            let spokes = some(self, 30).into_iter().filter(|&spoke| spoke != center);
+            return match outward {
+                true => spokes.map(|spoke| (center, spoke)).collect(),
+                false => spokes.map(|spoke| (spoke, center)).collect(),
+            };
+        }
+        let mut group = some(self, 35);
+        if group.is_empty() || group.len() == machines.len() {
+            group = vec![*self.chance.pick(&machines)];
+        }
+        let others = machines.iter().filter(|machine| !group.contains(machine));
+        others
+            .flat_map(|&b| group.iter().map(move |&a| (a, b)))
+            .collect()
     }
 
     fn crash(&mut self, world: &mut World, role: Role, fault: Fault) {

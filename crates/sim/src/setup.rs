@@ -89,7 +89,7 @@ impl Setup {
         }
         setup.gateways = chance.between(1, 3) as u32;
         setup.config.ack_disk = chance.percent(50);
-        setup.config.lease_ms = *chance.pick(&[200, 400, 800]);
+        setup.config.lease_ms = *chance.pick(&[200, 400, 800, 1_500]);
         // Some shards are so small that they must clean, or refuse writers.
         setup.memory_bytes = *chance.pick(&[768 << 10, 1 << 20, 2 << 20]);
         setup
