@@ -62,7 +62,10 @@ pub(crate) fn execute(
         let text = "a write must carry a client id and a sequence number";
         return unchanged(Outcome::Failed(Failure::Invalid(text.to_owned())));
     };
-    if let Some(outcome) = replayed(log, context.now, once) {
+    if let Some(failure) = refuse_once(context.now, once) {
+        return unchanged(Outcome::Failed(failure));
+    }
+    if let Some(outcome) = replayed(log, once) {
         return unchanged(outcome);
     }
     let slot = match (command.op.is_keyspace(), context.owned.first()) {
@@ -114,21 +117,26 @@ fn unchanged(outcome: Outcome) -> Executed {
     }
 }
 
-/// What a repeated write was answered the first time, or why it can no longer be told.
-fn replayed(log: &Log, now: ClusterMs, once: &Once) -> Option<Outcome> {
+/// Why no write with this identity is accepted, whatever it asks for.
+pub(crate) fn refuse_once(now: ClusterMs, once: &Once) -> Option<Failure> {
     if once.lease_until < now {
         // Checked before the record is looked for: an answer that depends on whether the sweep has
         // come by already would be one that a takeover could change.
-        return Some(Outcome::Failed(Failure::StaleClient));
+        return Some(Failure::StaleClient);
     }
     if once.lease_until > now.plus_ms(CLIENT_LEASE_MAX_MS) {
         let text = format!("lease_until is more than {CLIENT_LEASE_MAX_MS} ms ahead");
-        return Some(Outcome::Failed(Failure::Invalid(text)));
+        return Some(Failure::Invalid(text));
     }
     if once.sequence == 0 || once.acknowledged > once.sequence {
         let text = "sequence numbers count from 1, and a write cannot acknowledge later ones";
-        return Some(Outcome::Failed(Failure::Invalid(text.to_owned())));
+        return Some(Failure::Invalid(text.to_owned()));
     }
+    None
+}
+
+/// What a repeated write was answered the first time.
+fn replayed(log: &Log, once: &Once) -> Option<Outcome> {
     let bytes = log.completion(once.client, once.sequence)?;
     let outcome = decode_outcome(bytes);
     Some(outcome.expect("a completion record holds what `encode_outcome` wrote, under a checksum"))

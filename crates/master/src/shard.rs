@@ -30,7 +30,7 @@ use holdfast_log::Log;
 use holdfast_wire::{Failure, Figures, Message, Outcome, Request, Requests, Response, Responses};
 
 use crate::answers::{Answer, Answers, Concern};
-use crate::commands::{Context, execute};
+use crate::commands::{Context, execute, refuse_once};
 use crate::config::{ConfigError, ShardConfig};
 use crate::recovery::Recoveries;
 use crate::replicas::{Replicas, Surroundings};
@@ -316,6 +316,11 @@ impl Shard {
             false => self.counts.reads += 1,
         }
         if let Some(once) = request.once.as_ref().filter(|_| is_write) {
+            // Nothing of what will be refused may be remembered (S5).
+            if let Some(failure) = refuse_once(self.clock, once) {
+                self.counts.failed += 1;
+                return (Position::default(), Outcome::Failed(failure));
+            }
             let acknowledged = once.acknowledged.min(once.sequence);
             let known = match once.client == client {
                 true => self.streams.acknowledge(client, acknowledged),

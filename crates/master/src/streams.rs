@@ -10,6 +10,7 @@
 //!     what it covers have run out. Clients that name themselves (`Once::client`) speak through
 //!     several gateways, and what one of those still has under way may come after the
 //!     acknowledgement that came through another; it is refused, never executed again.
+//!     Only writes whose own lease is acceptable are heard, so the places for it free themselves.
 
 use std::collections::BTreeMap;
 

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use holdfast_cluster::Node;
-use holdfast_format::{ClusterMs, KeyHash, LogId, Namespace, Slot, SlotRange, Version};
+use holdfast_format::{ClientId, ClusterMs, KeyHash, LogId, Namespace, Slot, SlotRange, Version};
 use holdfast_wire::*;
 
 use crate::world::*;
@@ -438,6 +438,35 @@ fn an_acknowledged_write_is_never_executed_again() {
     let outcome = world.ask_as(once, put("a", "mine"));
     assert_eq!(outcome, Outcome::Failed(Failure::StaleClient));
     assert_eq!(world.value("a").as_deref(), Some("later"));
+}
+
+/// S5: what is refused anyway takes none of the places in which acknowledgements are remembered.
+#[test]
+fn a_refused_identity_is_not_remembered() {
+    let mut world = World::new(3, 3);
+    let through_another = |world: &mut World, client, acknowledged, lease_until| {
+        let once = Once {
+            client: ClientId(client),
+            acknowledged,
+            lease_until,
+            ..world.once()
+        };
+        (once, world.ask_as(once, put("a", "v")))
+    };
+    for client in 0..100 {
+        let (_, outcome) = through_another(&mut world, 1_000 + client, 0, ClusterMs(u64::MAX));
+        assert!(matches!(outcome, Outcome::Failed(Failure::Invalid(_))));
+    }
+    let soon = world.time().plus_ms(60_000);
+    let (first, outcome) = through_another(&mut world, 5, 0, soon);
+    assert!(matches!(outcome, Outcome::Done { .. }));
+    through_another(&mut world, 5, first.sequence + 1, soon);
+    let late = world.ask_as(first, put("a", "again"));
+    assert_eq!(
+        late,
+        Outcome::Failed(Failure::StaleClient),
+        "its acknowledgement found a place"
+    );
 }
 
 #[test]
