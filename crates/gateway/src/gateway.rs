@@ -156,6 +156,10 @@ impl Gateway {
                     return;
                 }
             }
+            if speaks_http(args.get(0)) {
+                let why = "it speaks HTTP; a web page may be trying to send commands";
+                return self.close(id, why, out);
+            }
             self.executor.counters.commands_total += 1;
             match redis::parse(&args, connection.namespace) {
                 Err(error) => self.executor.refuse(connection, &error),
@@ -263,6 +267,12 @@ impl Gateway {
             reason: "told to shut down".into(),
         });
     }
+}
+
+/// True for what begins a line of an HTTP request and is no command. A browser can be made to post any text to
+/// any port of its own machine; without this the lines of the text would be executed, as Redis found too.
+fn speaks_http(name: &[u8]) -> bool {
+    name.eq_ignore_ascii_case(b"POST") || name.eq_ignore_ascii_case(b"Host:")
 }
 
 impl Node for Gateway {

@@ -85,7 +85,10 @@ impl Region {
     /// Makes the system map the next `budget_bytes`, at least a page. True if more is left.
     pub fn touch_ahead(&mut self, budget_bytes: u64) -> bool {
         let pages = budget_bytes.div_ceil(PAGE_BYTES as u64).max(1) as usize;
-        let end = (self.touched.saturating_add(pages.saturating_mul(PAGE_BYTES))).min(self.bytes.len());
+        let end = (self
+            .touched
+            .saturating_add(pages.saturating_mul(PAGE_BYTES)))
+        .min(self.bytes.len());
         for place in (self.touched..end).step_by(PAGE_BYTES) {
             // A write that the compiler cannot know to change nothing.
             self.bytes[place] |= black_box(0);

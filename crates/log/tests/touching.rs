@@ -46,5 +46,8 @@ fn touching_ends_and_changes_nothing_that_is_stored() {
     world.ship();
     let before = sessions(&world.log, 1);
     world.reopen(1);
-    assert!(sessions(&world.log, 1) == before, "replicas hold other bytes");
+    assert!(
+        sessions(&world.log, 1) == before,
+        "replicas hold other bytes"
+    );
 }

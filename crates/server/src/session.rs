@@ -251,11 +251,21 @@ impl Session {
                 within_ms: None,
             })
             .await
-            .context(|| key.to_string())
+            .context(|| named(key))
+    }
+}
+
+/// A key as errors name it: its beginning if it is long.
+fn named(key: &str) -> String {
+    const CHARACTERS_MAX: usize = 60;
+    match key.char_indices().nth(CHARACTERS_MAX) {
+        Some((end, _)) => format!("{}… ({} bytes)", &key[..end], key.len()),
+        None => key.to_string(),
     }
 }
 
 fn unwelcome(key: &str, outcome: Outcome) -> Fatal {
+    let key = named(key);
     Fatal::new(match outcome {
         Outcome::Absent { .. } => format!("{key}: no such session"),
         Outcome::Refused { current: None, .. } => format!("{key}: no such session"),

@@ -159,8 +159,17 @@ impl From<Failure> for CallError {
             Failure::OutOfMemory => (Code::ResourceExhausted, "OUT_OF_MEMORY", None),
             Failure::StaleClient => (Code::FailedPrecondition, "STALE_CLIENT", None),
             Failure::OutcomeUnknown => (Code::DeadlineExceeded, "OUTCOME_UNKNOWN", None),
-            Failure::ValueTooLarge { .. } => return CallError::invalid(vec![("value", message)]),
-            Failure::KeyTooLarge { .. } => return CallError::invalid(vec![("key", message)]),
+            // These messages name their field themselves.
+            Failure::ValueTooLarge { .. } | Failure::KeyTooLarge { .. } => {
+                let field = match failure {
+                    Failure::ValueTooLarge { .. } => "value",
+                    _ => "key",
+                };
+                return CallError {
+                    message: message.clone(),
+                    ..CallError::invalid(vec![(field, message)])
+                };
+            }
             Failure::Invalid(_) => (Code::InvalidArgument, "INVALID", None),
         };
         CallError {
