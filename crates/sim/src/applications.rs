@@ -65,6 +65,8 @@ pub struct Applications {
     connections: BTreeMap<ConnectionId, usize>,
     /// The newest version anybody has seen of a key, for conditions.
     versions: BTreeMap<KeyId, (Version, Option<ValueId>)>,
+    /// A key whose removal was just asked for: somebody else soon looks whether it is gone.
+    lately_removed: Option<KeyId>,
     resting: bool,
 }
 
@@ -184,6 +186,7 @@ impl Applications {
             calls: BTreeMap::new(),
             connections: BTreeMap::new(),
             versions: BTreeMap::new(),
+            lately_removed: None,
             resting: false,
         }
     }
@@ -347,10 +350,17 @@ impl Applications {
             (KeyClass::Chain, 10),
             (KeyClass::Flushed, 5),
         ]);
-        let (asked, op) = match self.history.keys.class(key) {
-            KeyClass::Chain => self.next_in_chain(key),
-            _ => self.next_deed(key),
+        let looks = self.chance.percent(60);
+        let (key, (asked, op)) = match self.lately_removed.take().filter(|_| looks) {
+            Some(removed) => (removed, (Asked::Read, Op::Get)),
+            None if self.history.keys.class(key) == KeyClass::Chain => {
+                (key, self.next_in_chain(key))
+            }
+            None => (key, self.next_deed(key)),
         };
+        if matches!(asked, Asked::Delete { .. }) {
+            self.lately_removed = Some(key);
+        }
         let command = Command {
             namespace: self.history.keys.namespace(key),
             key: self.history.keys.bytes(key),
@@ -962,12 +972,15 @@ impl Applications {
                     &words,
                 );
             }
-            94..=97 => self.say(
-                world,
-                index,
-                ExpectedKind::Removed { key },
-                &[b"DEL", &name],
-            ),
+            94..=97 => {
+                self.lately_removed = Some(key);
+                self.say(
+                    world,
+                    index,
+                    ExpectedKind::Removed { key },
+                    &[b"DEL", &name],
+                );
+            }
             _ => self.say(
                 world,
                 index,

@@ -364,8 +364,10 @@ impl<'a> KeyHistory<'a> {
             .find(|write| write.value == Some(value))
     }
 
-    /// K3.
+    /// K3. What was overwritten or removed for certain, or was once seen to be gone, stays so.
     fn nothing_stale_is_seen(&mut self) {
+        let gone = |sight: &Sight| matches!(sight.seen, Seen::Absent { .. });
+        let absences: Vec<Sight> = self.sights.iter().copied().filter(gone).collect();
         for sight in self.sights.clone() {
             let Seen::Present {
                 value: Some(value), ..
@@ -380,12 +382,19 @@ impl<'a> KeyHistory<'a> {
                 write.sure && seen.done_us < write.invoked_us && write.done_us < sight.invoked_us
             });
             if let Some(newer) = newer {
-                let what = if newer.value.is_some() {
-                    "stale"
-                } else {
-                    "back from the dead"
+                let what = match newer.value {
+                    Some(_) => "stale",
+                    None => "back from the dead",
                 };
                 self.violate(format!("K3 {value:?} is {what}: {sight:?} after {newer:?}"));
+            }
+            let absence = absences.iter().find(|absence| {
+                seen.done_us < absence.invoked_us && absence.returned_us < sight.invoked_us
+            });
+            if let Some(absence) = absence {
+                self.violate(format!(
+                    "K3 {value:?} is back from the dead: {sight:?} after {absence:?}"
+                ));
             }
         }
     }
@@ -838,6 +847,14 @@ mod tests {
         let mut script = Script::new();
         script.op(0, 1, put(1), done(2)).op(2, 3, delete(), done(3));
         script.op(4, 5, Asked::Read, saw(1, 2)).finds("K3");
+        // Whoever saw nothing must not see it again, even if nobody knows what removed it.
+        let mut script = Script::new();
+        script
+            .op(0, 1, put(1), ok())
+            .op(2, NEVER, delete(), Saw::Unknown)
+            .op(3, 4, Asked::Read, NIL);
+        script.is_clean();
+        script.op(5, 6, Asked::Read, got(1)).finds("K3");
         let mut script = Script::new();
         script
             .op(0, 1, put_for(1, 100), ok())
