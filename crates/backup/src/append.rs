@@ -132,6 +132,7 @@ impl Backup {
             closed: false,
             ceiling: append.expiry_ceiling,
             checked: true,
+            rotten: false,
             restored: false,
             fallback: None,
             owed: None,
@@ -150,6 +151,7 @@ impl Backup {
             None => {
                 let placed = self.frames.place(replica.clone()).or_else(|| {
                     self.give_up_abandoned(out);
+                    self.give_up_rotten(log, segment, out);
                     self.frames.place(replica)
                 });
                 let Some(id) = placed else {

@@ -5,8 +5,10 @@
 //! B2. Once `Inventory` has answered a `Fence`, no append of that log below the fence's epoch is
 //!     acknowledged, and no lease granted.
 //! B3. What `Inventory` lists and `FetchPart` carries was read back and verified first.
-//! B4. A certified replica goes only when a verified one at least as good is held, its master or the
-//!     coordinator says so, or its bytes are found bad.
+//! B4. A certified replica goes only when a verified one at least as good is held, or its master or the
+//!     coordinator says so. One that is found bad stays until then, and is listed as bad: were it
+//!     forgotten, a log of which all replicas are bad would look as if it had never been written.
+//!     (If the store is full, its master may put the new one in its place.)
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -410,6 +412,7 @@ impl Backup {
         for id in frames {
             self.release(id, out);
         }
+        self.frames.forget_broken(log);
         self.reports.retain(|(other, _), _| *other != log);
         let state = self.log_mut(log);
         state.survey = None;
@@ -507,8 +510,10 @@ impl Backup {
         }
     }
 
-    /// The replica's bytes are bad: it goes, and its master makes it again.
+    /// The replica's bytes are bad: it counts no more, and its master makes it again (B4).
     fn condemn(&mut self, id: FrameId, why: String, out: &mut Outputs) {
+        self.let_go(id, out);
+        self.frames.condemn(id);
         let replica = self.frames.replica(id).expect("a replica was read");
         let (log, segment) = (replica.log, replica.segment);
         self.counts.corrupt += 1;
@@ -519,8 +524,10 @@ impl Backup {
                 id.0
             ),
         );
-        self.release(id, out);
+        // A fence that had to wait until it was known which header slot counts.
+        self.write_fence(id, out);
         self.report(log, segment, Refusal::Reopen { length: 0 }, out);
+        self.answer_fence(log, out);
     }
 
     fn tick(&mut self, now: Now, out: &mut Outputs) {

@@ -59,7 +59,7 @@ impl Backup {
         copies
             .filter_map(|&id| {
                 let replica = self.frames.replica(id)?;
-                let certificate = replica.certificate?;
+                let certificate = replica.certificate.filter(|_| !replica.rotten)?;
                 let exact = certificate.length == fetch.length;
                 (certificate.length >= fetch.length).then_some((replica.closed, exact, id))
             })

@@ -66,6 +66,8 @@ pub(crate) struct Frames {
     by_segment: BTreeMap<(LogId, SegmentId), Vec<FrameId>>,
     reserved: usize,
     broken: usize,
+    /// What was in broken frames and counted.
+    broken_replicas: BTreeMap<FrameId, (LogId, SegmentId)>,
     births: u64,
 }
 
@@ -87,6 +89,7 @@ impl Frames {
             by_segment: BTreeMap::new(),
             reserved: reserved as usize,
             broken: 0,
+            broken_replicas: BTreeMap::new(),
             births: 0,
         }
     }
@@ -103,6 +106,10 @@ impl Frames {
                 self.free.remove(&id);
                 self.frames[id.0 as usize].content = Content::Broken;
                 self.broken += 1;
+                if newest.log != LogId(0) {
+                    let held = (newest.log, newest.segment);
+                    self.broken_replicas.insert(id, held);
+                }
                 return;
             }
             State::Open => false,
@@ -130,6 +137,7 @@ impl Frames {
             closed,
             ceiling: newest.ceiling,
             checked: false,
+            rotten: false,
             restored: true,
             fallback: fallback.map(|older| older.certificate),
             owed: None,
@@ -269,6 +277,41 @@ impl Frames {
         frame.found = None;
     }
 
+    /// The replica's bytes are not what is certified. Nothing is owed for it any more.
+    pub fn condemn(&mut self, id: FrameId) {
+        let replica = self.replica_mut(id).expect("only held frames are read");
+        replica.rotten = true;
+        replica.checked = false;
+        replica.crc = None;
+        replica.fallback = None;
+        replica.owed = None;
+        // Offered to its master until that has made it again, or needs it no more.
+        replica.restored = true;
+        if let Some(syncing) = &mut self.frame_mut(id).syncing {
+            syncing.grant = None;
+        }
+    }
+
+    /// Replicas of a log that counted, and of which nothing can be read any more: segment, epoch as far
+    /// as it is known, and whether it was closed.
+    pub fn bad_of_log(&self, log: LogId) -> Vec<(SegmentId, Epoch, bool)> {
+        let rotten = (self.of_log(log))
+            .filter_map(|id| self.replica(id))
+            .filter(|replica| replica.rotten)
+            .map(|replica| (replica.segment, replica.epoch, replica.closed));
+        let broken = (self.broken_replicas.values())
+            .filter(|(other, _)| *other == log)
+            .map(|(_, segment)| (*segment, Epoch(0), false));
+        let mut bad: Vec<_> = rotten.chain(broken).collect();
+        bad.sort_unstable();
+        bad
+    }
+
+    /// Nobody will ask what of this log was in frames that broke.
+    pub fn forget_broken(&mut self, log: LogId) {
+        self.broken_replicas.retain(|_, (other, _)| *other != log);
+    }
+
     /// Lets a replica go.
     pub fn free(&mut self, id: FrameId, out: &mut Outputs) {
         let Some(replica) = self.take(id) else {
@@ -287,10 +330,17 @@ impl Frames {
         if matches!(self.frame(id).content, Content::Broken) {
             return;
         }
-        let replica = self.take(id);
+        // Without a certificate it never counted.
+        let replica = self
+            .take(id)
+            .filter(|replica| replica.certificate.is_some());
         self.free.remove(&id);
         self.frame_mut(id).content = Content::Broken;
         self.broken += 1;
+        if let Some(replica) = &replica {
+            let held = (replica.log, replica.segment);
+            self.broken_replicas.insert(id, held);
+        }
         let header = Header {
             sequence: self.frame(id).sequence + 1,
             state: State::Broken,

@@ -27,6 +27,10 @@ pub(crate) struct Replica {
     pub ceiling: ClusterMs,
     /// Its bytes came, or were read and verified, in this incarnation.
     pub checked: bool,
+    /// Its bytes were read and are not what is certified. It serves nothing, is never appended to, and
+    /// stays listed as bad (B4). Its header goes on saying what was certified, so that the next
+    /// incarnation, if it is asked, finds out again.
+    pub rotten: bool,
     /// Found at start, and not claimed by its master since.
     pub restored: bool,
     /// What the older header slot certifies, should the newer one's bytes turn out not to have
@@ -155,7 +159,7 @@ impl Replica {
 
     /// True if `append` asks for just what this closed replica is.
     pub fn is_claimed_by(&self, append: &Append) -> bool {
-        self.closed && append.close && append.certificate == self.certificate
+        self.closed && !self.rotten && append.close && append.certificate == self.certificate
     }
 
     /// True if nothing is lost when `other`, of the same segment, goes and `self` stays.
@@ -198,6 +202,7 @@ mod tests {
             closed,
             ceiling: ClusterMs(0),
             checked: true,
+            rotten: false,
             restored: false,
             fallback: None,
             owed: None,

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_cluster::{FrameId, Outputs};
-use holdfast_format::{Epoch, LogId, Opening, ServerId};
+use holdfast_format::{Epoch, LogId, Opening, SegmentId, ServerId};
 use holdfast_wire::{Inventory, Message, ReplicaState};
 
 use crate::backup::Backup;
@@ -132,7 +132,7 @@ impl Backup {
         let certified = |id: &FrameId| {
             self.frames
                 .replica(*id)
-                .is_some_and(|replica| replica.certificate.is_some())
+                .is_some_and(|replica| replica.certificate.is_some() && !replica.rotten)
         };
         let waiting: BTreeSet<FrameId> = frames.filter(certified).collect();
         for &id in &waiting {
@@ -167,11 +167,12 @@ impl Backup {
             return;
         }
         let lease_remaining_ms = self.lease_remaining_ms(log);
+        let bad = self.frames.bad_of_log(log);
         let state = self.log_mut(log);
         let survey = state.survey.take().expect("looked up above");
         let replicas = state
             .inventory
-            .get_or_insert_with(|| list(survey.found))
+            .get_or_insert_with(|| list(survey.found, bad))
             .clone();
         let expiry_ceiling = state.ceiling;
         self.counts.inventories += 1;
@@ -193,8 +194,11 @@ impl Survey {
 }
 
 /// What counts of what was found. An open replica beside a closed one of its segment is a leftover:
-/// listed, it could pass for the log's head (R2).
-fn list(found: BTreeMap<FrameId, ReplicaState>) -> Vec<ReplicaState> {
+/// listed, it could pass for the log's head (R2). What is bad comes last, and says so (B4).
+fn list(
+    found: BTreeMap<FrameId, ReplicaState>,
+    bad: Vec<(SegmentId, Epoch, bool)>,
+) -> Vec<ReplicaState> {
     let mut all: Vec<ReplicaState> = found.into_values().collect();
     all.sort_by_key(|state| state.segment);
     let is_leftover = |state: &ReplicaState| {
@@ -206,5 +210,9 @@ fn list(found: BTreeMap<FrameId, ReplicaState>) -> Vec<ReplicaState> {
     all.iter()
         .filter(|state| !is_leftover(state))
         .cloned()
+        .chain(
+            bad.into_iter()
+                .map(|(segment, epoch, closed)| ReplicaState::bad(segment, epoch, closed)),
+        )
         .collect()
 }

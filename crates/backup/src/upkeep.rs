@@ -121,6 +121,30 @@ impl Backup {
         }
     }
 
+    /// No frame is free for a replica that its master makes again because this one is bad: it takes
+    /// the bad one's place at once, unless that is all that tells of the log here (B4).
+    pub(crate) fn give_up_rotten(&mut self, log: LogId, segment: SegmentId, out: &mut Outputs) {
+        if self.fence_of(log) > Epoch(0) {
+            return;
+        }
+        let is_rotten = |id: &FrameId| {
+            self.frames
+                .replica(*id)
+                .is_some_and(|replica| replica.rotten)
+        };
+        let copies = self.frames.of_segment(log, segment);
+        let Some(rotten) = copies.iter().copied().find(is_rotten) else {
+            return;
+        };
+        let tells = |id: FrameId| {
+            let replica = self.frames.replica(id);
+            id != rotten && replica.is_some_and(|replica| replica.certificate.is_some())
+        };
+        if self.frames.of_log(log).any(tells) {
+            self.release(rotten, out);
+        }
+    }
+
     /// A replica that came with the store is news to its master, which either claims it or frees it.
     /// Without this, frames of replicas that were made again elsewhere would stay taken for ever.
     fn offer_restored(&mut self, out: &mut Outputs) {
@@ -139,7 +163,8 @@ impl Backup {
             let alone = self.frames.of_segment(log, segment).len() == 1;
             let owned = self.membership.view().is_up(log.shard());
             if alone && owned && self.fence_of(log) == Epoch(0) {
-                offers.push((log, segment, replica.length));
+                let length = if replica.rotten { 0 } else { replica.length };
+                offers.push((log, segment, length));
             }
         }
         for (log, segment, length) in offers {
@@ -166,7 +191,7 @@ impl Backup {
             .find(|&id| {
                 self.frames
                     .replica(id)
-                    .is_some_and(|replica| replica.closed)
+                    .is_some_and(|replica| replica.closed && !replica.rotten)
             });
         if let Some(id) = next {
             self.verify_cursor = FrameId((id.0 + 1) % frames);

@@ -8,7 +8,9 @@ use bytes::Bytes;
 use holdfast_backup::{Backup, BackupConfig, ConfigError};
 use holdfast_cluster::{FRAME_HEADER_BYTES, FrameId, Input, Node};
 use holdfast_format::{ClusterMs, Epoch, SegmentId, ServerId, SlotRange, Version};
-use holdfast_wire::{Append, Appended, Certificate, HeartbeatReply, Message, Refusal, Role};
+use holdfast_wire::{
+    Append, Appended, Certificate, HeartbeatReply, Message, Refusal, ReplicaState, Role,
+};
 use rig::{
     LEASE_MS, LOG, LOWER_HALF, RECOVERER, Rig, SEGMENT_BYTES, SHARD, Segment, config, member,
 };
@@ -310,35 +312,110 @@ fn a_fence_takes_back_acknowledgements_that_wait() {
     );
 }
 
-/// B3.
+/// B3 and B4: also when asked again, and by the next incarnation.
 #[test]
-fn corrupt_replicas_are_not_listed_and_the_others_are() {
+fn corrupt_replicas_are_listed_as_bad_and_the_others_are_good() {
+    for ack_disk in [false, true] {
+        let mut rig = Rig::new(8, ack_disk);
+        let segments = [
+            Segment::head(1, 10),
+            Segment::head(2, 10),
+            Segment::head(3, 5),
+        ];
+        for segment in &segments {
+            rig.append(segment.whole());
+            rig.settle();
+        }
+        let frame = rig.disk.find(&segments[1].bytes).unwrap();
+        rig.disk
+            .flip(frame, FRAME_HEADER_BYTES + segments[1].len() - 1);
+        let inventory = rig.fence(5);
+        let (bad, good): (Vec<_>, Vec<_>) =
+            (inventory.replicas.iter().cloned()).partition(ReplicaState::is_bad);
+        let listed: Vec<u64> = good.iter().map(|replica| replica.segment.0).collect();
+        assert_eq!(listed, [1, 3]);
+        assert_eq!(
+            bad,
+            [ReplicaState::bad(SegmentId(2), Epoch(1), true)],
+            "nothing of it counts, and it is not forgotten"
+        );
+        assert_eq!(rig.metric("holdfast_backup_corrupt_replicas_total"), 1.0);
+        assert!(
+            rig.events
+                .iter()
+                .any(|event| event.text.contains("corrupt"))
+        );
+        assert_eq!(rig.fence(5), inventory, "asked again, answered again");
+        assert_eq!(rig.fetch(2, segments[1].len(), &[SlotRange::ALL]), None);
+        rig.restart();
+        assert_eq!(rig.fence(5).replicas, inventory.replicas);
+        rig.deliver(ServerId::COORDINATOR, Message::LogGone { log: LOG });
+        assert_eq!(rig.metric("holdfast_backup_frames_free"), 8.0);
+    }
+}
+
+/// B4: the only replica of a log is bad. Its store must never look as if it had held nothing.
+#[test]
+fn a_log_of_one_bad_replica_is_not_taken_for_one_without() {
     let mut rig = Rig::new(8, false);
-    let segments = [
-        Segment::head(1, 10),
-        Segment::head(2, 10),
-        Segment::head(3, 5),
-    ];
+    let segment = Segment::head(1, 10);
+    rig.acked(segment.append(0, segment.ends[3]));
+    let frame = rig.disk.find(&segment.bytes[..segment.ends[3] as usize]);
+    rig.disk.flip(frame.unwrap(), FRAME_HEADER_BYTES + 1);
+    let bad = [ReplicaState::bad(SegmentId(1), Epoch(1), false)];
+    assert_eq!(rig.fence(5).replicas, bad);
+    rig.restart();
+    assert_eq!(rig.fence(5).replicas, bad);
+}
+
+/// B4: its master dies after it was told that its replica is bad, and before it made another.
+#[test]
+fn a_bad_replica_stays_until_its_master_has_made_another() {
+    let mut rig = Rig::new(8, false);
+    let segment = Segment::head(1, 10);
+    rig.acked(segment.whole());
+    let frame = rig.disk.find(&segment.bytes).unwrap();
+    rig.disk.flip(frame, FRAME_HEADER_BYTES + 100);
+    rig.pass_ms(2_500);
+    assert_eq!(rig.metric("holdfast_backup_corrupt_replicas_total"), 1.0);
+    let piece = Append {
+        certificate: None,
+        close: false,
+        ..segment.append(0, segment.ends[5])
+    };
+    rig.append(piece);
+    assert_eq!(rig.metric("holdfast_backup_frames_free"), 6.0);
+    rig.acked(segment.whole());
+    assert_eq!(rig.metric("holdfast_backup_frames_free"), 7.0);
+    let replicas = rig.fence(5).replicas;
+    assert_eq!((replicas.len(), replicas[0].is_bad()), (1, false));
+}
+
+/// B4: a full store does not keep a bad replica from being repaired, as long as something else tells
+/// of the log.
+#[test]
+fn in_a_full_store_a_bad_replica_makes_room_for_its_successor() {
+    let limits = BackupConfig {
+        frames_reserved: 0,
+        ..config(2)
+    };
+    let mut rig = Rig::with(limits, false);
+    let segments = [Segment::head(1, 10), Segment::head(2, 10)];
     for segment in &segments {
         rig.acked(segment.whole());
     }
-    let frame = rig.disk.find(&segments[1].bytes).unwrap();
-    rig.disk
-        .flip(frame, FRAME_HEADER_BYTES + segments[1].len() - 1);
-    let inventory = rig.fence(5);
-    let listed: Vec<u64> = inventory
-        .replicas
-        .iter()
-        .map(|replica| replica.segment.0)
-        .collect();
-    assert_eq!(listed, [1, 3]);
+    let frame = rig.disk.find(&segments[0].bytes).unwrap();
+    rig.disk.flip(frame, FRAME_HEADER_BYTES + 100);
+    rig.pass_ms(5_000);
     assert_eq!(rig.metric("holdfast_backup_corrupt_replicas_total"), 1.0);
+    assert_eq!(rig.metric("holdfast_backup_frames_free"), 0.0);
+    assert!(rig.acked(segments[0].whole()).closed);
     assert!(
-        rig.events
+        rig.fence(5)
+            .replicas
             .iter()
-            .any(|event| event.text.contains("corrupt"))
+            .all(|replica| !replica.is_bad())
     );
-    assert_eq!(rig.fence(5), inventory, "asked again, answered again");
 }
 
 /// Design §8: corruption is found, and repaired by the master that still has the segment.
@@ -378,10 +455,12 @@ fn a_frame_whose_disk_failed_is_never_used_again() {
         rig.fail(0);
         assert_eq!(sent_refusals(&mut rig), [Refusal::Broken]);
         assert_eq!(rig.metric("holdfast_backup_frames_broken"), 1.0);
-        assert_eq!(rig.fence(5).replicas, []);
+        // B4: what was in it counts no more, and is not forgotten.
+        let bad = [ReplicaState::bad(SegmentId(1), Epoch(0), false)];
+        assert_eq!(rig.fence(5).replicas, bad);
         rig.restart();
         assert_eq!(rig.metric("holdfast_backup_frames_broken"), 1.0);
-        assert_eq!(rig.fence(5).replicas, []);
+        assert_eq!(rig.fence(5).replicas, bad);
     }
 }
 

@@ -11,6 +11,8 @@
 //!     For the same reason a segment that is closed anywhere is no head.
 //! S2. The seal is the longest certificate among the head's replicas. Any one that counts holds all
 //!     that was acknowledged (R3), so one is enough.
+//!     A replica that its backup found bad gives no head and no bytes. It tells all the same that
+//!     the log was written, so a log of bad replicas alone is held and never taken for empty.
 //! S3. Everything that the head's digest names has a closed replica. Otherwise: wait, and say what
 //!     is missing.
 //! S4. A seal once used is used again. It may be chosen anew only while nobody is taking a range
@@ -110,6 +112,8 @@ impl Reading {
 #[derive(Debug, Default)]
 struct Known<'a> {
     replicas: Vec<(ServerId, &'a ReplicaState)>,
+    /// A replica of which nothing can be read was closed.
+    closed_bad: bool,
 }
 
 impl<'a> Known<'a> {
@@ -150,11 +154,11 @@ pub(crate) fn assess(
     let mut known: BTreeMap<SegmentId, Known<'_>> = BTreeMap::new();
     for (backup, inventory) in inventories {
         for replica in &inventory.replicas {
-            known
-                .entry(replica.segment)
-                .or_default()
-                .replicas
-                .push((*backup, replica));
+            let segment = known.entry(replica.segment).or_default();
+            match replica.is_bad() {
+                true => segment.closed_bad |= replica.closed,
+                false => segment.replicas.push((*backup, replica)),
+            }
         }
     }
     let sealed = match seal {
@@ -193,7 +197,8 @@ fn choose(minimum: Epoch, known: &BTreeMap<SegmentId, Known<'_>>) -> Sealed {
     for (segment, replicas) in known.iter().rev() {
         let counts = |r: &ReplicaState| !r.closed && r.epoch >= minimum;
         let mut open = replicas.replicas.iter().filter(|(_, r)| counts(r));
-        if replicas.closed().is_some() || !open.any(|(_, r)| r.digest.is_some()) {
+        let closed = replicas.closed_bad || replicas.closed().is_some();
+        if closed || !open.any(|(_, r)| r.digest.is_some()) {
             continue;
         }
         let longest = (replicas.replicas.iter())
@@ -381,6 +386,32 @@ mod tests {
             Err(Hold::NoHead)
         );
         assert_eq!(fresh(0, &[]), Err(Hold::NoHead));
+    }
+
+    /// G7: bad replicas decide nothing but that a segment was closed, and stand for nothing.
+    #[test]
+    fn a_bad_replica_is_neither_head_nor_segment() {
+        let bad = |segment, closed| ReplicaState::bad(SegmentId(segment), Epoch(9), closed);
+        assert_eq!(fresh(0, &[(10, vec![bad(1, false)])]), Err(Hold::NoHead));
+        // Another backup's good replica is all it takes.
+        let good = (11, vec![closed(1, 900), open(2, 1, 300, &[1, 2])]);
+        let reading = fresh(0, &[(10, vec![bad(1, true), bad(2, false)]), good.clone()]);
+        assert_eq!(
+            read(&reading.unwrap()),
+            [(1, 900, vec![11]), (2, 300, vec![11])]
+        );
+        // A segment of which only bad replicas are left is missing.
+        let missing = Hold::Missing {
+            segments: vec![SegmentId(1)],
+            count: 1,
+        };
+        let bad_and_head = vec![bad(1, true), open(2, 1, 300, &[1, 2])];
+        assert_eq!(fresh(0, &[(10, bad_and_head)]), Err(missing));
+        // Closed somewhere, readable or not: what looks open is not the head.
+        assert_eq!(
+            fresh(0, &[(10, vec![bad(2, true)]), good]),
+            Err(Hold::NoHead)
+        );
     }
 
     /// A copy of an old segment that is about to be closed must not hide the lost head.

@@ -458,10 +458,16 @@ impl Recovery {
             }
             Err(hold) => {
                 if self.warned.as_ref() != Some(&hold) {
+                    let replicas = self.inventories.values().flat_map(|i| &i.replicas);
+                    let bad = match replicas.filter(|replica| replica.is_bad()).count() {
+                        0 => String::new(),
+                        1 => "; 1 replica is known to be bad".to_string(),
+                        many => format!("; {many} replicas are known to be bad"),
+                    };
                     out.event(
                         Level::Warn,
                         format!(
-                            "recovery of {} ({}) waits: {hold}",
+                            "recovery of {} ({}) waits: {hold}{bad}",
                             self.log, self.record.name
                         ),
                     );
@@ -486,8 +492,8 @@ impl Recovery {
             .any(|b| b.heard && around.now_us.saturating_sub(b.since_us) < SETTLE_US)
     }
 
-    /// No store that was ever up in the log's life holds a replica, and all were asked. The shard
-    /// then never acknowledged anything: that takes an opened head on R of them.
+    /// No store that was ever up in the log's life holds a replica, not even a bad one, and all were
+    /// asked. The shard then never acknowledged anything: that takes an opened head on R of them.
     fn certainly_empty(&self, around: &Surroundings<'_>) -> bool {
         let asked = |store: &u64| {
             *store != 0

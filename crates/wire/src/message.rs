@@ -304,12 +304,33 @@ pub struct ReplicaState {
     /// Epoch of the last append it accepted (not of the fence).
     pub epoch: Epoch,
     pub closed: bool,
-    /// Certified and verified when this was sent. A replica without a certificate is not listed.
+    /// Certified and verified when this was sent. A replica without a certificate is not listed. One
+    /// that is known to be bad (rotten, or on a disk that failed) is listed with length 0 and no digest:
+    /// nothing of it can be read, but the log was written.
     pub certificate: Certificate,
     /// The version ceiling in its segment header.
     pub version_ceiling: Version,
     /// The log digest at its start, if it has one: every segment of the log when it was opened.
     pub digest: Option<Vec<SegmentId>>,
+}
+
+impl ReplicaState {
+    /// Of a replica that counted, and of which nothing can be read any more.
+    pub fn bad(segment: SegmentId, epoch: Epoch, closed: bool) -> ReplicaState {
+        ReplicaState {
+            segment,
+            epoch,
+            closed,
+            certificate: Certificate::default(),
+            version_ceiling: Version::default(),
+            digest: None,
+        }
+    }
+
+    /// True for what `bad` makes: every segment begins with a header, so a good replica is never empty.
+    pub fn is_bad(&self) -> bool {
+        self.certificate.length == 0
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

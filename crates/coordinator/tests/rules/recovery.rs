@@ -4,7 +4,7 @@ use crate::world::{World, closed, id, member, open};
 use holdfast_cluster::Node;
 use holdfast_coordinator::{Hold, Phase, Seal};
 use holdfast_format::{ClusterMs, Epoch, LogId, SegmentId, Version};
-use holdfast_wire::{Message, RecoveryFailure, ReplayTimings, Role};
+use holdfast_wire::{Message, RecoveryFailure, ReplayTimings, ReplicaState, Role};
 
 /// Shards 1, 2, 3 and backups 11, 12, 13 that all hold log 3: segment 1 closed, 2 open to byte 50.
 /// Shards do not recover by themselves.
@@ -597,6 +597,38 @@ fn a_log_that_was_never_written_is_not_waited_for() {
     w.run_ms(500);
     assert!(done(&w));
     assert_eq!(w.owners(), [(1, 16384)]);
+}
+
+/// G7: everybody was asked and all that is left of the log is bad. That is a loss to report, not a log
+/// that was never written.
+#[test]
+fn a_log_of_bad_replicas_alone_is_held_and_not_given_away() {
+    for closed in [false, true] {
+        let mut w = World::with_shards(&[1, 2]);
+        w.hold(
+            2,
+            &[12],
+            &[ReplicaState::bad(SegmentId(1), Epoch(0), closed)],
+        );
+        w.kill(2);
+        w.run_ms(1_000);
+        let status = &w.status().recoveries[0];
+        assert_eq!(
+            (status.phase, &status.hold),
+            (Phase::Held, &Some(Hold::NoHead))
+        );
+        assert!(
+            w.events
+                .iter()
+                .any(|text| text.contains("1 replica is known to be bad"))
+        );
+        assert!(!done(&w) && w.take_gone().is_empty());
+        // A good one turns up.
+        w.enlist(14, Role::Backup);
+        w.hold(2, &[14], &[open(2, 0, 50, &[2])]);
+        w.run_ms(1_000);
+        assert!(done(&w));
+    }
 }
 
 /// Nothing that members say twice, late or about the past changes anything.
