@@ -22,8 +22,8 @@ use holdfast_cluster::{
     Call, ConnectionId, DiskDone, DiskError, DiskOp, FrameId, Input, Level, Node, Now, Output,
     Outputs,
 };
-use holdfast_format::ServerId;
-use holdfast_wire::{Message, Outcome, Role};
+use holdfast_format::{ServerId, Slot};
+use holdfast_wire::{Message, Outcome, Role, View};
 
 use crate::chance::Chance;
 use crate::clock::MachineClock;
@@ -82,6 +82,8 @@ pub struct World {
     /// Broken promises that the world itself has seen.
     pub violations: Vec<String>,
     pub cluster_time: ClusterTime,
+    /// The newest view that the coordinator has told anybody.
+    pub view: View,
     /// What the roles counted (`*_total`), over all processes that ever ran.
     pub tallies: BTreeMap<&'static str, u64>,
     /// How long a write of the metadata store takes, in microseconds (mean).
@@ -290,6 +292,7 @@ impl World {
             counts: FaultCounts::default(),
             violations: Vec::new(),
             cluster_time: ClusterTime::default(),
+            view: View::default(),
             tallies: BTreeMap::new(),
             records_delay_us: 1_000,
             now_us: 1_000_000,
@@ -423,6 +426,17 @@ impl World {
             .running
             .as_ref()
             .map(|running| running.id)
+    }
+
+    /// Where the shard runs that owns a key's slot by the newest view.
+    pub fn owner(&self, key: &[u8]) -> Option<PlaceId> {
+        let slot = Slot::of(key);
+        let tablet = self
+            .view
+            .tablets
+            .iter()
+            .find(|tablet| tablet.range.contains(slot))?;
+        self.whereabouts.get(&tablet.owner.shard()).copied()
     }
 
     /// How many processes have been started there.
@@ -1118,6 +1132,11 @@ impl World {
         let from = self.id(place).expect("only a running process sends");
         if let Message::HeartbeatReply(reply) = &message {
             self.cluster_time.observe(self.now_us, reply.cluster_us);
+        }
+        if let Message::View(view) = &message
+            && view.version > self.view.version
+        {
+            self.view = view.clone();
         }
         let reachable = &self.places[place.0]
             .running
