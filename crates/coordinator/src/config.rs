@@ -19,6 +19,10 @@ pub struct CoordinatorConfig {
     pub dead_ms: u32,
     /// Nobody recorded can be alive: do not wait `dead_ms` to find out.
     pub cold_start: bool,
+    /// After a start that no backup has lived through, a log of which recorded stores are away waits
+    /// so long, from the start, before its head is chosen. Where memory acknowledges, what a power
+    /// failure left may show an older head as open: those who come back first must not decide alone.
+    pub settle_ms: u32,
     /// Enlisting is refused beyond so many members that are up.
     pub members_max: u32,
 }
@@ -32,6 +36,7 @@ impl CoordinatorConfig {
             confirm_ms: 300,
             dead_ms: 1_000,
             cold_start: false,
+            settle_ms: 5_000,
             members_max: 4_096,
         }
     }

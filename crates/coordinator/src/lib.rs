@@ -82,6 +82,10 @@ pub struct Coordinator {
     stopped: bool,
     last_step_us: Option<u64>,
     tick_due_us: u64,
+    /// Backups of the records that this coordinator began with, until one of them is heard.
+    recorded_backups: Vec<ServerId>,
+    /// No recovery chooses a head before, while stores of its log are away. 0 unless this is a cold start.
+    settle_until_us: u64,
     dice: Dice,
 
     /// As last sent out.
@@ -158,6 +162,8 @@ impl Coordinator {
             stopped: false,
             last_step_us: None,
             tick_due_us: 0,
+            recorded_backups: Vec::new(),
+            settle_until_us: 0,
             dice,
             view: View {
                 version: u64::from(start.generation) << 32,
@@ -540,11 +546,18 @@ impl Coordinator {
 
     /// Compares what is with what should be: recoveries, the first deal, the clock's ceiling.
     fn decide(&mut self, now: Now, out: &mut Outputs) {
+        let heard = |id: &ServerId| self.servers.get(*id).is_some_and(|backup| backup.heard);
+        if self.recorded_backups.iter().any(heard) {
+            // It has lived on: only the coordinator had died.
+            self.recorded_backups.clear();
+            self.settle_until_us = 0;
+        }
         let around = Surroundings {
             now_us: now.mono_us,
             servers: &self.servers,
             replicas: self.config.cluster.replicas,
             initial_shards: self.config.initial_shards,
+            settle_until_us: self.settle_until_us,
         };
         for recovery in self.recoveries.values_mut() {
             self.view_stale |= recovery.advance(&around, &mut self.tablets, &mut self.journal, out);
@@ -661,6 +674,7 @@ impl Coordinator {
             servers: &self.servers,
             replicas: self.config.cluster.replicas,
             initial_shards: self.config.initial_shards,
+            settle_until_us: self.settle_until_us,
         };
         for recovery in self.recoveries.values_mut() {
             recovery.act(&around, out);
@@ -797,6 +811,13 @@ impl Node for Coordinator {
 impl Coordinator {
     /// The start is durable: recorded members have `dead_ms` from now, unless nobody can be alive.
     fn begin(&mut self, now: Now, out: &mut Outputs) {
+        // Where disks acknowledge, what was promised was synced, and no head can look older than it is.
+        let has_logs = !self.live.is_empty() || !self.recoveries.is_empty();
+        if has_logs && !self.config.cluster.ack_disk {
+            let backups = self.servers.with_role(Role::Backup);
+            self.recorded_backups = backups.map(|backup| backup.member.id).collect();
+            self.settle_until_us = now.mono_us + u64::from(self.config.settle_ms) * 1_000;
+        }
         let recorded: Vec<ServerId> = self.servers.iter().map(|server| server.member.id).collect();
         for id in recorded {
             if self.config.cold_start {

@@ -57,6 +57,8 @@ pub(crate) struct Surroundings<'a> {
     pub servers: &'a Servers,
     pub replicas: u8,
     pub initial_shards: u32,
+    /// The stores of a log are waited for until then: a cold start.
+    pub settle_until_us: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -478,7 +480,8 @@ impl Recovery {
         }
     }
 
-    /// True while stores of this log are away and backups have only just been coming.
+    /// True while stores of this log are away and backups have only just been coming, or everything
+    /// has only just been started.
     fn stores_settling(&self, around: &Surroundings<'_>) -> bool {
         let up: BTreeSet<u64> = around
             .servers
@@ -486,10 +489,13 @@ impl Recovery {
             .map(|b| b.member.store)
             .collect();
         let away = self.record.stores.iter().any(|store| !up.contains(store));
-        away && around
-            .servers
-            .with_role(Role::Backup)
-            .any(|b| b.heard && around.now_us.saturating_sub(b.since_us) < SETTLE_US)
+        let coming = || {
+            around
+                .servers
+                .with_role(Role::Backup)
+                .any(|b| b.heard && around.now_us.saturating_sub(b.since_us) < SETTLE_US)
+        };
+        away && (around.now_us < around.settle_until_us || coming())
     }
 
     /// No store that was ever up in the log's life holds a replica, not even a bad one, and all were

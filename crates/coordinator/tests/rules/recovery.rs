@@ -519,6 +519,59 @@ fn a_cold_start_recovers_every_log() {
     );
 }
 
+/// Power failed where memory acknowledges: what the first backup to return has on its disk shows a
+/// closed segment as the open head that it once was. The others know better.
+#[test]
+fn a_cold_start_waits_for_stores_before_it_chooses_a_head() {
+    for all_return in [true, false] {
+        let mut w = World::with_shards(&[1]);
+        w.hold(1, &[21], &[closed(1, 100), open(2, 0, 50, &[1, 2])]);
+        let newer = [closed(1, 100), closed(2, 90), open(3, 0, 80, &[1, 2, 3])];
+        w.hold(1, &[22, 23], &newer);
+        w.alive.clear();
+        w.config.cold_start = true;
+        w.restart();
+        let enlist = |w: &mut World, n: u64| {
+            let mut backup = member(n, Role::Backup);
+            backup.store = member(n - 10, Role::Backup).store;
+            w.enlist_as(backup, vec![LogId(1)]);
+        };
+        enlist(&mut w, 21);
+        w.enlist(5, Role::Shard);
+        w.plays.remove(&id(5));
+        w.run_ms(2_000);
+        assert_eq!(w.take_recovers(), [], "two of three stores are away");
+        enlist(&mut w, 22);
+        if all_return {
+            enlist(&mut w, 23);
+            w.run_ms(500);
+        } else {
+            w.run_ms(2_000);
+            assert_eq!(w.take_recovers(), [], "one is away");
+            w.run_ms(1_500);
+        }
+        let (_, recover) = &w.take_recovers()[0];
+        assert_eq!(recover.segments.last().unwrap().segment, SegmentId(3));
+    }
+}
+
+/// The wait of a cold start is for cold starts: not when a backup dies together with a master, nor when
+/// the coordinator does.
+#[test]
+fn a_lost_store_delays_no_recovery_while_backups_live() {
+    for restarts in [false, true] {
+        let mut w = three();
+        w.kill(13);
+        w.kill(3);
+        if restarts {
+            w.restart();
+        }
+        w.run_ms(500);
+        let recovers = w.take_recovers();
+        assert!(recovers.iter().any(|(_, r)| r.log == LogId(3)));
+    }
+}
+
 /// Alive, but declared dead: it is told, it costs one recovery, and it never comes back.
 #[test]
 fn a_false_alarm_costs_one_recovery_and_nothing_else() {
