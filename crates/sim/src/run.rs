@@ -40,6 +40,16 @@ pub struct Report {
     pub violations: Vec<String>,
 }
 
+impl Report {
+    /// True if a promise about data was broken: something lost, stale, doubled or revived. Not to be
+    /// live in time is another matter.
+    pub fn broke_data(&self) -> bool {
+        let about_data =
+            |violation: &String| violation.contains(": K") || violation.contains("answered twice");
+        self.violations.iter().any(about_data)
+    }
+}
+
 /// A seed's plan: everything that is drawn before the world begins.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -309,8 +319,9 @@ impl Run {
             time: self.world.cluster_time.clone(),
             slack_ms,
         };
-        let mut violations = std::mem::take(&mut self.world.violations);
-        violations.extend(check(history, &yardstick));
+        // What is worst comes first.
+        let mut violations = check(history, &yardstick);
+        violations.append(&mut self.world.violations);
         let second_opinion = second_opinion::ask(history);
         violations.extend(second_opinion.violations.iter().cloned());
         let answered = history.answered();
