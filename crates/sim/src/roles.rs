@@ -29,6 +29,8 @@ pub fn coordinator(
 /// A shard with nothing in its log.
 pub fn shard(setup: &Setup, member: Member, seed: u64) -> Box<dyn Node> {
     let mut config = ShardConfig::for_testing(member);
+    // So little that a stalled backup makes writers wait, and then be refused.
+    config.unreplicated_bytes_max = 24 << 10;
     config.log.memory_bytes = setup.memory_bytes;
     config.log.segment_bytes = setup.segment_bytes;
     config.log.seglet_bytes = setup.seglet_bytes;

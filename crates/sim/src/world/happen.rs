@@ -1,0 +1,760 @@
+//! What happens in the world: each event in its turn, and what processes put out.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use holdfast_cluster::{
+    ConnectionId, DiskDone, DiskError, DiskOp, Input, Level, Node, Now, Output, Outputs,
+};
+use holdfast_format::ServerId;
+use holdfast_wire::{Message, Role};
+
+use super::{BATCH_INPUTS, Blow, Event, Happening, Running, SPINS_MAX, Scheduled, Tells, World};
+use crate::content;
+use crate::faults::Fault;
+use crate::network::{Fate, PlaceId, Route};
+use crate::roles;
+
+impl World {
+    pub(super) fn schedule(&mut self, in_us: u64, event: Event) {
+        self.sequence += 1;
+        let at_us = self.now_us + in_us;
+        self.queue.push(Reverse(Scheduled {
+            at_us,
+            sequence: self.sequence,
+            event,
+        }));
+    }
+
+    pub(super) fn input(&mut self, place: PlaceId, in_us: u64, input: Input) {
+        let incarnation = self.places[place.0].incarnation;
+        self.schedule(
+            in_us,
+            Event::Input {
+                place,
+                incarnation,
+                input: Box::new(input),
+            },
+        );
+    }
+
+    /// The process of `place` if it is still the one meant.
+    pub(super) fn running(&mut self, place: PlaceId, incarnation: u64) -> Option<&mut Running> {
+        let place = &mut self.places[place.0];
+        if place.incarnation != incarnation {
+            return None;
+        }
+        place.running.as_mut()
+    }
+
+    pub(super) fn happen(&mut self, event: Event) {
+        match event {
+            Event::Turn { place, incarnation } => self.turn(place, incarnation),
+            Event::Tick { place, incarnation } => {
+                let now_us = self.now_us;
+                if let Some(running) = self.running(place, incarnation)
+                    && running.tick_at_us == now_us
+                {
+                    running.tick_at_us = u64::MAX;
+                    self.give(place, Input::Tick);
+                }
+            }
+            Event::Deliver {
+                route,
+                from,
+                incarnation,
+                generation,
+                message,
+            } => {
+                let current = self.network.is_current(route.from, route.to, generation);
+                let place = route.to;
+                if let Some(running) = self.running(place, incarnation)
+                    && current
+                {
+                    running.reachable.insert(from);
+                    self.give(
+                        place,
+                        Input::Message {
+                            from,
+                            message: *message,
+                        },
+                    );
+                }
+            }
+            Event::Break { a, b } => self.stream_breaks(a, b),
+            Event::Input {
+                place,
+                incarnation,
+                input,
+            } => {
+                if self.running(place, incarnation).is_some() {
+                    self.give(place, *input);
+                }
+            }
+            Event::Refused {
+                place,
+                incarnation,
+                peer,
+                ended,
+            } => {
+                self.refusals.remove(&(place, peer));
+                if self.running(place, incarnation).is_some() {
+                    self.give(place, Input::PeerLost { peer, ended });
+                }
+            }
+            Event::Sync {
+                place,
+                incarnation,
+                token,
+                frame,
+                mark,
+                fails,
+            } => {
+                if self.running(place, incarnation).is_some() {
+                    let store = self.store(place);
+                    let done = if fails {
+                        store.sync_fails(frame);
+                        false
+                    } else {
+                        store.sync_end(frame, mark)
+                    };
+                    let result = done
+                        .then_some(())
+                        .ok_or(DiskError("sync failed".to_owned()));
+                    self.give(place, Input::Disk(DiskDone::Synced { token, result }));
+                }
+            }
+            Event::Read {
+                place,
+                incarnation,
+                token,
+                frame,
+                span: (offset, length),
+                fails,
+            } => {
+                if self.running(place, incarnation).is_some() {
+                    let result = match fails {
+                        true => Err(DiskError("read failed".to_owned())),
+                        false => Ok(self.store(place).read(frame, offset, length)),
+                    };
+                    self.give(place, Input::Disk(DiskDone::Read { token, result }));
+                }
+            }
+            Event::Records { place, incarnation } => {
+                if self.running(place, incarnation).is_some()
+                    && let Some(token) = self.records.complete_next()
+                {
+                    self.give(place, Input::RecordsWritten { token });
+                }
+            }
+            Event::Start { place, incarnation } => {
+                if self.places[place.0].incarnation == incarnation && !self.is_up(place) {
+                    self.start(place);
+                }
+            }
+            Event::Blow { place, incarnation } => {
+                if let Some(running) = self.running(place, incarnation)
+                    && let Some((_, blow)) = running.blow.take()
+                {
+                    self.blow_falls(place, blow);
+                }
+            }
+            Event::Happens(happening) => self.happens(happening),
+        }
+    }
+
+    fn happens(&mut self, happening: Happening) {
+        let told = match &happening {
+            Happening::Answer { token, outcome } => {
+                self.trace.word(*token);
+                content::fold_outcome(&mut self.trace, outcome);
+                self.calls.remove(token).is_some()
+            }
+            Happening::CallLost { .. } | Happening::Alarm { .. } => true,
+            Happening::Bytes { connection, bytes } => {
+                self.trace.bytes(bytes);
+                self.connections.contains_key(connection)
+            }
+            Happening::Closed { connection } => self.connections.remove(connection).is_some(),
+        };
+        if told {
+            self.happenings.push_back(happening);
+        }
+    }
+
+    /// Puts an input into a process's inbox.
+    fn give(&mut self, place: PlaceId, input: Input) {
+        self.trace.word(self.now_us);
+        self.trace.word(place.0 as u64);
+        content::fold_input(&mut self.trace, &input);
+        if self.tells >= Tells::Everything {
+            let (name, mut text) = (self.name(place), format!("{input:?}"));
+            cut(&mut text, 400);
+            self.tell(Tells::Everything, || format!("{name} <- {text}"));
+        }
+        let running = self.places[place.0]
+            .running
+            .as_mut()
+            .expect("given to a running process");
+        running.inbox.push_back(input);
+        self.turn_soon(place);
+    }
+
+    pub(super) fn turn_soon(&mut self, place: PlaceId) {
+        let now_us = self.now_us;
+        let incarnation = self.places[place.0].incarnation;
+        let Some(running) = self.places[place.0].running.as_mut() else {
+            return;
+        };
+        let at_us = now_us
+            .max(running.busy_until_us)
+            .max(running.paused_until_us);
+        if running.turn_at_us.is_none_or(|turn_us| turn_us > at_us) {
+            running.turn_at_us = Some(at_us);
+            self.schedule(at_us - now_us, Event::Turn { place, incarnation });
+        }
+    }
+
+    /// A process runs: it steps through its inbox, or releases what its steps have made ready.
+    fn turn(&mut self, place: PlaceId, incarnation: u64) {
+        let now_us = self.now_us;
+        let stretch = self.places[place.0].stretch;
+        let Some(running) = self.running(place, incarnation) else {
+            return;
+        };
+        if running.turn_at_us != Some(now_us) {
+            return; // A turn that was put earlier has made this one superfluous.
+        }
+        running.turn_at_us = None;
+        if running.paused_until_us > now_us || running.busy_until_us > now_us {
+            return self.turn_soon(place);
+        }
+        if !running.held.is_empty() {
+            let held = std::mem::take(&mut running.held);
+            if !self.apply(place, held, 0) {
+                return;
+            }
+        } else if running.flush_due {
+            running.flush_due = false;
+            let cost_us = 2 * stretch;
+            self.step_node(place, cost_us, |node, now, out| node.flush(now, out));
+        } else {
+            running.flush_due = true;
+            let mut cost_us = 0;
+            for _ in 0..BATCH_INPUTS {
+                let Some(running) = self.running(place, incarnation) else {
+                    return;
+                };
+                if !running.held.is_empty() {
+                    break; // A pause came between two outputs; what follows comes after it.
+                }
+                let Some(input) = running.inbox.pop_front() else {
+                    break;
+                };
+                match input {
+                    Input::Tick => running.spins += 1,
+                    _ => running.spins = 0,
+                }
+                cost_us += content::cost_us(&input) * stretch;
+                self.step_node(place, cost_us, |node, now, out| node.step(now, input, out));
+            }
+        }
+        let now_us = self.now_us;
+        let clock = self.machines[self.places[place.0].machine.0 as usize].clock;
+        let Some(running) = self.running(place, incarnation) else {
+            return;
+        };
+        if running.flush_due || !running.inbox.is_empty() || !running.held.is_empty() {
+            self.turn_soon(place);
+            return;
+        }
+        // Idle: sleep until the node wants to be woken.
+        let Some(wakeup_us) = running.node.wakeup() else {
+            return;
+        };
+        let mut at_us = clock
+            .world_us(wakeup_us)
+            .max(now_us + 1)
+            .max(running.busy_until_us);
+        if running.spins > 100 {
+            at_us = at_us.max(now_us + 100);
+        }
+        let spins = running.spins;
+        if at_us > now_us + 1_000 {
+            running.spins = 0;
+        }
+        if at_us != running.tick_at_us {
+            running.tick_at_us = at_us;
+            self.schedule(at_us - now_us, Event::Tick { place, incarnation });
+        }
+        if spins == SPINS_MAX {
+            let name = self.name(place).to_owned();
+            self.violations
+                .push(format!("{name} asks to be woken at once, for ever"));
+        }
+    }
+
+    fn step_node(
+        &mut self,
+        place: PlaceId,
+        cost_us: u64,
+        step: impl FnOnce(&mut dyn Node, Now, &mut Outputs),
+    ) {
+        let machine = self.places[place.0].machine;
+        // The clock is read when the work begins; its effects leave when it has ended.
+        let busy_since_us = self.places[place.0]
+            .running
+            .as_ref()
+            .map_or(0, |r| r.busy_until_us);
+        let now = self.machines[machine.0 as usize]
+            .clock
+            .read(self.now_us.max(busy_since_us));
+        let mut out = std::mem::take(&mut self.scratch);
+        let running = self.places[place.0]
+            .running
+            .as_mut()
+            .expect("a running process steps");
+        running.busy_until_us = self.now_us + cost_us;
+        step(running.node.as_mut(), now, &mut out);
+        let outputs: VecDeque<Output> = out.list.drain(..).collect();
+        self.scratch = out;
+        self.apply(place, outputs, cost_us);
+    }
+
+    /// Applies outputs one at a time (W2). False if the process is gone afterwards.
+    fn apply(&mut self, place: PlaceId, mut outputs: VecDeque<Output>, in_us: u64) -> bool {
+        let incarnation = self.places[place.0].incarnation;
+        while let Some(output) = outputs.pop_front() {
+            let now_us = self.now_us;
+            let Some(running) = self.running(place, incarnation) else {
+                return false;
+            };
+            if running.paused_until_us > now_us {
+                outputs.push_front(output);
+                running.held.extend(outputs);
+                return true;
+            }
+            if let Some((after, blow)) = running.blow {
+                if after > 0 {
+                    running.blow = Some((after - 1, blow));
+                } else {
+                    running.blow = None;
+                    outputs.push_front(output);
+                    self.blow_falls(place, blow);
+                    continue;
+                }
+            }
+            self.apply_one(place, output, in_us);
+        }
+        self.running(place, incarnation).is_some()
+    }
+
+    fn blow_falls(&mut self, place: PlaceId, blow: Blow) {
+        match blow {
+            Blow::Crash => self.crash(place),
+            Blow::Pause { for_us } => self.pause(place, for_us),
+            Blow::PowerLoss => self.power_loss(self.machine(place)),
+        }
+    }
+
+    fn apply_one(&mut self, place: PlaceId, output: Output, in_us: u64) {
+        let incarnation = self.places[place.0].incarnation;
+        if self.tells >= Tells::Everything && !matches!(output, Output::Event(_)) {
+            let (name, mut text) = (self.name(place), format!("{output:?}"));
+            cut(&mut text, 400);
+            self.tell(Tells::Everything, || format!("{name} -> {text}"));
+        }
+        match output {
+            Output::Send { to, message } => self.send(place, to, message, in_us),
+            Output::Address { peer, .. } => {
+                if let Some(running) = self.running(place, incarnation) {
+                    running.reachable.insert(peer);
+                }
+            }
+            Output::Forget { peer } => {
+                if let Some(running) = self.running(place, incarnation) {
+                    running.reachable.remove(&peer);
+                }
+                if let Some(&there) = self.whereabouts.get(&peer)
+                    && self.id(there) == Some(peer)
+                {
+                    self.network.break_stream(place, there);
+                }
+            }
+            Output::Disk(op) => self.disk(place, op, in_us),
+            Output::Records { token, writes } => {
+                self.records.ask(token, writes);
+                let delay_us = in_us + 100 + self.chance.exponential(self.records_delay_us);
+                let at_us = (self.now_us + delay_us).max(self.records_last_us + 1);
+                self.records_last_us = at_us;
+                self.schedule(at_us - self.now_us, Event::Records { place, incarnation });
+            }
+            Output::Bytes { connection, bytes } => {
+                self.answer_client(connection, in_us, Happening::Bytes { connection, bytes });
+            }
+            Output::Close { connection } => {
+                self.answer_client(connection, in_us, Happening::Closed { connection });
+                if let Some(known) = self.connections.get_mut(&connection) {
+                    known.open = false;
+                }
+            }
+            Output::Answer { token, outcome } => {
+                let delay_us = in_us + 30 + self.chance.below(100);
+                self.schedule(
+                    delay_us,
+                    Event::Happens(Happening::Answer { token, outcome }),
+                );
+            }
+            Output::Event(event) => {
+                if event.level > Level::Debug || self.tells >= Tells::Everything {
+                    let name = self.name(place);
+                    self.tell(Tells::Events, || {
+                        format!("{name} {:?}: {}", event.level, event.text)
+                    });
+                }
+            }
+            Output::Stopped { reason } => {
+                let name = self.name(place).to_owned();
+                self.tell(Tells::Events, || format!("{name} stops: {reason}"));
+                self.kill(place, true);
+                let in_us = 20_000 + self.chance.below(200_000);
+                self.start_in(place, in_us);
+            }
+        }
+    }
+
+    fn answer_client(&mut self, connection: ConnectionId, in_us: u64, happening: Happening) {
+        let delay_us = in_us + 20 + self.chance.exponential(60);
+        let now_us = self.now_us;
+        if let Some(known) = self
+            .connections
+            .get_mut(&connection)
+            .filter(|known| known.open)
+        {
+            known.to_client_us = known.to_client_us.max(now_us + delay_us);
+            let at_us = known.to_client_us;
+            self.schedule(at_us - now_us, Event::Happens(happening));
+        }
+    }
+
+    fn send(&mut self, place: PlaceId, to: ServerId, message: Message, in_us: u64) {
+        let from = self.id(place).expect("only a running process sends");
+        if let Message::HeartbeatReply(reply) = &message {
+            self.cluster_time.observe(self.now_us, reply.cluster_us);
+        }
+        if let Message::View(view) = &message
+            && view.version > self.view.version
+        {
+            self.view = view.clone();
+        }
+        let reachable = &self.places[place.0]
+            .running
+            .as_ref()
+            .expect("it runs")
+            .reachable;
+        if to != ServerId::COORDINATOR && !reachable.contains(&to) {
+            // A driver has nowhere to send it. Whoever was forgotten may still be answered late.
+            if !self.whereabouts.contains_key(&to) {
+                let name = self.name(place).to_owned();
+                self.violations
+                    .push(format!("{name} sends to {to}, which it cannot know"));
+            }
+            return;
+        }
+        let Some(&there) = self.whereabouts.get(&to) else {
+            return self.refuse(place, to, in_us);
+        };
+        if self.id(there) != Some(to) {
+            return self.refuse(place, to, in_us);
+        }
+        if let Some(filter) = &mut self.filter
+            && filter(place, there, &message)
+        {
+            return;
+        }
+        let route = self.route(place, there);
+        let bytes = content::message_bytes(&message);
+        let sent_us = self.now_us + in_us;
+        let incarnation = self.places[there.0].incarnation;
+        match self.network.send(sent_us, route, bytes, &mut self.counts) {
+            Fate::Lost => {}
+            Fate::Breaks { at_us } => {
+                self.schedule(at_us - self.now_us, Event::Break { a: place, b: there });
+            }
+            Fate::Arrives {
+                at_us,
+                again_at_us,
+                generation,
+            } => {
+                if let Some(again_us) = again_at_us {
+                    let message = Box::new(message.clone());
+                    let event = Event::Deliver {
+                        route,
+                        from,
+                        incarnation,
+                        generation,
+                        message,
+                    };
+                    self.schedule(again_us - self.now_us, event);
+                }
+                let message = Box::new(message);
+                let event = Event::Deliver {
+                    route,
+                    from,
+                    incarnation,
+                    generation,
+                    message,
+                };
+                self.schedule(at_us - self.now_us, event);
+            }
+        }
+    }
+
+    fn route(&self, from: PlaceId, to: PlaceId) -> Route {
+        Route {
+            from,
+            to,
+            from_machine: self.machine(from),
+            to_machine: self.machine(to),
+        }
+    }
+
+    /// `peer` runs nowhere: after a refusal or a timeout the sender is told.
+    fn refuse(&mut self, place: PlaceId, peer: ServerId, in_us: u64) {
+        if !self.refusals.insert((place, peer)) {
+            return;
+        }
+        let incarnation = self.places[place.0].incarnation;
+        let there = match self.whereabouts.get(&peer) {
+            Some(&there) => Some(there),
+            None if peer == ServerId::COORDINATOR => {
+                self.places_of(Role::Coordinator).first().copied()
+            }
+            None => None,
+        };
+        let (mut delay_us, mut ended) = (1_000, false);
+        if let Some(there) = there {
+            let (here_machine, there_machine) = (self.machine(place), self.machine(there));
+            let silent = self.machines[there_machine.0 as usize].off
+                || self
+                    .network
+                    .is_blocked(self.now_us, here_machine, there_machine);
+            ended = here_machine == there_machine && !silent && peer != ServerId::COORDINATOR;
+            delay_us = match silent {
+                true => self.chance.between(1_000_000, 3_000_000),
+                false => {
+                    self.network
+                        .delay_us(self.now_us, self.route(place, there), 60)
+                        + 300
+                }
+            };
+        }
+        self.schedule(
+            in_us + delay_us,
+            Event::Refused {
+                place,
+                incarnation,
+                peer,
+                ended,
+            },
+        );
+    }
+
+    fn stream_breaks(&mut self, a: PlaceId, b: PlaceId) {
+        self.network.break_stream(a, b);
+        for (here, there) in [(a, b), (b, a)] {
+            if let (Some(_), Some(peer)) = (self.id(here), self.id(there)) {
+                let delay_us = self.chance.below(2_000);
+                self.input(here, delay_us, Input::PeerLost { peer, ended: false });
+            }
+        }
+    }
+
+    fn disk(&mut self, place: PlaceId, op: DiskOp, in_us: u64) {
+        let incarnation = self.places[place.0].incarnation;
+        let manners = self.places[place.0].disk;
+        match op {
+            DiskOp::Write {
+                frame,
+                offset,
+                bytes,
+            } => {
+                self.store(place).write(frame, offset, &bytes);
+            }
+            DiskOp::Sync { token, frame } => {
+                let mark = self.store(place).sync_begin(frame);
+                let fails = self.chance.per_million(manners.sync_errors_ppm);
+                if fails {
+                    self.counts.count(Fault::SyncError);
+                }
+                let delay_us = (300 + self.chance.exponential(700)) * manners.slow_factor;
+                let event = Event::Sync {
+                    place,
+                    incarnation,
+                    token,
+                    frame,
+                    mark,
+                    fails,
+                };
+                self.schedule(in_us + delay_us, event);
+            }
+            DiskOp::Read {
+                token,
+                frame,
+                offset,
+                length,
+            } => {
+                let fails = self.chance.per_million(manners.read_errors_ppm);
+                if fails {
+                    self.counts.count(Fault::ReadError);
+                }
+                let transfer_us = u64::from(length) / 500;
+                let delay_us =
+                    (80 + self.chance.exponential(100) + transfer_us) * manners.slow_factor;
+                let span = (offset, length);
+                let event = Event::Read {
+                    place,
+                    incarnation,
+                    token,
+                    frame,
+                    span,
+                    fails,
+                };
+                self.schedule(in_us + delay_us, event);
+            }
+        }
+    }
+
+    pub(super) fn start(&mut self, place: PlaceId) {
+        let machine = self.places[place.0].machine;
+        self.machines[machine.0 as usize].off = false;
+        let role = self.places[place.0].role;
+        let id = match role {
+            Role::Coordinator => ServerId::COORDINATOR,
+            _ => ServerId(self.ids.roll() | 1),
+        };
+        let now = self.machines[machine.0 as usize].clock.read(self.now_us);
+        let seed = self.ids.roll();
+        let here = &mut self.places[place.0];
+        here.incarnation += 1;
+        let member = self
+            .setup
+            .member(id, role, &here.name, machine, here.incarnation);
+        let node = match role {
+            Role::Coordinator => {
+                let cold_start = std::mem::take(&mut self.setup.cold_start);
+                roles::coordinator(&self.setup, self.records.all(), now, seed, cold_start)
+            }
+            Role::Shard => roles::shard(&self.setup, member, seed),
+            Role::Backup => {
+                let headers = here.store.as_ref().expect("backups have a store").headers();
+                roles::backup(&self.setup, member, headers, seed)
+            }
+            Role::Gateway => roles::gateway(&self.setup, member, seed),
+        };
+        let here = &mut self.places[place.0];
+        here.last_id = Some(id);
+        here.running = Some(Running {
+            id,
+            node,
+            inbox: VecDeque::new(),
+            flush_due: false,
+            turn_at_us: None,
+            busy_until_us: self.now_us,
+            paused_until_us: 0,
+            tick_at_us: u64::MAX,
+            spins: 0,
+            held: VecDeque::new(),
+            blow: None,
+            reachable: BTreeSet::new(),
+        });
+        self.whereabouts.insert(id, place);
+        self.trace.word(id.0);
+        let name = self.name(place).to_owned();
+        self.tell(Tells::Events, || format!("{name} starts as {id}"));
+        self.give(place, Input::Tick);
+    }
+
+    /// Ends the process of one place. `closes`: its kernel lives and closes the streams.
+    pub(super) fn kill(&mut self, place: PlaceId, closes: bool) {
+        let Some(running) = self.places[place.0].running.take() else {
+            return;
+        };
+        let incarnation = self.places[place.0].incarnation;
+        tally(&mut self.tallies, running.node.as_ref());
+        // Whatever was on its way to the old process must not reach the next one.
+        self.places[place.0].incarnation += 1;
+        self.trace.word(0xDEAD);
+        self.trace.word(running.id.0);
+        let name = self.name(place).to_owned();
+        self.tell(Tells::Events, || format!("{name} ({}) is gone", running.id));
+        if self.places[place.0].role == Role::Coordinator {
+            self.records.crash(&mut self.chance);
+        }
+        for there in self.network.neighbours(place) {
+            if !closes || !self.is_up(there) {
+                continue;
+            }
+            let route = self.route(place, there);
+            let blocked =
+                self.network
+                    .is_blocked(self.now_us, route.from_machine, route.to_machine);
+            let delay_us = match blocked {
+                true => self.chance.between(500_000, 2_000_000),
+                false => self.network.delay_us(self.now_us, route, 60),
+            };
+            let ended = route.from_machine == route.to_machine
+                && self.places[place.0].role != Role::Coordinator;
+            self.input(
+                there,
+                delay_us,
+                Input::PeerLost {
+                    peer: running.id,
+                    ended,
+                },
+            );
+        }
+        let lost: Vec<u64> = self
+            .calls
+            .iter()
+            .filter(|&(_, &at)| at == place)
+            .map(|(&token, _)| token)
+            .collect();
+        for token in lost {
+            self.calls.remove(&token);
+            let delay_us = 100 + self.chance.below(500);
+            self.schedule(delay_us, Event::Happens(Happening::CallLost { token }));
+        }
+        let closed: Vec<ConnectionId> = self
+            .connections
+            .iter()
+            .filter(|(_, known)| known.gateway == place && known.incarnation == incarnation)
+            .map(|(&connection, _)| connection)
+            .collect();
+        for connection in closed {
+            self.answer_client(connection, 50, Happening::Closed { connection });
+            if let Some(known) = self.connections.get_mut(&connection) {
+                known.open = false;
+            }
+        }
+    }
+}
+
+pub(super) fn tally(tallies: &mut BTreeMap<&'static str, u64>, node: &dyn Node) {
+    for (name, value) in node.metrics() {
+        if name.ends_with("_total") {
+            *tallies.entry(name).or_default() += value as u64;
+        }
+    }
+}
+
+fn cut(text: &mut String, bytes_max: usize) {
+    if text.len() > bytes_max {
+        let end = (0..=bytes_max)
+            .rev()
+            .find(|&at| text.is_char_boundary(at))
+            .unwrap_or(0);
+        text.truncate(end);
+        text.push('…');
+    }
+}
