@@ -12,6 +12,8 @@
 //! P3. Applying an entry again changes nothing.
 //! P4. A replay that brought nothing is committed too if it raised the counter past what the durable head
 //!     allows: whoever recovers this log must start above every version of the dead one.
+//! P5. Nothing is committed before some head is durable: the owner of a range must have left a trace of
+//!     itself on all its backups, or its death with R - 1 of them would look like the loss of all.
 
 use holdfast_format::{
     ClusterMs, Entries, Entry, KeyHash, RangeTombstone, SegmentId, SlotRange, Version,
@@ -119,10 +121,10 @@ impl Log {
     pub fn replay_committed(&self, id: ReplayId) -> bool {
         self.replays.get(&id).is_some_and(|replay| {
             replay.finished
-                && (replay.is_nothing()
-                    || replay
-                        .committed_by
-                        .is_some_and(|by| by <= self.segments.settled()))
+                && match replay.is_nothing() {
+                    true => self.segments.settled() > SegmentId(0),
+                    false => (replay.committed_by).is_some_and(|by| by <= self.segments.settled()),
+                }
         })
     }
 

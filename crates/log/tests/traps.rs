@@ -463,6 +463,18 @@ fn a_replay_of_nothing_makes_its_version_ceiling_durable() {
     assert!(heir.log.last_version() >= ceiling);
 }
 
+/// P5 (seed 5 of the simulation): a shard took over a range in which nothing lived before its first head
+/// was on all backups, and died.
+#[test]
+fn a_replay_of_nothing_waits_for_the_first_head() {
+    let mut target = World::small();
+    let id = target.log.replay_begin();
+    target.log.replay_finish(id, Version(0));
+    assert!(!target.log.replay_committed(id));
+    target.ship();
+    assert!(target.log.replay_committed(id));
+}
+
 #[test]
 fn a_replay_is_no_part_of_the_log_before_it_is_committed() {
     let mut source = World::small();

@@ -17,6 +17,7 @@ use crate::world::{Blow, DiskManners, Tells, World};
 pub const ALARMS_FROM: u64 = 1_000_000;
 const RESTART_FROM: u64 = 2_000_000;
 const RECOVER_FROM: u64 = 3_000_000;
+const CRASH_FROM: u64 = 4_000_000;
 
 /// Faults that come again and again, with the mean time between them.
 const RECURRING: [(Fault, u64); 15] = [
@@ -108,6 +109,9 @@ impl Chaos {
     pub fn take(&mut self, world: &mut World, name: u64) {
         if !self.active {
             return;
+        }
+        if let Some(place) = name.checked_sub(CRASH_FROM) {
+            return world.crash(PlaceId(place as usize));
         }
         if let Some(place) = name.checked_sub(RECOVER_FROM) {
             let place = PlaceId(place as usize);
@@ -257,14 +261,25 @@ impl Chaos {
         world.counts.count(fault);
     }
 
-    /// Between which machines: two groups, or only a few machines and one that both sides of
-    /// everything else can still reach (the coordinator's as often as all others together).
+    /// Between which machines: two groups, or only a few machines and one that everybody else can
+    /// still reach (the coordinator's as often as all others together).
     fn cuts(&mut self, world: &World) -> Vec<(MachineId, MachineId)> {
         let machines = self.machines(world);
         let some = |chaos: &mut Chaos, percent| -> Vec<MachineId> {
             let drawn = |_: &&MachineId| chaos.chance.percent(percent);
             machines.iter().filter(drawn).copied().collect()
         };
+        if self.chance.percent(25) {
+            // The coordinator gives up a shard that goes on serving a gateway as deaf as itself.
+            let coordinator = world.machine(world.places_of(Role::Coordinator)[0]);
+            return [Role::Shard, Role::Gateway]
+                .into_iter()
+                .map(|role| {
+                    let place = *self.chance.pick(&world.places_of(role));
+                    (world.machine(place), coordinator)
+                })
+                .collect();
+        }
         if self.chance.percent(50) {
             let center = match self.chance.percent(50) {
                 true => world.machine(world.places_of(Role::Coordinator)[0]),
@@ -291,10 +306,30 @@ impl Chaos {
         let places = world.places_of(role);
         let place = *self.chance.pick(&places);
         if world.is_up(place) {
-            world.strike(place, self.chance.below(60) as u32, Blow::Crash);
+            if role == Role::Shard && self.chance.percent(40) {
+                self.silence_and_crash(world, place);
+            } else {
+                world.strike(place, self.chance.below(60) as u32, Blow::Crash);
+            }
             world.counts.count(fault);
         }
         self.restart_later(world, place);
+    }
+
+    /// For the rest of its life nothing that the shard sends reaches a backup, but everything else
+    /// does: whatever it says in that time, it says alone.
+    fn silence_and_crash(&mut self, world: &mut World, shard: PlaceId) {
+        let in_us = self.chance.between(20_000, 140_000);
+        let machine = world.machine(shard);
+        let until_us = world.now_us() + in_us + 1;
+        for backup in world.places_of(Role::Backup) {
+            if world.machine(backup) != machine {
+                world
+                    .network
+                    .block(machine, world.machine(backup), until_us, false);
+            }
+        }
+        world.alarm(in_us, CRASH_FROM + shard.0 as u64);
     }
 
     fn restart_later(&mut self, world: &mut World, place: PlaceId) {
