@@ -3,7 +3,9 @@
 
 use std::hash::{Hash, Hasher};
 
+use bytes::BytesMut;
 use holdfast_cluster::{DiskDone, Input};
+use holdfast_wire::codec::{FrameDecoder, encode_frame};
 use holdfast_wire::{Message, Op, Outcome};
 
 use crate::trace::TraceHash;
@@ -29,6 +31,22 @@ pub fn fold_input(trace: &mut TraceHash, input: &Input) {
 /// Folds an answer into the trace.
 pub fn fold_outcome(trace: &mut TraceHash, outcome: &Outcome) {
     outcome.hash(trace);
+}
+
+/// A message as its receiver reads it out of the sender's bytes. The two must be equal: the codec is
+/// ours on both sides, so anything else is a broken promise and not the world's doing.
+pub fn through_the_codec(message: Message) -> Message {
+    let mut bytes = BytesMut::new();
+    encode_frame(&message, &mut bytes).expect("no role sends what a frame cannot carry");
+    let decoded = FrameDecoder::new().decode(&mut bytes);
+    // Long batches are split into several frames; the first is not the whole then.
+    if bytes.is_empty() {
+        let decoded = decoded.expect("our own bytes are well formed");
+        let decoded = decoded.expect("a whole frame was written");
+        assert_eq!(decoded, message, "the codec changed a message");
+        return decoded;
+    }
+    message
 }
 
 /// About how many bytes a message is on the wire.
