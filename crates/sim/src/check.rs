@@ -12,7 +12,6 @@
 //!     expired.
 //! K5. A write that names what it replaces replaces just that.
 //! K6. Nothing is served later than its deadline allows, and no acknowledged touch is forgotten.
-//! K7. A scan shows all that is there and nothing else (checked where everything is read back, `run`).
 
 use std::collections::BTreeMap;
 

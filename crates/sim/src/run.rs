@@ -1,11 +1,9 @@
 //! One seed from beginning to end: faults, healing, liveness, reading everything back.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use bytes::Bytes;
 use holdfast_cluster::Call;
-use holdfast_format::{KeyHash, Namespace};
-use holdfast_wire::{Command, Failure, Meta, Op, Outcome, Role};
+use holdfast_wire::{Command, Meta, Op, Outcome, Role};
 
 use crate::applications::{Applications, Habits};
 use crate::chance::Chance;
@@ -22,8 +20,6 @@ use crate::world::{Happening, Tells, World};
 const LIVENESS_US: u64 = 30_000_000;
 /// More events than this in one seed means that somebody talks without end.
 const EVENTS_MAX: u64 = 5_000_000;
-/// What expires sooner need not be in a scan any more.
-const SCAN_MARGIN_MS: u64 = 5_000;
 /// The published expiry bound.
 const EXPIRY_BOUND_MS: u64 = 500;
 
@@ -113,7 +109,6 @@ pub fn run_plan(plan: Plan, tells: Tells) -> Report {
     run.safety();
     run.liveness();
     run.read_back(READ_BACK);
-    run.scan_back(READ_BACK);
     if run.plan.finale && run.world.violations.is_empty() {
         run.finale();
     }
@@ -232,69 +227,6 @@ impl Run {
             }
         }
         self.collect(client, &mut waiting);
-    }
-
-    /// Scans the whole key space: it must show what was just read back, and nothing else.
-    fn scan_back(&mut self, reader: u32) {
-        let gateway = self.world.places_of(Role::Gateway)[0];
-        let mut seen: BTreeSet<Bytes> = BTreeSet::new();
-        let mut from = Some(KeyHash(0));
-        while let Some(start) = from {
-            let command = Command {
-                namespace: Namespace(0),
-                key: Bytes::new(),
-                op: Op::Scan {
-                    from: start,
-                    limit: 20,
-                },
-            };
-            let call = Call {
-                command,
-                once: None,
-                within_ms: Some(20_000),
-            };
-            let token = self.world.call(gateway, call);
-            let until_us = self.world.now_us() + LIVENESS_US;
-            let outcome = loop {
-                match self.world.advance(until_us) {
-                    Some(Happening::Answer { token: it, outcome }) if it == token => break outcome,
-                    Some(_) => continue,
-                    None => break Outcome::Failed(Failure::Unreachable),
-                }
-            };
-            let Outcome::Scanned { keys, next } = outcome else {
-                let text = format!("L a scan from {start} was answered {outcome:?}");
-                return self.world.violations.push(text);
-            };
-            seen.extend(keys.into_iter().map(|(_, key)| key));
-            from = next;
-        }
-        let now_ms = self
-            .world
-            .cluster_time
-            .at_ms(self.world.now_us())
-            .unwrap_or(0);
-        let history = &self.applications.history;
-        for operation in history.operations.iter().filter(|it| it.client == reader) {
-            if history.keys.namespace(operation.key) != Namespace(0) {
-                continue;
-            }
-            let is_seen = seen.contains(&history.keys.bytes(operation.key));
-            let lasts = |deadline| match deadline {
-                Deadline::Never => true,
-                Deadline::At(at_ms) => at_ms > now_ms + SCAN_MARGIN_MS,
-                Deadline::NotSaid => false,
-            };
-            let wrong = match operation.saw {
-                Saw::Present { deadline, .. } => !is_seen && lasts(deadline),
-                _ => is_seen,
-            };
-            if wrong {
-                let name = history.keys.name(operation.key);
-                let text = format!("{name}: K7 the scan is wrong about it (seen: {is_seen})");
-                self.world.violations.push(text);
-            }
-        }
     }
 
     fn collect(&mut self, client: u32, waiting: &mut Vec<(u64, KeyId, u64)>) {
