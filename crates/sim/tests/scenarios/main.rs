@@ -342,47 +342,6 @@ fn nothing_comes_back_from_the_dead() {
     }
 }
 
-/// A shard's first lease may be older than its first idea of the time: until it has both, every
-/// deadline would be wrong, and every client's lease.
-#[test]
-fn nothing_is_served_before_the_expiry_clock_is_set() {
-    for seed in 0..20 {
-        let mut world = World::new(Setup::small(seed), Tells::Nothing);
-        let gateway = world.places_of(Role::Gateway)[0];
-        let (mut asked, mut answers) = (Vec::new(), Vec::new());
-        for step in 0..60 {
-            while let Some(happening) = world.advance(1_050_000 + step * 5_000) {
-                answers.push(happening);
-            }
-            let command = holdfast_wire::Command {
-                namespace: holdfast_format::Namespace(0),
-                key: bytes::Bytes::from(format!("key:{step}")),
-                op: put_for("v", ExpiryChange::In { ms: 60_000 }),
-            };
-            let call = Call {
-                command,
-                once: None,
-                within_ms: Some(10_000),
-            };
-            asked.push(world.call(gateway, call));
-        }
-        while let Some(happening) = world.advance(8_000_000) {
-            answers.push(happening);
-        }
-        assert_eq!(answers.len(), asked.len());
-        for happening in answers {
-            let Happening::Answer { token, outcome } = happening else {
-                panic!("seed {seed}: {happening:?}");
-            };
-            let Outcome::Done { meta, .. } = outcome else {
-                panic!("seed {seed}: {outcome:?}");
-            };
-            assert!(asked.contains(&token));
-            assert!(meta.remaining_ms.is_some_and(|ms| ms > 59_000), "{meta:?}");
-        }
-    }
-}
-
 /// W1: one seed, one run.
 #[test]
 fn a_seed_gives_the_same_trace_twice() {
