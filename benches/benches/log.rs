@@ -157,7 +157,12 @@ fn replay(criterion: &mut Criterion) {
     let source = filled(SESSIONS, &[7; 100], 128 << 20);
     let segments: Vec<Vec<u8>> = source
         .goals()
-        .map(|goal| source.bytes(goal.id, 0, goal.length).to_vec())
+        .map(|goal| {
+            source
+                .bytes(goal.id, 0, goal.length)
+                .collect::<Vec<_>>()
+                .concat()
+        })
         .collect();
     let mut group = criterion.benchmark_group("replay");
     group.sample_size(10);

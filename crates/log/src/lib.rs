@@ -73,6 +73,10 @@ pub struct SegmentGoal {
     /// Appended bytes; always at the end of an atomic append.
     pub length: u32,
     pub closed: bool,
+    /// How often compaction has put other bytes in the place of a closed segment's; 0 until then. Replicas
+    /// closed before it rose keep their worth, each with its own certificate; one that is not closed yet
+    /// starts again from 0.
+    pub rewrite: u32,
     pub kind: SegmentKind,
 }
 

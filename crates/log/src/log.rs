@@ -175,8 +175,9 @@ impl Log {
         self.segments.change()
     }
 
-    /// Appended bytes of a segment. They never change while the segment is among the goals.
-    pub fn bytes(&self, segment: SegmentId, from: u32, to: u32) -> &[u8] {
+    /// Appended bytes of a segment, in as many pieces as memory has it; at most one a seglet, none empty.
+    /// They never change while the segment is among the goals with the same `rewrite`.
+    pub fn bytes(&self, segment: SegmentId, from: u32, to: u32) -> impl Iterator<Item = &[u8]> {
         let segment = self
             .segments
             .by_id(segment)
@@ -187,7 +188,8 @@ impl Log {
             segment.id
         );
         let start = segment.start as usize;
-        &self.region.memory()[start + from as usize..start + to as usize]
+        let piece = &self.region.memory()[start + from as usize..start + to as usize];
+        std::iter::once(piece).filter(|piece| !piece.is_empty())
     }
 
     /// `[0, length)` of the segment is on all its replicas; `closed`: and they are closed.

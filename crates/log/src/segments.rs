@@ -54,6 +54,8 @@ pub(crate) struct Segment {
     pub length: u32,
     pub live: u32,
     pub closed: bool,
+    /// `SegmentGoal::rewrite`.
+    pub rewrite: u32,
     pub kind: SegmentKind,
     pub state: State,
     /// What `set_durable` has said.
@@ -119,6 +121,7 @@ impl Segments {
             length: 0,
             live: 0,
             closed: false,
+            rewrite: 0,
             kind,
             state,
             durable: 0,
@@ -323,6 +326,7 @@ impl Segments {
             id: segment.id,
             length: segment.length,
             closed: segment.closed,
+            rewrite: segment.rewrite,
             kind,
         }
     }

@@ -25,13 +25,25 @@ fn touching_ends_and_changes_nothing_that_is_stored() {
         }
         let before = sessions(&world.log, 1);
         let segments: Vec<Vec<u8>> = (world.log.goals())
-            .map(|goal| world.log.bytes(goal.id, 0, goal.length).to_vec())
+            .map(|goal| {
+                world
+                    .log
+                    .bytes(goal.id, 0, goal.length)
+                    .collect::<Vec<_>>()
+                    .concat()
+            })
             .collect();
         more = world.log.touch_ahead(STEP_BYTES);
         steps += 1;
         assert!(sessions(&world.log, 1) == before, "sessions changed");
         let after: Vec<Vec<u8>> = (world.log.goals())
-            .map(|goal| world.log.bytes(goal.id, 0, goal.length).to_vec())
+            .map(|goal| {
+                world
+                    .log
+                    .bytes(goal.id, 0, goal.length)
+                    .collect::<Vec<_>>()
+                    .concat()
+            })
             .collect();
         assert!(after == segments, "bytes of a segment changed");
         assert!(steps as u64 <= limit / STEP_BYTES, "no end after {steps}");

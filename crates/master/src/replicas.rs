@@ -23,7 +23,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use holdfast_cluster::{Dice, Level, Now, Outputs, ViewExt};
 use holdfast_format::{ClusterMs, Epoch, LogId, Position, SegmentId, ServerId, crc32c_extend};
 use holdfast_log::{Log, SegmentGoal, SegmentKind};
@@ -742,7 +742,7 @@ impl Replicas {
             let (bytes, checksum) = match known {
                 Some((_, _, bytes, checksum)) => (bytes.clone(), *checksum),
                 None => {
-                    let bytes = Bytes::copy_from_slice(log.bytes(id, piece.from, piece.to));
+                    let bytes = gathered(log, id, piece.from, piece.to);
                     let checksum = crc32c_extend(replica.held.checksum, &bytes);
                     made.push((piece.from, piece.to, bytes.clone(), checksum));
                     (bytes, checksum)
@@ -847,6 +847,18 @@ impl Replicas {
             .chain(recording)
             .min()
     }
+}
+
+/// A segment's bytes in one buffer that outlives the borrow of the log.
+fn gathered(log: &Log, segment: SegmentId, from: u32, to: u32) -> Bytes {
+    let mut bytes = BytesMut::with_capacity((to - from) as usize);
+    (log.bytes(segment, from, to)).for_each(|piece| bytes.extend_from_slice(piece));
+    assert_eq!(
+        bytes.len(),
+        (to - from) as usize,
+        "the pieces are the whole"
+    );
+    bytes.freeze()
 }
 
 impl Segment {

@@ -93,7 +93,7 @@ impl Replicas {
         let (id, length, closed) = steps[dice.below(steps.len())];
         let replica = self.held.entry(id).or_default();
         let from = replica.bytes.len() as u32;
-        replica.bytes.extend_from_slice(log.bytes(id, from, length));
+        (log.bytes(id, from, length)).for_each(|piece| replica.bytes.extend_from_slice(piece));
         replica.closed = closed;
         log.set_durable(id, length, closed);
         true
