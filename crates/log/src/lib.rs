@@ -16,6 +16,7 @@ mod config;
 mod flushes;
 mod index;
 mod invariants;
+pub mod lifetimes;
 mod log;
 mod prefetch;
 mod region;
