@@ -1,0 +1,169 @@
+//! Overwrites at rising utilisation, the engine alone. `docs/benchmarks.md`.
+
+use clap::Parser;
+use holdfast_benches::chart::{Chart, Kind, Series};
+use holdfast_benches::cleaner::{Measured, Row, Settings, measure};
+use holdfast_benches::engine;
+use holdfast_benches::report::{self, cell};
+use serde_json::json;
+
+#[derive(Parser, Debug)]
+struct Arguments {
+    /// Memory bound.
+    #[arg(long, default_value_t = 1 << 30)]
+    memory_bytes: u64,
+    #[arg(long, value_delimiter = ',', default_values_t = [30.0, 50.0, 70.0, 80.0, 90.0, 95.0])]
+    utilisations: Vec<f64>,
+    #[arg(long, value_delimiter = ',', default_values_t = [100, 1024])]
+    value_bytes: Vec<usize>,
+    /// Theta of Zipf's law; 0 for uniform choice.
+    #[arg(long, value_delimiter = ',', default_values_t = [0.0, 0.99])]
+    zipf: Vec<f64>,
+    /// Memory bounds' worth of overwriting before measuring.
+    #[arg(long, default_value_t = 1.0)]
+    warm: f64,
+    /// And for each of the two measurements.
+    #[arg(long, default_value_t = 1.0)]
+    turns: f64,
+    /// Given by cargo.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn main() {
+    let arguments = Arguments::parse();
+    let mut rows = Vec::new();
+    for &value_bytes in &arguments.value_bytes {
+        for &theta in &arguments.zipf {
+            for &percent in &arguments.utilisations {
+                let settings = Settings {
+                    config: engine::config(arguments.memory_bytes),
+                    value_bytes,
+                    utilisation: percent / 100.0,
+                    zipf: (theta > 0.0).then_some(theta),
+                    warm: arguments.warm,
+                    turns: arguments.turns,
+                };
+                eprintln!("{value_bytes} B, Zipf {theta}, {percent} %");
+                rows.push(measure(&settings));
+            }
+        }
+    }
+    print(&rows);
+    let settings = json!({
+        "memory_bytes": arguments.memory_bytes,
+        "warm": arguments.warm,
+        "turns": arguments.turns,
+    });
+    report::write("cleaner", settings, &rows, &charts(&rows));
+}
+
+fn print(rows: &[Row]) {
+    println!(
+        "\nk/s and ns: CPU time of the engine's thread, cleaning included. append: µs by CPU time, and the longest\n\
+         by wall clock. cost: (appended + copied) / appended. ship: survivors' bytes / appended bytes.\n"
+    );
+    let header = [
+        "value",
+        "choice",
+        "levels",
+        "full %",
+        "k/s",
+        "ns",
+        "of it cleaning",
+        "relocated",
+        "ns each",
+        "cost",
+        "ship",
+        "p50",
+        "p99",
+        "p99.9",
+        "longest",
+        "(wall)",
+        "slice",
+        "(wall)",
+        "refused",
+    ];
+    let table: Vec<Vec<String>> = rows
+        .iter()
+        .map(|row| {
+            let it = row.measured.as_ref();
+            let get = |field: fn(&Measured) -> f64, decimals| cell(it.map(field), decimals);
+            let levels = if row.two_level { "two" } else { "one" };
+            vec![
+                row.value_bytes.to_string(),
+                row.choice.clone(),
+                levels.to_string(),
+                row.utilisation_percent.to_string(),
+                get(|it| it.overwrites_per_second / 1e3, 0),
+                get(|it| it.cpu_ns_per_overwrite, 0),
+                get(|it| it.cleaning_ns_per_overwrite, 0),
+                get(|it| it.relocated_per_overwrite, 2),
+                cell(it.and_then(|it| it.ns_per_relocated), 0),
+                get(|it| it.write_cost, 2),
+                get(|it| it.replication_overhead, 2),
+                get(|it| it.append_cpu_us.p50, 2),
+                get(|it| it.append_cpu_us.p99, 1),
+                get(|it| it.append_cpu_us.p999, 0),
+                get(|it| it.append_cpu_us.max, 0),
+                get(|it| it.append_us.max, 0),
+                get(|it| it.longest_slice_cpu_us, 0),
+                get(|it| it.longest_slice_us, 0),
+                get(|it| it.refused as f64, 0),
+            ]
+        })
+        .collect();
+    report::print_table(&header, &table);
+}
+
+fn charts(rows: &[Row]) -> Vec<Chart> {
+    let chart = |title: &str, y_label: &str, logarithmic, y: fn(&Measured) -> f64| {
+        let mut series: Vec<Series> = Vec::new();
+        for row in rows {
+            let Some(measured) = &row.measured else {
+                continue;
+            };
+            let levels = if row.two_level { "" } else { ", one level" };
+            let name = format!("{} B, {}{levels}", row.value_bytes, row.choice);
+            let point = (row.utilisation_percent, y(measured));
+            match series.iter_mut().find(|it| it.name == name) {
+                Some(series) => series.points.push(point),
+                None => series.push(Series {
+                    name,
+                    points: vec![point],
+                }),
+            }
+        }
+        Chart {
+            title: title.to_string(),
+            x_label: "live entries and index, % of the memory bound".to_string(),
+            y_label: y_label.to_string(),
+            kind: Kind::Lines,
+            logarithmic,
+            series,
+        }
+    };
+    vec![
+        chart(
+            "Overwrites, engine alone, cleaning included",
+            "per second of CPU time",
+            false,
+            |it| it.overwrites_per_second,
+        ),
+        chart("p99.9 of a single append", "µs of CPU time", true, |it| {
+            it.append_cpu_us.p999.max(0.001)
+        }),
+        chart(
+            "Write cost in memory: (appended + copied) / appended",
+            "",
+            false,
+            |it| it.write_cost,
+        ),
+        chart(
+            "Traffic of cleaning to each backup / appended",
+            "",
+            false,
+            |it| it.replication_overhead,
+        ),
+    ]
+}
