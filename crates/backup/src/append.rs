@@ -2,7 +2,7 @@
 //!
 //! Several replicas of a segment may be held at once: when its master begins one anew, the old one
 //! stays until the new one is at least as good (B4). A duplicate of an opening append, however late,
-//! therefore never costs a byte that was acknowledged.
+//! therefore never costs a byte that was acknowledged. They need not be equal (P4 of the replica).
 
 use holdfast_cluster::{FrameId, Level, Outputs};
 use holdfast_format::{Epoch, LogId, SegmentId, ServerId, crc32c};

@@ -536,7 +536,7 @@ impl Backup {
             return;
         }
         self.upkeep(out);
-        self.pump_fetches(out);
+        self.pump_fetches();
         self.pump_reads(out);
         self.pump_syncs(out);
         self.check_stopped(out);
@@ -569,7 +569,7 @@ impl Node for Backup {
         }
         if !matches!(self.stage, Stage::Joining | Stage::Stopped) {
             self.serve_fetch(out);
-            self.pump_fetches(out);
+            self.pump_fetches();
             self.pump_reads(out);
             self.pump_syncs(out);
             self.check_stopped(out);

@@ -6,7 +6,7 @@
 
 use bytes::{Bytes, BytesMut};
 use holdfast_cluster::{FrameId, Level, Outputs};
-use holdfast_format::{BadEntry, Entries, ServerId, SlotRange};
+use holdfast_format::{BadEntry, Entries, ServerId, SlotRange, crc32c};
 use holdfast_wire::{Fetch, FetchPart, Message};
 
 use crate::backup::Backup;
@@ -29,7 +29,7 @@ pub(crate) struct FetchJob {
 impl Backup {
     pub(crate) fn take_fetch(&mut self, from: ServerId, fetch: Fetch, out: &mut Outputs) {
         let is_same = |job: &FetchJob| {
-            let key = |fetch: &Fetch| (fetch.log, fetch.segment, fetch.attempt);
+            let key = |fetch: &Fetch| (fetch.log, fetch.segment, fetch.attempt, fetch.certificate);
             job.to == from && key(&job.fetch) == key(&fetch)
         };
         if self.fetches.iter().any(is_same) {
@@ -53,43 +53,64 @@ impl Backup {
         });
     }
 
-    /// The replica to serve it from: one that reaches the length, closed ones first.
+    /// The replica to serve it from: the one that has this certificate, or else a longer one that is open
+    /// or was, for the log may end within it. Whether it has the bytes is seen when they are read.
     fn source(&self, fetch: &Fetch) -> Option<FrameId> {
         let copies = self.frames.of_segment(fetch.log, fetch.segment).iter();
         copies
             .filter_map(|&id| {
                 let replica = self.frames.replica(id)?;
                 let certificate = replica.certificate.filter(|_| !replica.rotten)?;
-                let exact = certificate.length == fetch.length;
-                (certificate.length >= fetch.length).then_some((replica.closed, exact, id))
+                let exact = certificate == fetch.certificate;
+                let longer = certificate.length > fetch.certificate.length;
+                (exact || longer).then_some((exact, replica.closed, id))
             })
             .max()
             .map(|(_, _, id)| id)
     }
 
+    /// What was asked for of the verified bytes of a replica, if they have it: replicas of one segment
+    /// may differ, so the length alone proves nothing.
+    fn asked_for(&self, fetch: &Fetch, frame: FrameId, bytes: &Bytes) -> Option<Bytes> {
+        let asked = fetch.certificate;
+        let held = self.frames.replica(frame)?.certificate?;
+        if bytes.len() < asked.length as usize {
+            // Part of it had not reached the disk: another holder has all.
+            return None;
+        }
+        let bytes = bytes.slice(..asked.length as usize);
+        (held == asked || crc32c(&bytes) == asked.checksum).then_some(bytes)
+    }
+
     /// Gets bytes for the first few fetches.
-    pub(crate) fn pump_fetches(&mut self, _out: &mut Outputs) {
-        for job in self
+    pub(crate) fn pump_fetches(&mut self) {
+        let active = self
             .fetches
-            .iter_mut()
-            .take(self.config.reads_in_flight_max as usize)
-        {
+            .len()
+            .min(self.config.reads_in_flight_max as usize);
+        for index in 0..active {
+            let job = &self.fetches[index];
             if job.bytes.is_some() || job.asked {
                 continue;
             }
-            let length = job.fetch.length;
+            let (frame, length) = (job.frame, job.fetch.certificate.length);
             let replica = self
                 .frames
-                .replica(job.frame)
+                .replica(frame)
                 .expect("fetches go with their replica");
-            match self.cache.get(job.frame, replica.birth, length) {
+            let cached = self.cache.get(frame, replica.birth, length);
+            let job = &self.fetches[index];
+            let found = cached.and_then(|bytes| self.asked_for(&job.fetch, frame, &bytes));
+            let job = &mut self.fetches[index];
+            match found {
                 Some(bytes) => {
                     self.counts.cache_hits += 1;
-                    job.bytes = Some(bytes.slice(..length as usize));
+                    job.bytes = Some(bytes);
                 }
+                // If what is cached is not it, the read will say so.
                 None => {
                     job.asked = true;
-                    self.reads.want(job.frame);
+                    self.reads.want(frame);
                 }
             }
         }
@@ -98,19 +119,18 @@ impl Backup {
     /// The replica in `id` has been read and verified.
     pub(crate) fn fetch_read(&mut self, id: FrameId, bytes: &Bytes, out: &mut Outputs) {
         let mut failed = Vec::new();
-        self.fetches.retain_mut(|job| {
+        let mut fetches = std::mem::take(&mut self.fetches);
+        fetches.retain_mut(|job| {
             if job.frame != id || !job.asked || job.bytes.is_some() {
                 return true;
             }
-            let length = job.fetch.length as usize;
-            if bytes.len() < length {
-                // Part of it had not reached the disk: another holder has all.
+            job.bytes = self.asked_for(&job.fetch, id, bytes);
+            if job.bytes.is_none() {
                 failed.push((job.to, job.fetch.clone()));
-                return false;
             }
-            job.bytes = Some(bytes.slice(..length));
-            true
+            job.bytes.is_some()
         });
+        self.fetches = fetches;
         for (to, fetch) in failed {
             self.fail_fetch(to, &fetch, out);
         }
@@ -166,6 +186,7 @@ impl Backup {
                 log: job.fetch.log,
                 segment: job.fetch.segment,
                 attempt: job.fetch.attempt,
+                certificate: job.fetch.certificate,
                 part: job.part,
                 last,
                 entries,
@@ -201,12 +222,14 @@ impl Backup {
     fn fail_fetch(&mut self, to: ServerId, fetch: &Fetch, out: &mut Outputs) {
         self.counts.fetches_failed += 1;
         let (log, segment, attempt) = (fetch.log, fetch.segment, fetch.attempt);
+        let certificate = fetch.certificate;
         out.send(
             to,
             Message::FetchFailed {
                 log,
                 segment,
                 attempt,
+                certificate,
             },
         );
     }

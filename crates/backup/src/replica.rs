@@ -4,6 +4,10 @@
 //! P2. `crc` is that of all its bytes; unknown only if the bytes came in an earlier incarnation. Such
 //!     a replica is never appended to.
 //! P3. A closed replica never changes.
+//! P4. A segment's replicas may differ: once it is closed its master may compact it, and what it copies from
+//!     then on is shorter. A certificate tells what is what; an append that was made of other bytes
+//!     than the replica at hand is refused when it is certified, and closes nothing. Whichever was closed
+//!     under a certificate of its own is a whole replica.
 
 use holdfast_format::{ClusterMs, Epoch, LogId, SegmentId, ServerId, crc32c, crc32c_extend};
 use holdfast_wire::{Append, Certificate};
@@ -104,6 +108,10 @@ impl Replica {
         if end < length {
             if append.certificate.is_some() && self.certificate.is_none() {
                 // Its sender would take the acknowledgement for that of a replica that counts.
+                return Err(Misfit::Elsewhere);
+            }
+            if append.close && !self.closed {
+                // It would end before what is here: bytes of a compacted segment (P4).
                 return Err(Misfit::Elsewhere);
             }
             // A duplicate of something older. Its certificate cannot be judged any more and adds nothing.
@@ -280,6 +288,19 @@ mod tests {
             closed.fit(&append(b"abcdefg", 6, true, true)),
             Err(Misfit::Elsewhere)
         );
+    }
+
+    /// P4: the close of a compacted segment is no duplicate of something older in an open replica.
+    #[test]
+    fn a_shorter_close_does_not_fit_a_longer_open_replica() {
+        let open = replica(b"abcdef", true, false);
+        assert_eq!(
+            open.fit(&append(b"abd", 2, true, true)),
+            Err(Misfit::Elsewhere)
+        );
+        let closed = replica(b"abcdef", true, true);
+        let fit = closed.fit(&append(b"abd", 2, true, true)).unwrap();
+        assert_eq!((fit.skip, fit.certificate, fit.close), (1, None, false));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! A shard sends pieces of segments in any chunking, with and without certificates, at rising epochs. The network loses,
 //! doubles and reorders; the process is killed between any two outputs and in the middle of a write;
+//! once a segment was acknowledged closed the shard may compact it and send what is left instead;
 //! where disks acknowledge, the power fails too. Then the log is fenced, and whatever was
 //! acknowledged under a certificate must be listed and served, and nothing else.
 
@@ -28,6 +29,8 @@ enum Op {
         ends: usize,
         certified: bool,
         close: bool,
+        /// Of the bytes after compaction, if the segment was closed.
+        compacted: bool,
     },
     /// A message in the network arrives, and may stay for another time.
     Arrive {
@@ -69,9 +72,9 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (0..20usize).prop_map(From::Anywhere),
     ];
     prop_oneof![
-        8 => (1..=SEGMENTS, from, 0..12usize, prop::bool::weighted(0.8), any::<bool>())
-            .prop_map(|(segment, from, ends, certified, close)| Op::Send {
-                segment, from, ends, certified, close
+        8 => (1..=SEGMENTS, from, 0..12usize, prop::bool::weighted(0.8), any::<[bool; 2]>())
+            .prop_map(|(segment, from, ends, certified, [close, compacted])| Op::Send {
+                segment, from, ends, certified, close, compacted
             }),
         10 => (any::<usize>(), prop::bool::weighted(0.3))
             .prop_map(|(pick, stays)| Op::Arrive { pick, stays }),
@@ -95,13 +98,16 @@ struct Promised {
 struct World {
     rig: Rig,
     ack_disk: bool,
-    segments: Vec<Segment>,
+    /// Each before and after its compaction.
+    segments: Vec<[Segment; 2]>,
     epoch: u64,
     network: Vec<Append>,
     stamp: u64,
     /// What each append, named by its stamp, said.
     said: BTreeMap<u64, Append>,
-    acknowledged: BTreeMap<u64, u32>,
+    acknowledged: BTreeMap<(u64, bool), u32>,
+    /// Appends of compacted bytes, by their stamps.
+    compacted: std::collections::BTreeSet<u64>,
     promised: BTreeMap<u64, Promised>,
     acks: usize,
 }
@@ -111,12 +117,16 @@ impl World {
         World {
             rig: Rig::new(24, ack_disk),
             ack_disk,
-            segments: (1..=SEGMENTS).map(|id| Segment::head(id, 19)).collect(),
+            segments: (1..=SEGMENTS)
+                .map(|id| Segment::head(id, 19))
+                .map(|segment| [segment.clone(), segment.compacted()])
+                .collect(),
             epoch: 1,
             network: Vec::new(),
             stamp: 0,
             said: BTreeMap::new(),
             acknowledged: BTreeMap::new(),
+            compacted: Default::default(),
             promised: BTreeMap::new(),
             acks: 0,
         }
@@ -130,8 +140,13 @@ impl World {
                 ends,
                 certified,
                 close,
+                compacted,
             } => {
-                let append = self.append(segment, from, ends, certified, close);
+                let closed = self.promised.get(&segment).is_some_and(|it| it.closed);
+                let append = match compacted && closed {
+                    true => self.compacted_append(segment, from, ends, certified),
+                    false => self.append(segment, from, ends, certified, close),
+                };
                 self.said.insert(append.sent_us, append.clone());
                 self.network.push(append);
             }
@@ -182,10 +197,10 @@ impl World {
     }
 
     fn append(&mut self, id: u64, from: From, ends: usize, certified: bool, close: bool) -> Append {
-        let segment = &self.segments[id as usize - 1];
+        let [segment, _] = &self.segments[id as usize - 1];
         let from = match from {
             From::Start => 0,
-            From::Acknowledged => self.acknowledged.get(&id).copied().unwrap_or(0),
+            From::Acknowledged => self.acknowledged.get(&(id, false)).copied().unwrap_or(0),
             From::Anywhere(end) => segment.ends[end % segment.ends.len()],
         };
         // Certificates stand at the ends of atomic appends; pieces of a copy end anywhere.
@@ -212,6 +227,32 @@ impl World {
         }
     }
 
+    /// A copy of a closed segment counts only when it is whole and closed: until then in pieces.
+    fn compacted_append(&mut self, id: u64, from: From, ends: usize, whole: bool) -> Append {
+        let [_, segment] = &self.segments[id as usize - 1];
+        let acknowledged = self.acknowledged.get(&(id, true)).copied();
+        let from = match from {
+            From::Start => 0,
+            From::Acknowledged => acknowledged.unwrap_or(0).min(segment.len()),
+            From::Anywhere(end) => segment.ends[end % segment.ends.len()],
+        };
+        let to = match whole {
+            true => segment.len(),
+            false => segment.ends[ends % segment.ends.len()].max(from),
+        };
+        self.stamp += 1;
+        self.compacted.insert(self.stamp);
+        Append {
+            certificate: whole.then(|| segment.certificate(to)),
+            epoch: Epoch(self.epoch),
+            close: whole,
+            open: from == 0,
+            sent_us: self.stamp,
+            expiry_ceiling: ClusterMs(self.stamp),
+            ..segment.append(from, to)
+        }
+    }
+
     /// Takes note of what the backup has said.
     fn listen(&mut self) {
         for (_, message) in self.rig.take_sent() {
@@ -226,7 +267,8 @@ impl World {
         let id = ack.segment.0;
         assert_eq!(said.segment, ack.segment);
         assert!(ack.epoch >= said.epoch);
-        self.acknowledged.insert(id, ack.length);
+        let compacted = self.compacted.contains(&ack.sent_us);
+        self.acknowledged.insert((id, compacted), ack.length);
         let Some(certificate) = said.certificate else {
             return;
         };
@@ -236,7 +278,9 @@ impl World {
             return;
         }
         let promised = self.promised.entry(id).or_default();
-        promised.length = promised.length.max(certificate.length);
+        if !compacted {
+            promised.length = promised.length.max(certificate.length);
+        }
         promised.epoch = promised.epoch.max(ack.epoch);
         promised.closed |= ack.closed;
     }
@@ -253,12 +297,13 @@ impl World {
         let inventory = self.rig.fence(FENCE);
         assert!(inventory.expiry_ceiling <= ClusterMs(self.stamp));
         for (&id, promised) in &self.promised {
-            let segment = &self.segments[id as usize - 1];
+            let [segment, shorter] = &self.segments[id as usize - 1];
+            // Closed, it is whole, whichever of the two it is.
             let kept = inventory.replicas.iter().any(|replica| {
                 replica.segment == SegmentId(id)
                     && !replica.is_bad()
-                    && replica.certificate.length >= promised.length
-                    && (replica.closed || !promised.closed)
+                    && (replica.closed
+                        || replica.certificate.length >= promised.length && !promised.closed)
                     && (replica.closed || replica.epoch >= promised.epoch)
             });
             // The newest epoch may have been promised for less than the longest length.
@@ -273,16 +318,35 @@ impl World {
                         && replica.epoch >= promised.epoch
                 });
             assert!(kept || split, "{promised:?} of {id}: {inventory:?}");
-            for ranges in [vec![SlotRange::ALL], vec![LOWER_HALF]] {
-                let entries = self.rig.fetch(id, promised.length, &ranges);
+            let whole = (inventory.replicas.iter())
+                .filter(|replica| replica.segment == SegmentId(id) && replica.closed)
+                .filter(|replica| !replica.is_bad());
+            for replica in whole {
+                let held = match replica.certificate == shorter.certificate(shorter.len()) {
+                    true => shorter,
+                    false => segment,
+                };
+                let all = [SlotRange::ALL];
+                let entries = self.rig.fetch(id, replica.certificate, &all);
+                assert_eq!(entries, Some(held.entries(held.len(), &all)));
+            }
+            // Up to anywhere, while it may be the head.
+            let open = (!promised.closed).then_some([vec![SlotRange::ALL], vec![LOWER_HALF]]);
+            for ranges in open.into_iter().flatten() {
+                let entries = self
+                    .rig
+                    .fetch(id, segment.certificate(promised.length), &ranges);
                 assert_eq!(entries, Some(segment.entries(promised.length, &ranges)));
             }
         }
         // A torn one may be listed as bad; that nothing promised is among them was checked above.
         for replica in inventory.replicas.iter().filter(|r| !r.is_bad()) {
-            let segment = &self.segments[replica.segment.0 as usize - 1];
+            let both = &self.segments[replica.segment.0 as usize - 1];
             let length = replica.certificate.length;
-            assert_eq!(replica.certificate, segment.certificate(length));
+            let is = |segment: &&Segment| {
+                length <= segment.len() && replica.certificate == segment.certificate(length)
+            };
+            let segment = both.iter().find(is).expect("nobody certified that");
             assert!(segment.ends.contains(&length), "no certificate ended there");
             let digest = replica.digest.as_ref().expect("these are heads");
             assert_eq!(digest.len() as u64, replica.segment.0);

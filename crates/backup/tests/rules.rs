@@ -346,7 +346,14 @@ fn corrupt_replicas_are_listed_as_bad_and_the_others_are_good() {
                 .any(|event| event.text.contains("corrupt"))
         );
         assert_eq!(rig.fence(5), inventory, "asked again, answered again");
-        assert_eq!(rig.fetch(2, segments[1].len(), &[SlotRange::ALL]), None);
+        assert_eq!(
+            rig.fetch(
+                2,
+                segments[1].certificate(segments[1].len()),
+                &[SlotRange::ALL]
+            ),
+            None
+        );
         rig.restart();
         assert_eq!(rig.fence(5).replicas, inventory.replicas);
         rig.deliver(ServerId::COORDINATOR, Message::LogGone { log: LOG });
@@ -501,17 +508,137 @@ fn fetches_bring_whole_entries_of_the_ranges_up_to_the_sealed_length() {
     rig.fence(5);
     let sealed = segment.ends[150];
     for ranges in [vec![SlotRange::ALL], vec![LOWER_HALF], vec![]] {
-        let entries = rig.fetch(1, sealed, &ranges).unwrap();
+        let entries = rig.fetch(1, segment.certificate(sealed), &ranges).unwrap();
         assert_eq!(entries, segment.entries(sealed, &ranges));
     }
     assert!(segment.entries(sealed, &[LOWER_HALF]).len() > 1_000);
     assert!(rig.metric("holdfast_backup_cache_hits_total") >= 2.0);
+    let longer = Certificate {
+        length: segment.len() + 1,
+        ..segment.certificate(segment.len())
+    };
     assert_eq!(
-        rig.fetch(1, segment.len() + 1, &[SlotRange::ALL]),
+        rig.fetch(1, longer, &[SlotRange::ALL]),
         None,
         "not that long"
     );
-    assert_eq!(rig.fetch(2, 10, &[SlotRange::ALL]), None, "never heard of");
+    assert_eq!(
+        rig.fetch(2, longer, &[SlotRange::ALL]),
+        None,
+        "never heard of"
+    );
+}
+
+/// A master makes a replica anew from what it has by now, which may be less: each is served by its own
+/// certificate, and nothing by one that no replica has.
+#[test]
+fn replicas_made_before_and_after_a_compaction_are_told_apart() {
+    let (old, new) = (Segment::head(1, 90), Segment::head(1, 90).compacted());
+    let all = [SlotRange::ALL];
+    for ack_disk in [false, true] {
+        let mut rig = Rig::new(8, ack_disk);
+        rig.append(old.whole());
+        rig.settle();
+        rig.append(new.whole());
+        if !ack_disk {
+            // Acknowledged at once: the old one is not needed any more.
+            let inventory = rig.fence(5);
+            assert_eq!(inventory.replicas.len(), 1, "{inventory:?}");
+            assert_eq!(
+                inventory.replicas[0].certificate,
+                new.certificate(new.len())
+            );
+            assert_eq!(rig.fetch(1, old.certificate(old.len()), &all), None);
+            continue;
+        }
+        // The fence comes before the new one is on the disk: both are whole, both are listed.
+        let inventory = rig.fence(5);
+        let listed: Vec<u32> = (inventory.replicas.iter())
+            .filter(|replica| replica.closed)
+            .map(|replica| replica.certificate.length)
+            .collect();
+        assert_eq!(listed, [old.len(), new.len()]);
+        for segment in [&old, &new] {
+            let whole = segment.certificate(segment.len());
+            let entries = rig.fetch(1, whole, &all);
+            assert_eq!(entries, Some(segment.entries(segment.len(), &all)));
+        }
+        // As long as the new one, and not it: the beginning of the old one is something else.
+        let neither = Certificate {
+            checksum: 1,
+            ..new.certificate(new.len())
+        };
+        assert_eq!(rig.fetch(1, neither, &all), None);
+    }
+}
+
+/// Pieces of the older bytes that come late, between those of the newer ones, can spoil a copy and never
+/// make one that counts.
+#[test]
+fn late_pieces_of_older_bytes_make_no_replica() {
+    let (old, new) = (Segment::head(1, 90), Segment::head(1, 90).compacted());
+    let piece = |segment: &Segment, from: u32, to: u32| Append {
+        certificate: None,
+        ..segment.append(from, to)
+    };
+    let mut rig = Rig::new(8, false);
+    let (a, b) = (old.ends[0], old.ends[0] + 400);
+    rig.acked(piece(&old, 0, a));
+    // The master has compacted meanwhile and begins again; its opening is the same.
+    rig.acked(piece(&new, 0, a));
+    rig.acked(piece(&old, a, b));
+    rig.acked(piece(&new, a, b));
+    let last = Append {
+        close: true,
+        ..new.append(b, new.len())
+    };
+    let refused = rig.append(last.clone());
+    assert_eq!(refusals(&refused), [Refusal::Reopen { length: 0 }]);
+    rig.acked(piece(&new, 0, a));
+    rig.acked(piece(&new, a, b));
+    assert!(rig.acked(last).closed);
+    let listed = rig.fence(5).replicas;
+    assert_eq!(listed.len(), 1);
+    assert_eq!(listed[0].certificate, new.certificate(new.len()));
+}
+
+/// A late close of the older bytes takes the newer replica's place: either is whole.
+#[test]
+fn one_whole_replica_is_left_whichever_close_comes_last() {
+    let (old, new) = (Segment::head(1, 90), Segment::head(1, 90).compacted());
+    for (first, last) in [(&old, &new), (&new, &old)] {
+        let mut rig = Rig::new(8, false);
+        rig.acked(first.whole());
+        assert!(rig.acked(last.whole()).closed);
+        rig.restart();
+        let listed = rig.fence(5).replicas;
+        assert_eq!(listed.len(), 1);
+        assert_eq!(listed[0].certificate, last.certificate(last.len()));
+        let entries = rig.fetch(1, listed[0].certificate, &[SlotRange::ALL]);
+        assert_eq!(entries, Some(last.entries(last.len(), &[SlotRange::ALL])));
+    }
+}
+
+/// Rot in the newer replica is found by its own certificate, and the master told.
+#[test]
+fn rot_in_a_replica_made_after_a_compaction_is_found() {
+    let mut rig = Rig::new(8, false);
+    let (old, new) = (Segment::head(1, 90), Segment::head(1, 90).compacted());
+    rig.acked(old.whole());
+    rig.acked(new.whole());
+    let frame = rig.disk.find(&new.bytes).unwrap();
+    rig.disk.flip(frame, FRAME_HEADER_BYTES + new.ends[2]);
+    let whole = new.certificate(new.len());
+    assert_eq!(rig.fetch(1, whole, &[SlotRange::ALL]), None);
+    assert_eq!(rig.metric("holdfast_backup_corrupt_replicas_total"), 1.0);
+    // What the master sends is what it has by then, and may be the old bytes as well.
+    rig.acked(old.whole());
+    let listed = rig.fence(5).replicas;
+    assert!(
+        listed
+            .iter()
+            .any(|replica| replica.certificate == old.certificate(old.len()))
+    );
 }
 
 #[test]
@@ -521,7 +648,10 @@ fn a_corrupt_replica_is_never_served() {
     rig.acked(segment.whole());
     let frame = rig.disk.find(&segment.bytes).unwrap();
     rig.disk.flip(frame, FRAME_HEADER_BYTES + 2_000);
-    assert_eq!(rig.fetch(1, segment.len(), &[SlotRange::ALL]), None);
+    assert_eq!(
+        rig.fetch(1, segment.certificate(segment.len()), &[SlotRange::ALL]),
+        None
+    );
     assert_eq!(rig.metric("holdfast_backup_corrupt_replicas_total"), 1.0);
 }
 
@@ -542,7 +672,7 @@ fn fetches_beyond_the_bound_are_refused_and_the_rest_served() {
             log: LOG,
             segment: SegmentId(segment.id),
             attempt: 1,
-            length: segment.len(),
+            certificate: segment.certificate(segment.len()),
             ranges: vec![SlotRange::ALL],
         };
         rig.deliver(RECOVERER, Message::Fetch(fetch.clone()));

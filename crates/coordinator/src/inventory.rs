@@ -14,7 +14,12 @@
 //!     A replica that its backup found bad gives no head and no bytes. It tells all the same that
 //!     the log was written, so a log of bad replicas alone is held and never taken for empty.
 //! S3. Everything that the head's digest names has a closed replica. Otherwise: wait, and say what
-//!     is missing.
+//!     is missing. Closed replicas of one segment need not be equal: one that was made after the
+//!     segment was compacted lacks what something durable had replaced by then. So each is listed with
+//!     its own certificate, and any one is enough. Whatever was durable when it was made is in this
+//!     log still, because the seal holds all that was acknowledged (S2).
+//!     The head's replicas are equal as far as they reach: a segment is compacted only once the head
+//!     after it is settled, and that cannot be where the log ends in this one.
 //! S4. A seal once used is used again. It may be chosen anew only while nobody is taking a range
 //!     over: then nobody has answered anything from the old seal about the ranges that are left,
 //!     and nobody will, and both seals hold all that was acknowledged. (What was taken over by the
@@ -26,7 +31,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use holdfast_format::{
     ClusterMs, Digest, Epoch, SEGMENT_HEADER_BYTES, SegmentId, ServerId, Version,
 };
-use holdfast_wire::{Certificate, Inventory, RecoverSegment, ReplicaState};
+use holdfast_wire::{Certificate, Holder, Inventory, RecoverSegment, ReplicaState};
 
 use crate::records::Seal;
 
@@ -89,7 +94,6 @@ impl Reading {
     pub(crate) fn out_of_reach(seal: Seal) -> Reading {
         let head = RecoverSegment {
             segment: seal.head,
-            length: seal.length,
             holders: Vec::new(),
         };
         Reading {
@@ -100,10 +104,11 @@ impl Reading {
         }
     }
 
+    /// At most: whoever reads a compacted replica has less to read.
     pub(crate) fn bytes(&self) -> u64 {
         self.segments
             .iter()
-            .map(|segment| u64::from(segment.length))
+            .map(|segment| u64::from(segment.length()))
             .sum()
     }
 }
@@ -117,23 +122,24 @@ struct Known<'a> {
 }
 
 impl<'a> Known<'a> {
-    /// The certificate of the complete segment: that of a closed replica, the longest if (against
-    /// all rules) they differ.
-    fn closed(&self) -> Option<Certificate> {
-        (self.replicas.iter())
-            .filter(|(_, replica)| replica.closed)
-            .map(|(_, replica)| replica.certificate)
-            .max_by_key(|certificate| (certificate.length, certificate.checksum))
+    fn is_closed(&self) -> bool {
+        self.closed_bad || self.replicas.iter().any(|(_, replica)| replica.closed)
     }
 
-    fn holders(&self, fits: impl Fn(&ReplicaState) -> bool) -> Vec<ServerId> {
-        let fitting: BTreeSet<ServerId> = self
-            .replicas
-            .iter()
-            .filter(|(_, r)| fits(r))
-            .map(|(id, _)| *id)
+    /// Every replica of which something is to be read, with what that is (S3).
+    fn holders(&self, reads: impl Fn(&ReplicaState) -> Option<Certificate>) -> Vec<Holder> {
+        let mut holders: Vec<Holder> = (self.replicas.iter())
+            .filter_map(|(backup, replica)| {
+                let certificate = reads(replica)?;
+                Some(Holder {
+                    backup: *backup,
+                    certificate,
+                })
+            })
             .collect();
-        fitting.into_iter().collect()
+        holders.sort_by_key(|it| (it.backup, it.certificate.length, it.certificate.checksum));
+        holders.dedup();
+        holders
     }
 
     fn digest(&self) -> Option<&'a [SegmentId]> {
@@ -197,8 +203,7 @@ fn choose(minimum: Epoch, known: &BTreeMap<SegmentId, Known<'_>>) -> Sealed {
     for (segment, replicas) in known.iter().rev() {
         let counts = |r: &ReplicaState| !r.closed && r.epoch >= minimum;
         let mut open = replicas.replicas.iter().filter(|(_, r)| counts(r));
-        let closed = replicas.closed_bad || replicas.closed().is_some();
-        if closed || !open.any(|(_, r)| r.digest.is_some()) {
+        if replicas.is_closed() || !open.any(|(_, r)| r.digest.is_some()) {
             continue;
         }
         let longest = (replicas.replicas.iter())
@@ -227,11 +232,15 @@ fn choose(minimum: Epoch, known: &BTreeMap<SegmentId, Known<'_>>) -> Sealed {
 fn sealed(seal: Seal, known: &BTreeMap<SegmentId, Known<'_>>) -> Sealed {
     let nothing = Known::default();
     let head = known.get(&seal.head).unwrap_or(&nothing);
-    // A longer replica has the same bytes up to the seal: a log has one writer, which never
-    // changes what it appended.
+    let whole = Certificate {
+        length: seal.length,
+        checksum: seal.checksum,
+    };
+    // A longer replica has the same bytes up to the seal: a log has one writer, which changes nothing that
+    // it appended to a head. (Its backup looks before it serves them.)
     let reaches = |r: &ReplicaState| {
-        let Certificate { length, checksum } = r.certificate;
-        length > seal.length || (length == seal.length && checksum == seal.checksum)
+        let longer = r.certificate.length > seal.length;
+        (longer || r.certificate == whole).then_some(whole)
     };
     let holders = head.holders(reaches);
     let Some(digest) = head.digest().filter(|_| !holders.is_empty()) else {
@@ -242,13 +251,10 @@ fn sealed(seal: Seal, known: &BTreeMap<SegmentId, Known<'_>>) -> Sealed {
     let mut missing = Vec::new();
     for segment in named {
         let replicas = known.get(&segment).unwrap_or(&nothing);
-        match replicas.closed() {
-            Some(certificate) => segments.push(RecoverSegment {
-                segment,
-                length: certificate.length,
-                holders: replicas.holders(|r| r.closed && r.certificate == certificate),
-            }),
-            None => missing.push(segment),
+        let holders = replicas.holders(|r| r.closed.then_some(r.certificate));
+        match holders.is_empty() {
+            false => segments.push(RecoverSegment { segment, holders }),
+            true => missing.push(segment),
         }
     }
     if !missing.is_empty() {
@@ -261,7 +267,6 @@ fn sealed(seal: Seal, known: &BTreeMap<SegmentId, Known<'_>>) -> Sealed {
     }
     segments.push(RecoverSegment {
         segment: seal.head,
-        length: seal.length,
         holders,
     });
     Ok((seal, segments))
@@ -331,8 +336,8 @@ mod tests {
             .map(|s| {
                 (
                     s.segment.0,
-                    s.length,
-                    s.holders.iter().map(|h| h.0).collect(),
+                    s.length(),
+                    s.holders.iter().map(|h| h.backup.0).collect(),
                 )
             })
             .collect()
@@ -472,6 +477,53 @@ mod tests {
                 (3, opening(3), vec![11])
             ]
         );
+    }
+
+    /// S3: replicas made before and after a compaction are each read by their own certificate.
+    #[test]
+    fn replicas_of_one_segment_may_differ() {
+        let head = open(2, 1, 300, &[1, 2]);
+        let backups = [
+            (10, vec![closed(1, 900), head.clone()]),
+            (
+                11,
+                vec![
+                    closed(1, 500),
+                    ReplicaState::bad(SegmentId(1), Epoch(1), true),
+                ],
+            ),
+            // Made again, and the old one not freed yet when the fence came.
+            (12, vec![closed(1, 900), closed(1, 200), closed(1, 200)]),
+        ];
+        let reading = fresh(0, &backups).unwrap();
+        let found: Vec<(u64, u32)> = (reading.segments[0].holders.iter())
+            .map(|holder| (holder.backup.0, holder.certificate.length))
+            .collect();
+        assert_eq!(found, [(10, 900), (11, 500), (12, 200), (12, 900)]);
+        assert_eq!(reading.bytes(), 1_200, "of the longest");
+        // The shortest alone is as good.
+        let alone = [(11, vec![closed(1, 200)]), (12, vec![head])];
+        assert_eq!(
+            read(&fresh(0, &alone).unwrap()),
+            [(1, 200, vec![11]), (2, 300, vec![12])]
+        );
+    }
+
+    /// S3: of the head everybody reads what was sealed, however much more there is.
+    #[test]
+    fn every_holder_of_the_head_is_read_up_to_the_seal() {
+        let backups = held(&[
+            (10, vec![open(2, 1, 300, &[2])]),
+            (11, vec![open(2, 1, 340, &[2])]),
+        ]);
+        let reading = assess(Epoch(0), Some(seal(2, 300)), false, &backups).unwrap();
+        let whole = Certificate {
+            length: 300,
+            checksum: 300,
+        };
+        let head = &reading.segments[0].holders;
+        assert!(head.iter().all(|holder| holder.certificate == whole));
+        assert_eq!(head.len(), 2);
     }
 
     #[test]

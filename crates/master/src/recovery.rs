@@ -12,7 +12,10 @@
 //!     becoming part of the log they cannot be taken out; the coordinator never gives the ranges of a
 //!     living recovery master to another, but if it is seen to, this shard has to stop.
 //! V3. A segment that cannot be had from one holder is had from another; only when none of them gives it,
-//!     round after round, has the recovery failed.
+//!     round after round, has the recovery failed. Holders may have different bytes (one made its replica
+//!     after a compaction), each enough by itself: each is asked for what it has, by its certificate, and
+//!     parts of two replicas are never put together. What was replayed of the first does no harm: it is
+//!     all of this log.
 //!
 //! Bounds: `RECOVERIES_MAX` at once, `FETCHES_MAX` segments in flight for each, one part replayed per step.
 
@@ -23,7 +26,8 @@ use holdfast_cluster::{Level, Now, Outputs, ViewExt};
 use holdfast_format::{ClusterMs, LogId, SegmentId, ServerId, Slot, SlotRange};
 use holdfast_log::{Log, ReplayError, ReplayId};
 use holdfast_wire::{
-    Fetch, FetchPart, Message, Recover, RecoverSegment, RecoveryFailure, ReplayTimings, View,
+    Certificate, Fetch, FetchPart, Holder, Message, Recover, RecoverSegment, RecoveryFailure,
+    ReplayTimings, View,
 };
 
 /// Recoveries under way at once. More are taken up when one has ended; the coordinator repeats itself.
@@ -210,7 +214,7 @@ impl Recoveries {
         let Some(fetching) = recovery
             .fetching
             .iter_mut()
-            .find(|f| f.segment.segment == part.segment && f.segment.holders[f.holder] == from)
+            .find(|f| f.segment.segment == part.segment && f.asks(from, part.certificate))
         else {
             return;
         };
@@ -232,12 +236,19 @@ impl Recoveries {
     }
 
     /// A holder cannot serve a segment.
-    pub fn fetch_failed(&mut self, now: Now, from: ServerId, id: (LogId, u64), segment: SegmentId) {
+    pub fn fetch_failed(
+        &mut self,
+        now: Now,
+        from: ServerId,
+        id: (LogId, u64),
+        segment: SegmentId,
+        certificate: Certificate,
+    ) {
         let Some(recovery) = self.running.get_mut(&id) else {
             return;
         };
         for fetching in &mut recovery.fetching {
-            let asked = fetching.segment.holders[fetching.holder] == from;
+            let asked = fetching.asks(from, certificate);
             let waits = asked && !fetching.received_all && !fetching.resting;
             if fetching.segment.segment == segment && waits {
                 fetching.due_us = now.mono_us;
@@ -249,7 +260,7 @@ impl Recoveries {
     pub fn peer_lost(&mut self, now: Now, peer: ServerId) {
         for recovery in self.running.values_mut() {
             for fetching in &mut recovery.fetching {
-                let asked = fetching.segment.holders[fetching.holder] == peer;
+                let asked = fetching.source().backup == peer;
                 if asked && !fetching.received_all && !fetching.resting {
                     fetching.due_us = now.mono_us;
                 }
@@ -500,7 +511,7 @@ impl Recovery {
                 resting: false,
                 due_us: 0,
             };
-            if !view.is_up(fetching.segment.holders[fetching.holder]) {
+            if !view.is_up(fetching.source().backup) {
                 fetching.next_holder(view);
             }
             self.ask(now, &mut fetching, out);
@@ -538,13 +549,10 @@ impl Recovery {
             log: self.recover.log,
             segment: fetching.segment.segment,
             attempt: self.attempt,
-            length: fetching.segment.length,
+            certificate: fetching.source().certificate,
             ranges: self.recover.ranges.clone(),
         };
-        out.send(
-            fetching.segment.holders[fetching.holder],
-            Message::Fetch(fetch),
-        );
+        out.send(fetching.source().backup, Message::Fetch(fetch));
     }
 
     /// Replays some of what has come; true if there is more.
@@ -570,7 +578,7 @@ impl Recovery {
                     }
                     Err(ReplayError::Corrupt { offset, error }) => {
                         // V3. Its holder verified it before it sent, so this is rare: say it.
-                        let holder = fetching.segment.holders[fetching.holder];
+                        let holder = fetching.source().backup;
                         let segment = fetching.segment.segment;
                         let text =
                             format!("{holder} sent a bad entry of {segment} at {offset}: {error}");
@@ -594,6 +602,17 @@ impl Recovery {
 }
 
 impl Fetching {
+    /// Whom it asks now.
+    fn source(&self) -> Holder {
+        self.segment.holders[self.holder]
+    }
+
+    /// True if an answer with this certificate is to what it asks now.
+    fn asks(&self, from: ServerId, certificate: Certificate) -> bool {
+        let source = self.source();
+        (source.backup, source.certificate) == (from, certificate)
+    }
+
     /// What has been replayed of it does no harm: replay takes duplicates.
     fn begin_again(&mut self) {
         self.parts.clear();
@@ -610,7 +629,7 @@ impl Fetching {
                 self.holder = 0;
                 self.round += 1;
             }
-            if view.is_up(holders[self.holder]) {
+            if view.is_up(holders[self.holder].backup) {
                 return;
             }
         }

@@ -90,10 +90,12 @@ pub enum Message {
     /// Recovery master to backup: the entries of one replica that lie in `ranges`.
     Fetch(Fetch),
     FetchPart(FetchPart),
+    /// What was asked for cannot be had here. Echoes the `Fetch`.
     FetchFailed {
         log: LogId,
         segment: SegmentId,
         attempt: u64,
+        certificate: Certificate,
     },
     /// Coordinator to backups: nobody will recover from this log again; its frames may go.
     LogGone {
@@ -339,7 +341,6 @@ pub struct Recover {
     /// Rises with every attempt at this log's recovery.
     pub attempt: u64,
     pub ranges: Vec<SlotRange>,
-    /// Segments to read, with the sealed length of each and the backups that hold it.
     pub segments: Vec<RecoverSegment>,
     pub version_ceiling: Version,
     pub expiry_floor: ClusterMs,
@@ -350,8 +351,26 @@ pub struct Recover {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RecoverSegment {
     pub segment: SegmentId,
-    pub length: u32,
-    pub holders: Vec<ServerId>,
+    /// Any one of them is enough.
+    pub holders: Vec<Holder>,
+}
+
+impl RecoverSegment {
+    /// Bytes of the longest of its replicas: what has to be read at most. 0 if there are none.
+    pub fn length(&self) -> u32 {
+        let lengths = self.holders.iter().map(|holder| holder.certificate.length);
+        lengths.max().unwrap_or(0)
+    }
+}
+
+/// A replica from which a segment can be recovered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Holder {
+    pub backup: ServerId,
+    /// What is to be read of it. Of a closed replica its own certificate: replicas of one segment need
+    /// not be byte-equal, one may have been made after compaction. Of the head the seal, beyond which
+    /// the replica may go on.
+    pub certificate: Certificate,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -374,18 +393,20 @@ pub struct Fetch {
     pub log: LogId,
     pub segment: SegmentId,
     pub attempt: u64,
-    /// Read so many bytes of the replica, the sealed length.
-    pub length: u32,
+    /// Which replica, and how much of it: the bytes `[0, length)` that have this checksum.
+    pub certificate: Certificate,
     pub ranges: Vec<SlotRange>,
 }
 
 /// Whole entries, as they stand in the replica, whose slot lies in the ranges of the `Fetch`.
-/// `part` counts from 0; a receiver that misses one fetches the segment again.
+/// `part` counts from 0; a receiver that misses one fetches the segment again. Everything up to the
+/// certificate echoes the `Fetch`: parts of two replicas do not make one segment.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct FetchPart {
     pub log: LogId,
     pub segment: SegmentId,
     pub attempt: u64,
+    pub certificate: Certificate,
     pub part: u32,
     pub last: bool,
     pub entries: Bytes,

@@ -419,14 +419,20 @@ impl Rig {
         inventories.into_iter().next().unwrap()
     }
 
-    /// The entries in `ranges`, or `None` if the fetch failed.
-    pub fn fetch(&mut self, segment: u64, length: u32, ranges: &[SlotRange]) -> Option<Vec<u8>> {
+    /// The entries in `ranges` of the replica, or of its beginning, that is certified so; `None` if the
+    /// fetch failed.
+    pub fn fetch(
+        &mut self,
+        segment: u64,
+        certificate: Certificate,
+        ranges: &[SlotRange],
+    ) -> Option<Vec<u8>> {
         self.sent.clear();
         let fetch = Fetch {
             log: LOG,
             segment: SegmentId(segment),
             attempt: 1,
-            length,
+            certificate,
             ranges: ranges.to_vec(),
         };
         self.deliver(RECOVERER, Message::Fetch(fetch));
@@ -505,6 +511,22 @@ impl Segment {
         }
         Segment {
             id,
+            bytes: Bytes::from(bytes),
+            ends,
+        }
+    }
+
+    /// The same segment after its master has compacted it: every third object is left.
+    pub fn compacted(&self) -> Segment {
+        let opening = self.ends[0] as usize;
+        let mut bytes = self.bytes[..opening].to_vec();
+        let mut ends = vec![self.ends[0]];
+        for pair in self.ends.windows(2).step_by(3) {
+            bytes.extend_from_slice(&self.bytes[pair[0] as usize..pair[1] as usize]);
+            ends.push(bytes.len() as u32);
+        }
+        Segment {
+            id: self.id,
             bytes: Bytes::from(bytes),
             ends,
         }

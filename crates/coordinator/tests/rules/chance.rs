@@ -373,7 +373,7 @@ impl Chance {
             let read = recover.segments.iter().find(|s| s.segment.0 == *segment);
             match read {
                 Some(read) => assert!(
-                    read.length >= *acked,
+                    read.length() >= *acked,
                     "{acked} bytes of {segment} were acknowledged: {recover:?} {log:?}"
                 ),
                 None => assert!(opened_only, "{segment} is not read: {recover:?} {log:?}"),
@@ -382,13 +382,11 @@ impl Chance {
         for read in &recover.segments {
             for holder in &read.holders {
                 // It may have died since this was sent.
-                let Some(held) = self.w.held.get(&(*holder, recover.log)) else {
+                let Some(held) = self.w.held.get(&(holder.backup, recover.log)) else {
                     continue;
                 };
-                assert!(
-                    held.iter()
-                        .any(|r| r.segment == read.segment && r.certificate.length >= read.length)
-                );
+                assert!(held.iter().any(|r| r.segment == read.segment
+                    && r.certificate.length >= holder.certificate.length));
             }
         }
         self.recovers_checked += 1;

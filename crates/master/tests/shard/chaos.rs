@@ -21,7 +21,7 @@ fn seal(dead: &World) -> Option<Recover> {
             }
         }
     }
-    let length_of = |stored: &Stored| stored.certificate.expect("only these are listed").length;
+    let certificate_of = |stored: &Stored| stored.certificate.expect("only these are listed");
     for (head, replicas) in known.iter().rev() {
         let valid = |stored: &Stored| !stored.closed && stored.epoch >= dead.recorded_epoch;
         let Some((_, open)) = replicas.iter().find(|(_, stored)| valid(stored)) else {
@@ -31,28 +31,32 @@ fn seal(dead: &World) -> Option<Recover> {
             continue;
         };
         let counting = |stored: &Stored| stored.closed || valid(stored);
-        let length = (replicas.iter())
+        let sealed = (replicas.iter())
             .filter(|(_, stored)| counting(stored))
-            .map(|(_, stored)| length_of(stored))
-            .max()
+            .map(|(_, stored)| certificate_of(stored))
+            .max_by_key(|certificate| certificate.length)
             .unwrap();
         let segments: Option<Vec<RecoverSegment>> = (digest.iter())
             .map(|segment| {
-                let replicas = known.get(segment)?;
-                let length = match segment == head {
-                    true => length,
-                    false => replicas
-                        .iter()
-                        .find(|(_, s)| s.closed)
-                        .map(|(_, s)| length_of(s))?,
+                // Of a closed segment any replica by its own certificate, of the head what was sealed.
+                let reads = |stored: &Stored| {
+                    let own = certificate_of(stored);
+                    match segment == head {
+                        true => (own.length >= sealed.length).then_some(sealed),
+                        false => stored.closed.then_some(own),
+                    }
                 };
-                let holders: Vec<ServerId> = (replicas.iter())
-                    .filter(|(_, s)| (s.closed || segment == head) && length_of(s) >= length)
-                    .map(|(id, _)| *id)
+                let holders: Vec<Holder> = (known.get(segment)?.iter())
+                    .filter_map(|(backup, stored)| {
+                        let certificate = reads(stored)?;
+                        Some(Holder {
+                            backup: *backup,
+                            certificate,
+                        })
+                    })
                     .collect();
-                Some(RecoverSegment {
+                (!holders.is_empty()).then_some(RecoverSegment {
                     segment: *segment,
-                    length,
                     holders,
                 })
             })

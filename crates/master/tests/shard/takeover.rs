@@ -27,10 +27,12 @@ fn plan(dead: &World, ranges: Vec<SlotRange>) -> Recover {
             {
                 let entry = found.entry(*segment).or_insert(RecoverSegment {
                     segment: *segment,
-                    length: certificate.length,
                     holders: Vec::new(),
                 });
-                entry.holders.push(*id);
+                entry.holders.push(Holder {
+                    backup: *id,
+                    certificate,
+                });
             }
         }
     }
@@ -317,7 +319,7 @@ fn a_segment_comes_from_another_holder_when_one_fails() {
     let dead = dead_with(50);
     let recover = plan(&dead, vec![SlotRange::ALL]);
     let holders = recover.segments[0].holders.clone();
-    for bad in &holders {
+    for bad in holders.iter().map(|holder| &holder.backup) {
         for fault in ["missing", "mute", "corrupt", "dead"] {
             let mut world = heir(&dead);
             match fault {

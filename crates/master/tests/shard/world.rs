@@ -627,16 +627,19 @@ impl World {
             log,
             segment,
             attempt,
+            certificate,
             ..
         } = *fetch;
-        let Some(stored) = self.backups[&from].replicas.get(&(log, segment)) else {
+        let held = self.backups[&from].replicas.get(&(log, segment));
+        let asked = held.and_then(|stored| stored.bytes.get(..certificate.length as usize));
+        let Some(bytes) = asked.filter(|bytes| crc32c(bytes) == certificate.checksum) else {
             return vec![Message::FetchFailed {
                 log,
                 segment,
                 attempt,
+                certificate,
             }];
         };
-        let bytes = &stored.bytes[..fetch.length as usize];
         let mut parts = vec![Vec::new()];
         for located in Entries::new(bytes) {
             let located = located.unwrap();
@@ -658,6 +661,7 @@ impl World {
                     log,
                     segment,
                     attempt,
+                    certificate,
                     part: part as u32,
                     last: part == last,
                     entries: entries.into(),

@@ -90,7 +90,7 @@ messages! {
         0x23 RecoveryProgress { log, attempt, entries, bytes }
         0x24 Recovered { log, attempt, entries, bytes, timings }
         0x25 RecoveryFailed { log, attempt, reason }
-        0x29 FetchFailed { log, segment, attempt }
+        0x29 FetchFailed { log, segment, attempt, certificate }
         0x2a LogGone { log }
     }
 }
@@ -214,9 +214,10 @@ structures! {
     Recover {
         log, attempt, ranges, segments, version_ceiling, expiry_floor, lease_remaining_ms,
     }
-    RecoverSegment { segment, length, holders }
+    RecoverSegment { segment, holders }
+    Holder { backup, certificate }
     ReplayTimings { first_byte_ms, replayed_ms, replicated_ms }
-    Fetch { log, segment, attempt, length, ranges }
+    Fetch { log, segment, attempt, certificate, ranges }
     Requests { client, stream, first, items }
     Request { token, once, command }
     Responses { client, stream, items }
@@ -364,6 +365,7 @@ fn put_fetch_part(part: &FetchPart, out: &mut BytesMut) {
         log,
         segment,
         attempt,
+        certificate,
         part,
         last,
         entries: _,
@@ -371,6 +373,7 @@ fn put_fetch_part(part: &FetchPart, out: &mut BytesMut) {
     log.put(out);
     segment.put(out);
     attempt.put(out);
+    certificate.put(out);
     part.put(out);
     last.put(out);
 }
@@ -381,6 +384,7 @@ fn take_fetch_part(from: &mut Reader, entries: Bytes) -> Result<FetchPart, Decod
         log,
         segment,
         attempt: Field::take(from)?,
+        certificate: Field::take(from)?,
         part: Field::take(from)?,
         last: Field::take(from)?,
         entries,

@@ -354,13 +354,12 @@ fn recovery() -> impl Strategy<Value = Message> {
                 digest,
             },
         );
-    let source = (id(SegmentId), any::<u32>(), vec(id(ServerId), 0..3)).prop_map(
-        |(segment, length, holders)| RecoverSegment {
-            segment,
-            length,
-            holders,
-        },
-    );
+    let holder = (id(ServerId), certificate()).prop_map(|(backup, certificate)| Holder {
+        backup,
+        certificate,
+    });
+    let source = (id(SegmentId), vec(holder, 0..3))
+        .prop_map(|(segment, holders)| RecoverSegment { segment, holders });
     prop_oneof![
         (id(LogId), id(Epoch)).prop_map(|(log, epoch)| Message::Fence { log, epoch }),
         (
@@ -444,37 +443,45 @@ fn recovery() -> impl Strategy<Value = Message> {
         (
             id(LogId),
             id(SegmentId),
-            any::<(u64, u32)>(),
+            (any::<u64>(), certificate()),
             vec(range(), 0..4)
         )
-            .prop_map(|(log, segment, (attempt, length), ranges)| {
+            .prop_map(|(log, segment, (attempt, certificate), ranges)| {
                 Message::Fetch(Fetch {
                     log,
                     segment,
                     attempt,
-                    length,
+                    certificate,
                     ranges,
                 })
             }),
-        (id(LogId), id(SegmentId), any::<(u64, u32, bool)>(), bytes()).prop_map(
-            |(log, segment, (attempt, part, last), entries)| {
-                Message::FetchPart(FetchPart {
-                    log,
-                    segment,
-                    attempt,
-                    part,
-                    last,
-                    entries,
-                })
-            }
-        ),
-        (id(LogId), id(SegmentId), any::<u64>()).prop_map(|(log, segment, attempt)| {
-            Message::FetchFailed {
+        (
+            id(LogId),
+            id(SegmentId),
+            (any::<(u64, u32, bool)>(), certificate()),
+            bytes()
+        )
+            .prop_map(
+                |(log, segment, ((attempt, part, last), certificate), entries)| {
+                    Message::FetchPart(FetchPart {
+                        log,
+                        segment,
+                        attempt,
+                        certificate,
+                        part,
+                        last,
+                        entries,
+                    })
+                }
+            ),
+        (id(LogId), id(SegmentId), any::<u64>(), certificate()).prop_map(
+            |(log, segment, attempt, certificate)| Message::FetchFailed {
                 log,
                 segment,
                 attempt,
+                certificate,
             }
-        }),
+        ),
         id(LogId).prop_map(|log| Message::LogGone { log }),
     ]
 }
@@ -678,6 +685,7 @@ fn a_damaged_tail_is_left_to_its_certificate() {
             log: LogId(1),
             segment: SegmentId(2),
             attempt: 3,
+            certificate: Certificate::default(),
             part: 0,
             last: true,
             entries: Bytes::from_static(bytes),
