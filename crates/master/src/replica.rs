@@ -48,13 +48,14 @@ pub(crate) struct Piece {
 
 /// The next append that a replica needs, if any.
 pub(crate) fn next_step(wanted: &Wanted, held: &Held) -> Option<Piece> {
+    // A closed one may be longer: the segment has been compacted since.
+    if held.closed || wanted.length == 0 {
+        return None;
+    }
     assert!(
         held.length <= wanted.length,
         "a backup acknowledged bytes never sent"
     );
-    if held.closed || wanted.length == 0 {
-        return None;
-    }
     let (from, open) = (held.length, !held.opened);
     if held.certified {
         // A certificate must not fall inside an atomic append, so all that accumulated goes at once.
@@ -127,6 +128,15 @@ impl Replica {
             pause_until_us: 0,
         }
     }
+
+    /// Other bytes are to be copied from now on: nothing that was sent or acknowledged is of any use. False
+    /// if there was nothing yet.
+    pub fn begin_again(&mut self) -> bool {
+        let begun = self.held.opened || self.in_flight.is_some();
+        self.held = Held::default();
+        self.in_flight = None;
+        begun
+    }
 }
 
 #[cfg(test)]
@@ -189,6 +199,24 @@ mod tests {
             (2 * PIECE_BYTES, false),
             Some((2 * PIECE_BYTES, whole, "c")),
         );
+    }
+
+    #[test]
+    fn a_closed_replica_needs_nothing_however_short_its_segment_has_become() {
+        let wanted = Wanted {
+            length: 100,
+            close: true,
+            only_closed: true,
+            tell: true,
+        };
+        let held = Held {
+            opened: true,
+            length: 900,
+            certified: true,
+            closed: true,
+            ..Held::default()
+        };
+        assert_eq!(next_step(&wanted, &held), None);
     }
 
     #[test]

@@ -17,23 +17,43 @@
 //!     the coordinator has recorded it `settle` does nothing, and the lost backup's last lease bounds ours.
 //! R5. Replicas are freed only when the log says so, by `take_freed`.
 //! R6. A segment with fewer than R replicas is not durable (`on_all`), so writers wait.
+//! R7. The log may put a compacted segment's bytes in place of the old ones: its `rewrite` rises. It does so
+//!     only with a segment that is sealed and whose next head is settled, when all that replaced what is
+//!     left out is durable (`Segment::take_over` asserts the first two; the log answers for the third).
+//!     So any one closed replica, of whichever bytes, is whole, and:
+//!     - One that is closed stays and goes on counting, under the certificate it has. Nothing is sent
+//!       to it any more, so that its length and checksum differ from the goal's is nobody's concern.
+//!     - One that is not closed begins again at 0. Copies of sealed segments have no certificate before
+//!       they are closed, so nothing is given up that counted: to R3, R4 and R6 it is what it was
+//!       before, a replica that is not there yet. R2 and R4 speak of open heads, which it cannot be.
+//!     - Acknowledgements of older bytes move nothing: what was in flight is forgotten, and stamps only
+//!       rise. Older pieces that arrive late may spoil the copy; its certificate then does not fit, the
+//!       backup says `Reopen`, and it begins again. An older close that arrives late leaves an
+//!       older closed replica there, which is whole.
+//!     - Nothing is told twice: `settle` reports a segment for the last time when it is sealed, with the length
+//!       that it had then.
+//!     - A backup that finds its closed replica bad (`Reopen`, `Broken`) is one replica lost: a copy of
+//!       today's bytes takes its place, and the others stay.
+//!     - A backup that returns with an older closed replica holds a whole one, which recovery may read. It
+//!       counts here only if this backup is chosen for a copy: then the copy replaces it, or, if it is of the
+//!       same bytes, it is claimed. Otherwise it is freed when the segment is (`refused`).
 //!
 //! Bounds: one append in flight per replica; copies of at most `COPIES_MAX` segments besides the heads under
 //! way at once; appends are bounded by a segment's length.
 
+mod appends;
+mod goals;
+
 use std::collections::{BTreeMap, BTreeSet};
 
-use bytes::{Bytes, BytesMut};
 use holdfast_cluster::{Dice, Level, Now, Outputs, ViewExt};
-use holdfast_format::{ClusterMs, Epoch, LogId, Position, SegmentId, ServerId, crc32c_extend};
-use holdfast_log::{Log, SegmentGoal, SegmentKind};
-use holdfast_wire::{
-    Append, AppendRefused, Appended, Certificate, ClusterConfig, Member, Message, Refusal, View,
-};
+use holdfast_format::{ClusterMs, Epoch, LogId, Position, SegmentId, ServerId};
+use holdfast_log::{Log, SegmentGoal};
+use holdfast_wire::{AppendRefused, Appended, ClusterConfig, Member, Message, Refusal, View};
 
 use crate::frees::Frees;
 use crate::placement::{Choice, choose};
-use crate::replica::{Held, InFlight, Replica, Wanted, next_step};
+use crate::replica::{Held, Replica};
 
 /// Segments besides the open heads that are copied at the same time: 8 × 3 pieces of 1 MiB keep a 10 Gbit/s
 /// link busy and bound what the copies hold in send buffers.
@@ -84,6 +104,8 @@ pub(crate) struct Counts {
     pub append_bytes: u64,
     pub resends: u64,
     pub replicas_lost: u64,
+    /// Copies under way when compaction took their bytes away (R7).
+    pub copies_begun_again: u64,
     pub epochs_raised: u64,
 }
 
@@ -416,171 +438,6 @@ impl Replicas {
         self.due_us
     }
 
-    // ---- what is wanted ----
-
-    /// Takes over goals and tells what is durable until neither changes anything. A durable
-    /// survivor makes the log open a new head, which makes another goal; it ends there.
-    fn advance(&mut self, log: &mut Log) {
-        for _ in 0..4 {
-            self.sync(log);
-            self.settle(log);
-            if self.seen_change == Some(log.change()) {
-                return;
-            }
-        }
-    }
-
-    fn sync(&mut self, log: &Log) {
-        if self.seen_change == Some(log.change()) {
-            for id in &self.busy {
-                let segment = self.segments.get_mut(id).expect("busy segments are known");
-                segment.goal = log.goal(*id).expect("a goal goes only with a change");
-            }
-            return;
-        }
-        self.seen_change = Some(log.change());
-        let mut gone: BTreeSet<SegmentId> = self.segments.keys().copied().collect();
-        for goal in log.goals() {
-            gone.remove(&goal.id);
-            if let Some(segment) = self.segments.get_mut(&goal.id) {
-                assert!(
-                    segment.goal.length <= goal.length,
-                    "a segment's bytes never change"
-                );
-                segment.goal = goal;
-                continue;
-            }
-            let segment = Segment {
-                goal,
-                replicas: Vec::new(),
-                former: Vec::new(),
-                sealed: false,
-                established: false,
-                short: false,
-                reported: 0,
-            };
-            self.segments.insert(goal.id, segment);
-            self.busy.insert(goal.id);
-            if let SegmentKind::Head { .. } = goal.kind {
-                self.open_heads.push(goal.id);
-            }
-        }
-        assert!(
-            self.open_heads.is_sorted(),
-            "heads are opened with rising ids"
-        );
-        for id in gone {
-            let segment = self.segments.remove(&id).expect("listed from there");
-            self.busy.remove(&id);
-            self.open_heads.retain(|head| *head != id);
-            let mut backups: Vec<ServerId> = segment
-                .replicas
-                .iter()
-                .map(|replica| replica.backup)
-                .collect();
-            for backup in &backups {
-                if let Some(load) = self.load.get_mut(backup) {
-                    *load -= 1;
-                }
-            }
-            backups.extend(segment.former);
-            self.retired.insert(id, backups);
-        }
-    }
-
-    /// Tells the log what is on all R replicas, heads in order (R3).
-    fn settle(&mut self, log: &mut Log) {
-        let wanted = self.wanted.expect("set before anything is shipped");
-        if self.raise != Raise::Settled {
-            return;
-        }
-        let sides: Vec<SegmentId> = (self.busy.iter())
-            .filter(|id| !self.open_heads.contains(id))
-            .copied()
-            .collect();
-        for id in sides {
-            let segment = self.segments.get_mut(&id).expect("busy segments are known");
-            if segment.goal.closed && segment.on_all(wanted, |held| held.closed) {
-                let length = segment.goal.length;
-                segment.short = false;
-                self.busy.remove(&id);
-                if !segment.sealed {
-                    segment.sealed = true;
-                    segment.reported = length;
-                    log.set_durable(id, length, true);
-                }
-            }
-        }
-        while let Some(&id) = self.open_heads.first() {
-            let segment = self.segments.get_mut(&id).expect("busy segments are known");
-            let length = match segment.on_all(wanted, |held| held.certified) {
-                true if wanted == 0 => segment.goal.length,
-                true => {
-                    let lengths = segment.replicas.iter().map(|replica| replica.held.length);
-                    lengths.min().expect("more than no replicas are wanted")
-                }
-                false => 0,
-            };
-            let closed = segment.goal.closed && segment.on_all(wanted, |held| held.closed);
-            if length > segment.reported || closed {
-                // A replica that is copied again does not take back what was durable.
-                segment.reported = segment.reported.max(length);
-                self.durable = Position {
-                    segment: id,
-                    offset: segment.reported,
-                };
-                log.set_durable(id, segment.reported, closed);
-            }
-            if !closed {
-                break;
-            }
-            segment.sealed = true;
-            segment.short = false;
-            self.open_heads.remove(0);
-            self.busy.remove(&id);
-        }
-    }
-
-    /// What a replica of `segment` is to become, by R2.
-    fn wanted_of(&self, segment: &Segment) -> Wanted {
-        let goal = segment.goal;
-        let SegmentKind::Head { opening, follows } = goal.kind else {
-            return Wanted {
-                length: goal.length,
-                close: goal.closed,
-                only_closed: true,
-                tell: false,
-            };
-        };
-        let length = match follows.and_then(|id| self.segments.get(&id)) {
-            Some(before) if !before.sealed && !before.established => 0,
-            Some(before) if !before.sealed => opening.min(goal.length),
-            _ => goal.length,
-        };
-        let close = goal.closed
-            && length == goal.length
-            && (segment.sealed || self.successor_is_open(goal.id));
-        Wanted {
-            length,
-            close,
-            only_closed: segment.sealed,
-            tell: false,
-        }
-    }
-
-    fn successor_is_open(&self, id: SegmentId) -> bool {
-        let wanted = self.wanted.expect("set before anything is shipped");
-        (self.open_heads.iter())
-            .filter_map(|head| self.segments.get(head))
-            .any(|head| match head.goal.kind {
-                SegmentKind::Head { opening, follows } => {
-                    follows == Some(id)
-                        && head.on_all(wanted, |held| held.certified && held.length >= opening)
-                }
-                SegmentKind::Side => false,
-            })
-    }
-
     // ---- where replicas are ----
 
     fn place(&mut self, id: SegmentId, around: &Surroundings<'_>) {
@@ -684,132 +541,6 @@ impl Replicas {
         }
     }
 
-    // ---- messages ----
-
-    /// Sends each replica of a segment what it needs next, or again what it did not acknowledge.
-    fn send(
-        &mut self,
-        now: Now,
-        id: SegmentId,
-        around: &Surroundings<'_>,
-        log: &Log,
-        out: &mut Outputs,
-    ) {
-        // Out of the map while the others are looked at.
-        let mut segment = self.segments.remove(&id).expect("busy segments are known");
-        let wanted = self.wanted_of(&segment);
-        let is_open_head = !segment.sealed && segment.goal.kind != SegmentKind::Side;
-        let replicas_wanted = self.wanted.expect("set before anything is shipped");
-        if let SegmentKind::Head { opening, .. } = segment.goal.kind {
-            segment.established |= segment.on_all(replicas_wanted, |held| {
-                held.certified && held.length >= opening
-            });
-        }
-        if segment.on_all(replicas_wanted, |held| held.certified) {
-            segment.short = false;
-        }
-        // Replicas are byte-equal, and most are at the same point: copy and checksum once.
-        let mut made: Vec<(u32, u32, Bytes, u32)> = Vec::new();
-        for replica in &mut segment.replicas {
-            if now.mono_us < replica.pause_until_us {
-                continue;
-            }
-            let in_flight = match replica.in_flight {
-                Some(in_flight) if now.mono_us < in_flight.resend_at_us => continue,
-                Some(in_flight) => {
-                    self.counts.resends += 1;
-                    Some(in_flight)
-                }
-                None => None,
-            };
-            let piece = match in_flight {
-                Some(in_flight) => in_flight.piece,
-                None => {
-                    let renew_at_us = replica.lease_sent_us + self.renew_after_us();
-                    let tell = is_open_head
-                        && (replica.held.epoch < self.epoch || renew_at_us <= now.mono_us);
-                    match next_step(&Wanted { tell, ..wanted }, &replica.held) {
-                        Some(piece) => piece,
-                        None => continue,
-                    }
-                }
-            };
-            let stamp_us = now.mono_us.max(self.last_stamp_us + 1);
-            self.last_stamp_us = stamp_us;
-            let known = made
-                .iter()
-                .find(|made| (made.0, made.1) == (piece.from, piece.to));
-            let (bytes, checksum) = match known {
-                Some((_, _, bytes, checksum)) => (bytes.clone(), *checksum),
-                None => {
-                    let bytes = gathered(log, id, piece.from, piece.to);
-                    let checksum = crc32c_extend(replica.held.checksum, &bytes);
-                    made.push((piece.from, piece.to, bytes.clone(), checksum));
-                    (bytes, checksum)
-                }
-            };
-            replica.may_count_open |= piece.certify && !piece.close;
-            replica.in_flight = Some(match in_flight {
-                Some(in_flight) => InFlight {
-                    last_stamp_us: stamp_us,
-                    resend_at_us: now.mono_us + in_flight.resend_after_us,
-                    resend_after_us: (2 * in_flight.resend_after_us).min(RESEND_MAX_US),
-                    ..in_flight
-                },
-                None => InFlight {
-                    piece,
-                    checksum,
-                    first_stamp_us: stamp_us,
-                    last_stamp_us: stamp_us,
-                    ceiling: around.ceiling,
-                    resend_at_us: now.mono_us + RESEND_MIN_US,
-                    resend_after_us: 2 * RESEND_MIN_US,
-                },
-            });
-            self.counts.appends += 1;
-            self.counts.append_bytes += bytes.len() as u64;
-            let append = Append {
-                log: self.log,
-                epoch: self.epoch,
-                segment: id,
-                offset: piece.from,
-                bytes,
-                certificate: piece.certify.then_some(Certificate {
-                    length: piece.to,
-                    checksum,
-                }),
-                open: piece.open,
-                close: piece.close,
-                sent_us: stamp_us,
-                // Only the backups of open heads can be asked for the end of the log; a lease from
-                // any other would only make a takeover wait.
-                lease_ms: if is_open_head { self.lease_ms } else { 0 },
-                expiry_ceiling: around.ceiling,
-            };
-            out.send(replica.backup, Message::Append(append));
-        }
-        self.segments.insert(id, segment);
-    }
-
-    /// Frees the replicas of what the log has let go (R5).
-    fn retire(&mut self, now: Now, log: &mut Log) {
-        // What is freed has left the goals before.
-        self.sync(log);
-        let mut by_backup: BTreeMap<ServerId, Vec<SegmentId>> = BTreeMap::new();
-        for id in log.take_freed() {
-            for backup in self.retired.remove(&id).unwrap_or_default() {
-                by_backup.entry(backup).or_default().push(id);
-            }
-        }
-        for (backup, segments) in by_backup {
-            self.frees.add(now, backup, segments);
-        }
-    }
-
-    fn renew_after_us(&self) -> u64 {
-        u64::from(self.lease_ms) * 1_000 / 4
-    }
-
     fn replica_mut(&mut self, id: SegmentId, backup: ServerId) -> Option<&mut Replica> {
         let segment = self.segments.get_mut(&id)?;
         segment
@@ -817,51 +548,31 @@ impl Replicas {
             .iter_mut()
             .find(|replica| replica.backup == backup)
     }
-
-    fn next_due(&self) -> Option<u64> {
-        let heads = self.open_heads.iter().map(|id| &self.segments[id]);
-        let renewals = heads
-            .flat_map(|segment| &segment.replicas)
-            .filter_map(|replica| {
-                let due_us = replica.lease_sent_us + self.renew_after_us();
-                let idle =
-                    replica.in_flight.is_none() && replica.held.certified && !replica.held.closed;
-                idle.then_some(due_us.max(replica.pause_until_us))
-            });
-        let resends = (self.busy.iter())
-            .flat_map(|id| &self.segments[id].replicas)
-            .filter_map(|replica| {
-                let in_flight = replica.in_flight?;
-                Some(in_flight.resend_at_us.max(replica.pause_until_us))
-            });
-        let frees = self.frees.wakeup();
-        let avoided = self.avoided.values().copied();
-        let recording = match self.raise {
-            Raise::Recording { due_us } => Some(due_us),
-            Raise::Settled | Raise::Telling => None,
-        };
-        renewals
-            .chain(resends)
-            .chain(frees)
-            .chain(avoided)
-            .chain(recording)
-            .min()
-    }
-}
-
-/// A segment's bytes in one buffer that outlives the borrow of the log.
-fn gathered(log: &Log, segment: SegmentId, from: u32, to: u32) -> Bytes {
-    let mut bytes = BytesMut::with_capacity((to - from) as usize);
-    (log.bytes(segment, from, to)).for_each(|piece| bytes.extend_from_slice(piece));
-    assert_eq!(
-        bytes.len(),
-        (to - from) as usize,
-        "the pieces are the whole"
-    );
-    bytes.freeze()
 }
 
 impl Segment {
+    /// Takes over what the log wants of it by now. Returns how many copies begin again (R7).
+    fn take_over(&mut self, goal: SegmentGoal) -> u64 {
+        let mut begun_again = 0;
+        if goal.rewrite == self.goal.rewrite {
+            let grown = self.goal.length <= goal.length;
+            assert!(grown, "{}: bytes go only by a rewrite", goal.id);
+        } else {
+            let risen = self.goal.rewrite < goal.rewrite;
+            assert!(risen && goal.closed && self.sealed, "R7: {}", goal.id);
+            for replica in self.replicas.iter_mut().filter(|it| !it.held.closed) {
+                assert!(
+                    !replica.held.certified,
+                    "an open copy of {} counts",
+                    goal.id
+                );
+                begun_again += u64::from(replica.begin_again());
+            }
+        }
+        self.goal = goal;
+        begun_again
+    }
+
     /// True if there are R replicas and `what` holds for each.
     fn on_all(&self, wanted: usize, what: impl Fn(&Held) -> bool) -> bool {
         self.replicas.len() >= wanted && self.replicas.iter().all(|replica| what(&replica.held))

@@ -192,9 +192,11 @@ impl Shard {
                 log,
                 segment,
                 attempt,
+                certificate,
             } => {
+                let id = (log, attempt);
                 self.recoveries
-                    .fetch_failed(now, from, (log, attempt), segment);
+                    .fetch_failed(now, from, id, segment, certificate);
             }
             // Meant for another role, or for an earlier incarnation at this address.
             _ => {}
@@ -659,6 +661,10 @@ impl Node for Shard {
             (
                 "holdfast_shard_replicas_lost_total",
                 replication.replicas_lost as f64,
+            ),
+            (
+                "holdfast_shard_copies_begun_again_total",
+                replication.copies_begun_again as f64,
             ),
             (
                 "holdfast_shard_epochs_raised_total",
