@@ -64,6 +64,7 @@ pub struct Totals {
 pub fn config(memory_bytes: u64) -> Config {
     Config {
         memory_bytes,
+        outside_bytes: 0,
         segment_bytes: 8 << 20,
         seglet_bytes: 64 << 10,
         key_bytes_max: 65_535,

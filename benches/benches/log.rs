@@ -12,6 +12,7 @@ const NOW: ClusterMs = ClusterMs(1_000);
 fn config(memory_bytes: u64) -> Config {
     Config {
         memory_bytes,
+        outside_bytes: 0,
         segment_bytes: 8 << 20,
         seglet_bytes: 64 << 10,
         key_bytes_max: 65_535,

@@ -70,6 +70,15 @@ impl Gateway {
         self.executor.core.client()
     }
 
+    /// Memory that requests and replies take, about.
+    pub fn memory_bytes(&self) -> u64 {
+        let of = |connection: &Connection| {
+            connection.parser.buffered_bytes() + connection.output_bytes()
+        };
+        let connections: usize = self.connections.values().map(of).sum();
+        connections as u64 + self.executor.core.figures().pending_bytes
+    }
+
     fn message(&mut self, now: Now, from: ServerId, message: Message, out: &mut Outputs) {
         let executor = &mut self.executor;
         match executor.membership.handle(now, from, &message, out) {

@@ -398,6 +398,7 @@ impl Log {
                 };
                 match self.verdict(words, now) {
                     Verdict::Drop => {
+                        self.tally_expired(words);
                         self.supersede(hash, words, None);
                         0
                     }
@@ -407,6 +408,7 @@ impl Log {
                     }
                     Verdict::Entomb => {
                         self.open_survivor();
+                        self.tally_expired(words);
                         let tombstone = self.entombed(words);
                         let survivor = self.survivor();
                         let copy = self.append(survivor, tombstone.len(), |out| {

@@ -7,8 +7,12 @@ use holdfast_format::{
 
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Hard bound on segments, index, completion records and everything else a `Log` allocates.
+    /// Hard bound on segments, index, completion records and everything else a `Log` allocates, and on
+    /// what `Log::set_external_bytes` tells.
     pub memory_bytes: u64,
+    /// Part of `memory_bytes` that the log leaves to what is outside it. Memory of the region stays with
+    /// the process once it was touched, so only what was never part of it is room for something else.
+    pub outside_bytes: u64,
     /// 8 MiB; smaller in tests. A power of two, at least 64 KiB.
     pub segment_bytes: u32,
     /// 64 KiB; smaller in tests. Divides `segment_bytes`.
@@ -33,6 +37,7 @@ impl Config {
     pub fn for_testing() -> Config {
         Config {
             memory_bytes: 4 << 20,
+            outside_bytes: 0,
             segment_bytes: 64 << 10,
             seglet_bytes: 4 << 10,
             key_bytes_max: 1 << 10,
@@ -95,7 +100,9 @@ impl Config {
 
     /// Whole segments that fit in memory beside the tables.
     pub(crate) fn blocks(&self) -> u64 {
-        let rest = self.memory_bytes.saturating_sub(FIXED_BYTES);
+        let rest = (self.memory_bytes)
+            .saturating_sub(self.outside_bytes)
+            .saturating_sub(FIXED_BYTES);
         rest / (u64::from(self.segment_bytes) + self.table_bytes_per_block())
     }
 

@@ -48,6 +48,7 @@ impl Log {
                     let count = &mut counts[usize::from(current.object.namespace.0)];
                     count.sessions += 1;
                     count.with_deadline += u64::from(current.deadline.is_some());
+                    count.bytes += current.object.encoded_len() as u64;
                 }
             }
         });
@@ -100,8 +101,10 @@ impl Log {
             seglets + held + self.region.index_seglets() + free,
             self.region.seglets()
         );
+        let memory = self.memory();
         assert!(
-            self.memory().used_bytes <= self.config.memory_bytes,
+            memory.used_bytes - memory.external_bytes + self.config.outside_bytes
+                <= self.config.memory_bytes,
             "the bound on memory"
         );
         if self.keep_blocks() > 0 {

@@ -113,23 +113,34 @@ pub struct Replayed {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct MemoryUse {
     pub limit_bytes: u64,
-    /// Segments and index (whole seglets in use), completion records, tables. Never above the limit.
+    /// Segments and index (whole seglets in use), completion records, tables, and `external_bytes`.
+    /// Without the last, never above the limit.
     pub used_bytes: u64,
     /// Bytes of live entries.
     pub live_bytes: u64,
-    pub index_bytes: u64,
-    /// What puts may not use: kept for the cleaner, deletes and touches.
+    /// Bytes in segments that the cleaner can give back: those of no live entry.
+    pub reclaimable_bytes: u64,
+    /// What puts may not use: kept for the cleaner, deletes and touches, and for what is outside the log.
     pub reserved_bytes: u64,
+    pub index_bytes: u64,
+    /// Charged for completion records and range tombstones.
+    pub records_bytes: u64,
+    /// What `set_external_bytes` has told.
+    pub external_bytes: u64,
     pub segments: u64,
     /// Bytes the cleaner has copied since start.
     pub cleaned_bytes: u64,
+    /// Sessions found expired and forgotten since start.
+    pub expired_sessions: u64,
 }
 
-/// How many sessions a namespace has; expired ones count until the sweep has met them.
+/// What a namespace has; expired sessions count until the sweep has met them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct SessionCount {
     pub sessions: u64,
     pub with_deadline: u64,
+    /// Keys, values and headers, as the objects stand in the log.
+    pub bytes: u64,
 }
 
 /// Why a replay stopped half-way.

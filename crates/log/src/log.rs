@@ -8,7 +8,8 @@
 //! ```
 //!
 //! L1. A put needs everything to its right untouched: deletes, touches and completion records
-//!     (`Small`) still find room for a while, and most of them make garbage.
+//!     (`Small`) still find room for a while, and most of them make garbage. What the owner holds outside
+//!     the log counts against puts alone, so that it can make writers wait and never stops the cleaner.
 //! L2. The cleaner always finds an entirely free block for survivors, and a few seglets (`Commit`) for the
 //!     head whose digest makes the cleaning count. What it frees is at least a block again.
 //! L3. An append is atomic: everything of one operation goes to one segment in one call, and the
@@ -55,6 +56,8 @@ pub struct Log {
     pub(crate) swept: KeyHash,
     pub(crate) swept_completion: (holdfast_format::ClientId, u64),
     pub(crate) cleaned_bytes: u64,
+    pub(crate) external_bytes: u64,
+    pub(crate) expired_sessions: u64,
 }
 
 /// Who asks for memory.
@@ -126,6 +129,8 @@ impl Log {
             swept: KeyHash(0),
             swept_completion: Default::default(),
             cleaned_bytes: 0,
+            external_bytes: 0,
+            expired_sessions: 0,
         };
         log.open_head(None, 0, Class::Put)
             .expect("an empty log has room for a head");
@@ -208,17 +213,35 @@ impl Log {
         self.segments.take_freed()
     }
 
+    /// Tells how much memory the owner holds outside the log for the sake of what is in it: appends under
+    /// way, answers withheld, connections. It counts against the same bound: what exceeds
+    /// `Config::outside_bytes` is taken from what puts may use. Reads, deletes, touches and cleaning do
+    /// not notice.
+    pub fn set_external_bytes(&mut self, bytes: u64) {
+        self.external_bytes = bytes;
+    }
+
     pub fn memory(&self) -> MemoryUse {
         let seglet_bytes = u64::from(self.config.seglet_bytes);
         let in_use = u64::from(self.region.seglets() - self.region.free_seglets());
+        let appended: u64 = (self.segments.iter())
+            .map(|(_, segment)| u64::from(segment.length))
+            .sum();
         MemoryUse {
             limit_bytes: self.config.memory_bytes,
-            used_bytes: in_use * seglet_bytes + self.charged_bytes() + self.config.table_bytes(),
+            used_bytes: in_use * seglet_bytes
+                + self.charged_bytes()
+                + self.config.table_bytes()
+                + self.external_bytes,
             live_bytes: self.segments.live(),
-            index_bytes: self.index.bytes(&self.region),
+            reclaimable_bytes: appended - self.segments.live(),
             reserved_bytes: u64::from(self.limit(Class::Put)) * seglet_bytes,
+            index_bytes: self.index.bytes(&self.region),
+            records_bytes: self.charged_bytes(),
+            external_bytes: self.external_bytes,
             segments: self.segments.len() as u64,
             cleaned_bytes: self.cleaned_bytes,
+            expired_sessions: self.expired_sessions,
         }
     }
 
@@ -375,16 +398,25 @@ impl Log {
             return;
         }
         let with_deadline = u64::from(current.deadline.is_some());
+        let bytes = current.object.encoded_len() as u64;
         let namespace = usize::from(current.object.namespace.0);
         if counts {
             let slot = KeySlot::of(current.object.key);
             self.slots_seen[usize::from(slot.0) / 64] |= 1 << (slot.0 % 64);
             self.counts[namespace].sessions += 1;
             self.counts[namespace].with_deadline += with_deadline;
+            self.counts[namespace].bytes += bytes;
         } else {
             self.counts[namespace].sessions -= 1;
             self.counts[namespace].with_deadline -= with_deadline;
+            self.counts[namespace].bytes -= bytes;
         }
+    }
+
+    /// Counts a session that is being forgotten because its time has run out.
+    pub(crate) fn tally_expired(&mut self, words: KeyWords) {
+        let expired = self.current(words).is_some_and(|it| !it.flushed);
+        self.expired_sessions += u64::from(expired);
     }
 
     /// True if every session ever kept here lies in `ranges`.
@@ -487,8 +519,15 @@ impl Log {
         match class {
             Class::Commit => cleaner,
             Class::Small => cleaner + self.commit_seglets(),
-            Class::Put => cleaner + self.commit_seglets() + block,
+            Class::Put => cleaner + self.commit_seglets() + block + self.external_seglets(),
         }
+    }
+
+    /// What is outside the log beyond the room left for it.
+    fn external_seglets(&self) -> u32 {
+        let beyond = (self.external_bytes).saturating_sub(self.config.outside_bytes);
+        let seglets = beyond.div_ceil(u64::from(self.config.seglet_bytes));
+        seglets.min(u64::from(self.region.seglets())) as u32
     }
 
     /// Entirely free blocks to leave for the cleaner: none while it has its own.

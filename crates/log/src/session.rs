@@ -251,7 +251,7 @@ impl Log {
         Some(cursor)
     }
 
-    /// How many sessions a namespace has. Expired ones count until they are swept.
+    /// How many sessions a namespace has and what they take. Expired ones count until they are swept.
     pub fn count(&self, namespace: Namespace) -> SessionCount {
         self.counts[usize::from(namespace.0)]
     }
@@ -326,11 +326,13 @@ impl Log {
                 if !current.flushed {
                     gone.sessions += 1;
                     gone.with_deadline += u64::from(current.deadline.is_some());
+                    gone.bytes += current.object.encoded_len() as u64;
                 }
             }
         });
         self.counts[count].sessions -= gone.sessions;
         self.counts[count].with_deadline -= gone.with_deadline;
+        self.counts[count].bytes -= gone.bytes;
     }
 
     /// The key of the entry at `offset`, its hash and words.

@@ -47,7 +47,10 @@ impl Log {
         }
         match self.verdict(words, now) {
             Verdict::Keep => {}
-            Verdict::Drop => self.supersede(hash, words, None),
+            Verdict::Drop => {
+                self.tally_expired(words);
+                self.supersede(hash, words, None);
+            }
             Verdict::DropTouch => self.drop_touch(hash, words),
             Verdict::Entomb => {
                 let bytes = self.entombed(words).len();
@@ -56,6 +59,7 @@ impl Log {
                 }
                 // Again, because making space may have opened a head.
                 let tombstone = self.entombed(words);
+                self.tally_expired(words);
                 let offset = self.append(self.head, bytes, |out| {
                     out.copy_from_slice(&tombstone);
                     bytes

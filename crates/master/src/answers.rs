@@ -143,6 +143,12 @@ impl Answers {
         self.held
     }
 
+    /// Memory that everything here takes, about.
+    pub fn memory_bytes(&self) -> u64 {
+        let remembered = size_of::<(Position, Concern)>() + size_of::<(KeyHash, Position)>() * 2;
+        self.held_bytes + (self.appended.len() * remembered) as u64
+    }
+
     /// Memory that held answers take, about.
     pub fn held_bytes(&self) -> u64 {
         self.held_bytes

@@ -29,8 +29,8 @@ pub struct ShardConfig {
     /// Answers withheld because something they depend on is not durable, or for want of a lease;
     /// beyond it every command is refused as `Busy`.
     pub queued_requests_max: u32,
-    /// Memory that answers withheld may take, above which it is the same. It comes on top of the
-    /// log's `memory_bytes`.
+    /// Memory that answers withheld may take, above which it is the same. It counts against the log's
+    /// `memory_bytes` (`Log::set_external_bytes`).
     pub queued_bytes_max: u64,
     /// Clients whose streams are remembered. A further one is refused as `Busy` unless some client
     /// has been silent for so long that nothing of it can still be under way.
@@ -41,14 +41,16 @@ impl ShardConfig {
     /// The usual bounds around the given log.
     pub fn new(member: Member, log: holdfast_log::Config) -> ShardConfig {
         let value_bytes_max = u64::from(log.value_bytes_max);
+        // All of it counts against the bound on memory: where that is small, so are these.
+        let part = log.memory_bytes / 16;
         ShardConfig {
             member,
             // A tenth of a second at 160 MB/s, and several of the largest values.
-            unreplicated_bytes_max: (16 << 20).max(4 * value_bytes_max),
+            unreplicated_bytes_max: part.min(16 << 20).max(4 * value_bytes_max),
             // At 1 million operations a second and 5 ms until durable, 5,000 wait; ten times that.
             queued_requests_max: 50_000,
             // 5 ms of reading at 4 GB/s, and several of the largest values.
-            queued_bytes_max: (32 << 20).max(4 * value_bytes_max),
+            queued_bytes_max: part.min(32 << 20).max(4 * value_bytes_max),
             clients_max: 65_536,
             log,
         }

@@ -27,4 +27,4 @@ mod shard;
 mod streams;
 
 pub use config::{ConfigError, ShardConfig};
-pub use shard::Shard;
+pub use shard::{ProcessMemory, Shard};

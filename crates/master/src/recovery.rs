@@ -268,6 +268,13 @@ impl Recoveries {
         }
     }
 
+    /// Memory of entries that were fetched and not replayed yet.
+    pub fn held_bytes(&self) -> u64 {
+        let fetching = self.running.values().flat_map(|it| &it.fetching);
+        let parts = fetching.flat_map(|it| &it.parts);
+        parts.map(|part| part.len() as u64).sum()
+    }
+
     /// Ends what the view says is over, one way or the other (V1, V2).
     fn conclude(&mut self, view: &View, log: &mut Log, out: &mut Outputs) -> Result<(), Lost> {
         let ids: Vec<(LogId, u64)> = self.running.keys().copied().collect();

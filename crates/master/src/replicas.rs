@@ -417,6 +417,21 @@ impl Replicas {
             .sum()
     }
 
+    /// Memory of the appends under way. Replicas that are at the same point share the bytes.
+    pub fn in_flight_bytes(&self) -> u64 {
+        let of = |segment: &Segment| {
+            let mut pieces: Vec<(u32, u32)> = (segment.replicas.iter())
+                .filter_map(|replica| replica.in_flight)
+                .map(|in_flight| (in_flight.piece.from, in_flight.piece.to))
+                .collect();
+            pieces.sort_unstable();
+            pieces.dedup();
+            let bytes = pieces.iter().map(|(from, to)| u64::from(to - from));
+            bytes.sum::<u64>()
+        };
+        self.busy.iter().map(|id| of(&self.segments[id])).sum()
+    }
+
     /// Segments that have fewer than R replicas and had them, or found no place for them.
     pub fn under_replicated(&self) -> usize {
         (self.busy.iter())

@@ -122,6 +122,16 @@ pub struct Shard {
     touch_due_us: u64,
     life: Life,
     counts: Counts,
+    process: ProcessMemory,
+}
+
+/// What a shard cannot know of the process it lives in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct ProcessMemory {
+    /// Buffers of connections and of gateways: this shard's part.
+    pub buffers_bytes: u64,
+    /// Memory of the whole process that is in huge pages.
+    pub huge_bytes: u64,
 }
 
 impl Shard {
@@ -152,8 +162,14 @@ impl Shard {
             touch_due_us: 0,
             life: Life::Serving,
             counts: Counts::default(),
+            process: ProcessMemory::default(),
             config,
         })
+    }
+
+    /// What the process around it holds; told from time to time.
+    pub fn set_process_memory(&mut self, process: ProcessMemory) {
+        self.process = process;
     }
 
     /// Walks the whole log and asserts its invariants. For tests; takes as long as the log is big.
@@ -444,6 +460,17 @@ impl Shard {
         }
     }
 
+    /// What is outside the log counts against the same bound.
+    fn account(&mut self) {
+        self.log.set_external_bytes(
+            self.answers.memory_bytes()
+                + self.replicas.in_flight_bytes()
+                + self.recoveries.held_bytes()
+                + self.streams.memory_bytes()
+                + self.process.buffers_bytes,
+        );
+    }
+
     /// Starting and recovering go first.
     fn may_touch(&self) -> bool {
         self.touch_more && self.leased && !self.recover_more
@@ -563,6 +590,7 @@ impl Node for Shard {
             return;
         }
         self.ship(now, out);
+        self.account();
         // Acknowledgements that this flush has seen count for the commands that come next.
         self.set_clock(now);
         self.release(now, out);
@@ -633,8 +661,28 @@ impl Node for Shard {
             ("holdfast_shard_memory_used_bytes", memory.used_bytes as f64),
             ("holdfast_shard_memory_live_bytes", memory.live_bytes as f64),
             (
+                "holdfast_shard_memory_reclaimable_bytes",
+                memory.reclaimable_bytes as f64,
+            ),
+            (
+                "holdfast_shard_memory_reserved_bytes",
+                memory.reserved_bytes as f64,
+            ),
+            (
                 "holdfast_shard_memory_index_bytes",
                 memory.index_bytes as f64,
+            ),
+            (
+                "holdfast_shard_memory_records_bytes",
+                memory.records_bytes as f64,
+            ),
+            (
+                "holdfast_shard_memory_external_bytes",
+                memory.external_bytes as f64,
+            ),
+            (
+                "holdfast_shard_expired_total",
+                memory.expired_sessions as f64,
             ),
             ("holdfast_shard_segments", memory.segments as f64),
             (
@@ -714,6 +762,14 @@ impl Node for Shard {
             segments: memory.segments,
             under_replicated: self.replicas.under_replicated() as u64,
             operations: self.counts.reads + self.counts.writes,
+            bytes_live: memory.live_bytes,
+            bytes_reclaimable: memory.reclaimable_bytes,
+            bytes_reserved: memory.reserved_bytes,
+            bytes_index: memory.index_bytes,
+            bytes_records: memory.records_bytes,
+            bytes_external: memory.external_bytes,
+            bytes_huge: self.process.huge_bytes,
+            expired: memory.expired_sessions,
             ..Figures::default()
         }
     }

@@ -166,6 +166,13 @@ impl Streams {
         floor.acknowledged
     }
 
+    /// Memory that the tables take, about: nodes of such maps are at least half full.
+    pub fn memory_bytes(&self) -> u64 {
+        let client = 2 * size_of::<(ClientId, Client)>();
+        let floor = 2 * size_of::<(ClientId, Floor)>();
+        (self.clients.len() * client + self.floors.len() * floor) as u64
+    }
+
     /// Clients remembered.
     pub fn len(&self) -> usize {
         self.clients.len()

@@ -21,6 +21,7 @@ pub mod http;
 pub mod inbox;
 pub mod local;
 pub mod logging;
+pub mod memory;
 pub mod metrics;
 pub mod options;
 pub mod pipe;

@@ -21,7 +21,7 @@ const READ_BYTES: usize = 64 << 10;
 #[derive(Debug)]
 pub struct Pipe {
     stream: TcpStream,
-    out: RefCell<VecDeque<Bytes>>,
+    out: RefCell<VecDeque<Queued>>,
     queued_bytes: Cell<usize>,
     /// The kernel's buffer is full and the writer task waits for room.
     blocked: Cell<bool>,
@@ -29,6 +29,13 @@ pub struct Pipe {
     closed: Cell<bool>,
     work: Notify,
     drained: Notify,
+}
+
+#[derive(Debug)]
+struct Queued {
+    bytes: Bytes,
+    /// Accounted for by whoever shares them.
+    shared: bool,
 }
 
 impl Pipe {
@@ -52,15 +59,31 @@ impl Pipe {
 
     /// Queues bytes; `flush` sends them.
     pub fn push(&self, bytes: Bytes) {
+        self.queue(bytes, false);
+    }
+
+    /// Queues bytes that somebody else accounts for, and that other pipes may have queued too.
+    pub fn push_shared(&self, bytes: Bytes) {
+        self.queue(bytes, true);
+    }
+
+    fn queue(&self, bytes: Bytes, shared: bool) {
         if bytes.is_empty() || self.closed.get() {
             return;
         }
         self.queued_bytes.set(self.queued_bytes.get() + bytes.len());
-        self.out.borrow_mut().push_back(bytes);
+        self.out.borrow_mut().push_back(Queued { bytes, shared });
     }
 
     pub fn queued_bytes(&self) -> usize {
         self.queued_bytes.get()
+    }
+
+    /// Queued bytes but for shared ones.
+    pub fn own_bytes(&self) -> usize {
+        let out = self.out.borrow();
+        let own = out.iter().filter(|queued| !queued.shared);
+        own.map(|queued| queued.bytes.len()).sum()
     }
 
     /// Writes what the kernel takes now and leaves the rest to the writer task.
@@ -129,12 +152,12 @@ impl Pipe {
         let mut out = self.out.borrow_mut();
         while !out.is_empty() {
             let written = if out.len() == 1 {
-                self.stream.try_write(&out[0])
+                self.stream.try_write(&out[0].bytes)
             } else {
                 let slices: Vec<IoSlice<'_>> = out
                     .iter()
                     .take(64)
-                    .map(|bytes| IoSlice::new(bytes))
+                    .map(|queued| IoSlice::new(&queued.bytes))
                     .collect();
                 self.stream.try_write_vectored(&slices)
             };
@@ -144,6 +167,7 @@ impl Pipe {
                     self.queued_bytes.set(self.queued_bytes.get() - count);
                     while count > 0 {
                         let first = out.front_mut().expect("only queued bytes can be written");
+                        let first = &mut first.bytes;
                         if first.len() > count {
                             first.advance(count);
                             break;

@@ -24,6 +24,9 @@ use crate::seat::SeatPlan;
 /// node that cannot finish (its backups may be gone) must not hold up the end.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(1);
 
+/// How often the kernel is asked for the huge pages of the process.
+const HUGE_PAGES_EVERY: Duration = Duration::from_secs(10);
+
 /// How often readiness is looked at while starting.
 const READY_POLL: Duration = Duration::from_millis(10);
 
@@ -113,6 +116,16 @@ impl Process {
                 }
             });
         }
+
+        tokio::spawn({
+            let world = world.clone();
+            async move {
+                loop {
+                    world.held.look();
+                    tokio::time::sleep(HUGE_PAGES_EVERY).await;
+                }
+            }
+        });
 
         let becoming_ready = async {
             let mut readiness = mine.readiness().await;

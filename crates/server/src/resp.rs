@@ -31,6 +31,10 @@ const QUEUED_BYTES_MAX: usize = 256 << 20;
 /// Connections accepted in a row before others get their turn.
 const ACCEPTS_IN_A_ROW: u32 = 32;
 
+/// What an idle connection takes: its tasks, its socket's registration and the gateway's side of it
+/// (measured as resident bytes over 5,000 of them).
+const CONNECTION_BYTES: usize = 4 << 10;
+
 const TOO_MANY: &[u8] = b"-ERR max number of clients reached\r\n";
 
 #[derive(Debug)]
@@ -106,6 +110,13 @@ impl Resp {
         if dirty.last() != Some(&connection.0) {
             dirty.push(connection.0);
         }
+    }
+
+    /// Memory of its connections: what waits to be written, and each one's own.
+    pub fn memory_bytes(&self) -> u64 {
+        let connections = self.connections.borrow();
+        let queued: usize = connections.values().map(|pipe| pipe.queued_bytes()).sum();
+        (queued + connections.len() * CONNECTION_BYTES) as u64
     }
 
     /// Closes after everything queued has been written.

@@ -57,6 +57,14 @@ impl Role {
         matches!(self, Role::Gateway(_))
     }
 
+    /// Memory that a gateway holds for its clients.
+    pub fn buffers_bytes(&self) -> u64 {
+        match self {
+            Role::Gateway(gateway) | Role::ClusterGateway(gateway) => gateway.memory_bytes(),
+            Role::Coordinator(_) | Role::Shard(_) | Role::Backup(_) => 0,
+        }
+    }
+
     fn node(&self) -> &dyn Node {
         match self {
             Role::Coordinator(node) => node.as_ref(),

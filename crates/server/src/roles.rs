@@ -15,6 +15,7 @@ use crate::error::{Context, Fatal, Outcome};
 use crate::grpc::Admin;
 use crate::host::{HostPlan, World};
 use crate::inbox::Switchboard;
+use crate::memory::Held;
 use crate::options::{
     Ack, BackupOptions, ByteSize, CoordinatorOptions, DevOptions, GatewayOptions, MasterOptions,
     check_exposure, read_secret,
@@ -44,6 +45,12 @@ const READ_CACHE_DEFAULT: u64 = 256 << 20;
 /// Cluster time may be wrong by so much between two members; memory of expired sessions is reused
 /// only after it.
 const EXPIRY_SLACK_MS: u32 = 500;
+
+/// The part of a shard's memory that its log leaves to appends under way, answers withheld, tables of
+/// clients and connection buffers: 32 MiB of 2 GiB, which a busy shard needs. Beyond it writers are refused
+/// earlier; more than 64 MiB are held only by who does not take its answers.
+const OUTSIDE_PART: u64 = 64;
+const OUTSIDE_BYTES_MAX: u64 = 64 << 20;
 
 const HEARTBEAT_MS_DEFAULT: u32 = 100;
 const PROBE_MS_DEFAULT: u32 = 100;
@@ -171,6 +178,7 @@ pub fn dev(options: DevOptions) -> Outcome<()> {
         hosts,
         world: World {
             switchboard: Switchboard::default(),
+            held: Held::default(),
             secret,
             coordinator: None,
         },
@@ -242,6 +250,7 @@ pub fn coordinator(options: CoordinatorOptions) -> Outcome<()> {
         }],
         world: World {
             switchboard: Switchboard::default(),
+            held: Held::default(),
             secret: credentials.secret(),
             coordinator: None,
         },
@@ -349,6 +358,7 @@ pub fn master(options: MasterOptions) -> Outcome<()> {
         admin: Admin::At(admin_address(options.admin, &coordinator)),
         world: World {
             switchboard: Switchboard::default(),
+            held: Held::default(),
             secret: credentials.secret(),
             coordinator: Some(coordinator),
         },
@@ -417,6 +427,7 @@ pub fn backup(options: BackupOptions) -> Outcome<()> {
         }],
         world: World {
             switchboard: Switchboard::default(),
+            held: Held::default(),
             secret: credentials.secret(),
             coordinator: Some(coordinator_address(options.coordinator)),
         },
@@ -485,6 +496,7 @@ pub fn gateway(options: GatewayOptions) -> Outcome<()> {
         admin: Admin::At(admin_address(options.admin, &coordinator)),
         world: World {
             switchboard: Switchboard::default(),
+            held: Held::default(),
             secret: credentials.secret(),
             coordinator: Some(coordinator),
         },
@@ -725,6 +737,7 @@ fn log_config(
 ) -> Outcome<holdfast_log::Config> {
     let config = holdfast_log::Config {
         memory_bytes,
+        outside_bytes: (memory_bytes / OUTSIDE_PART).min(OUTSIDE_BYTES_MAX),
         segment_bytes,
         seglet_bytes: SEGLET_BYTES_MAX.min(segment_bytes / 16),
         key_bytes_max: KEY_BYTES_MAX,

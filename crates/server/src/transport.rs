@@ -176,7 +176,7 @@ impl Transport {
                     // Replicated bytes go from the segment to the socket without a copy.
                     Ok(Some(tail)) => {
                         pipe.push(batch.split().freeze());
-                        pipe.push(tail);
+                        pipe.push_shared(tail);
                     }
                     Ok(None) => {}
                     Err(error) => tracing::error!("a message to {peer} cannot be sent: {error}"),
@@ -213,6 +213,16 @@ impl Transport {
             tracing::warn!("{peer} does not take what {node} sends: connection dropped");
             self.local.lose(node, peer, false);
         }
+    }
+
+    /// Memory of what waits to be sent. Replicated bytes are accounted for by the shard they come from.
+    pub fn memory_bytes(&self) -> u64 {
+        let state = self.state.borrow();
+        let waiting = |link: &Link| match link {
+            Link::Dialling { waiting, .. } => waiting.capacity(),
+            Link::Up { pipe, batch } => batch.capacity() + pipe.own_bytes(),
+        };
+        state.links.values().map(waiting).sum::<usize>() as u64
     }
 
     /// Writes what `send` queued, one write per connection.

@@ -211,6 +211,19 @@ pub struct Figures {
     pub disk_limit: u64,
     /// Cluster-time error bound, microseconds.
     pub clock_error_us: u64,
+    /// Shards: of live entries; of garbage that the cleaner can give back; kept for the cleaner, deletes and
+    /// touches; of the index; charged for completion records; held outside the log.
+    pub bytes_live: u64,
+    pub bytes_reclaimable: u64,
+    pub bytes_reserved: u64,
+    pub bytes_index: u64,
+    pub bytes_records: u64,
+    pub bytes_external: u64,
+    /// Of the whole process, in huge pages.
+    pub bytes_huge: u64,
+    /// Sessions since start.
+    pub expired: u64,
+    pub evicted: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

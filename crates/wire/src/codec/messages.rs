@@ -204,7 +204,8 @@ structures! {
     Heartbeat { from, sent_us, view_version, figures }
     Figures {
         sessions, bytes_used, bytes_limit, segments, under_replicated, operations, disk_used,
-        disk_limit, clock_error_us,
+        disk_limit, clock_error_us, bytes_live, bytes_reclaimable, bytes_reserved, bytes_index,
+        bytes_records, bytes_external, bytes_huge, expired, evicted,
     }
     HeartbeatReply { sent_us, cluster_us, view_version, known }
     Appended { log, epoch, segment, length, closed, sent_us, lease_ms }

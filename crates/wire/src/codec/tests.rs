@@ -238,7 +238,7 @@ fn membership() -> impl Strategy<Value = Message> {
             ack_disk,
         },
     );
-    let figures = any::<[u64; 9]>().prop_map(|f| Figures {
+    let figures = any::<[u64; 18]>().prop_map(|f| Figures {
         sessions: f[0],
         bytes_used: f[1],
         bytes_limit: f[2],
@@ -248,6 +248,15 @@ fn membership() -> impl Strategy<Value = Message> {
         disk_used: f[6],
         disk_limit: f[7],
         clock_error_us: f[8],
+        bytes_live: f[9],
+        bytes_reclaimable: f[10],
+        bytes_reserved: f[11],
+        bytes_index: f[12],
+        bytes_records: f[13],
+        bytes_external: f[14],
+        bytes_huge: f[15],
+        expired: f[16],
+        evicted: f[17],
     });
     prop_oneof![
         (member(), vec(id(LogId), 0..5))

@@ -1,0 +1,123 @@
+//! What the bound on memory means: who is refused at it, and who is not.
+
+use holdfast_format::{ClusterMs, LogId, Namespace};
+use holdfast_log::{AppendError, Config, Expiry, Log, SessionCount};
+
+const NS: Namespace = Namespace(3);
+const NOW: ClusterMs = ClusterMs(1_000_000);
+
+fn put(log: &mut Log, key: &str, value: &[u8]) -> Result<(), AppendError> {
+    log.put(NS, key.as_bytes(), value, Expiry::default(), None, NOW)
+        .map(drop)
+}
+
+/// Everything appended is durable at once, and the cleaner does what it can.
+fn settle(log: &mut Log) {
+    for _ in 0..64 {
+        let goals: Vec<_> = log.goals().collect();
+        for goal in goals {
+            log.set_durable(goal.id, goal.length, goal.closed);
+        }
+        log.take_freed();
+        log.clean(NOW, 1 << 20);
+    }
+}
+
+/// However much is held outside the log, only puts are refused, and only while it is held.
+#[test]
+fn what_is_outside_the_log_makes_puts_wait_and_nothing_else() {
+    let mut log = Log::new(LogId(1), Config::for_testing()).unwrap();
+    for i in 0..1_000 {
+        put(&mut log, &format!("session:{i}"), &[7; 500]).unwrap();
+        settle_now_and_then(&mut log, i);
+    }
+    let before = log.memory();
+    log.set_external_bytes(u64::MAX / 2);
+    assert_eq!(log.memory().external_bytes, u64::MAX / 2);
+    assert_eq!(
+        put(&mut log, "one more", &[7; 500]),
+        Err(AppendError::OutOfMemory)
+    );
+    assert!(log.find(NS, b"session:3", NOW).is_some());
+    let deadline = Some(NOW.plus_ms(60_000));
+    assert_eq!(log.touch(NS, b"session:3", deadline, None, NOW), Ok(true));
+    for i in 0..900 {
+        let key = format!("session:{i}");
+        let deleted = log.delete(NS, key.as_bytes(), None, NOW).unwrap();
+        assert!(deleted.is_some(), "{key}");
+        settle_now_and_then(&mut log, i);
+    }
+    settle(&mut log);
+    log.verify();
+    let after = log.memory();
+    assert!(
+        after.live_bytes < before.live_bytes / 2,
+        "{before:?} {after:?}"
+    );
+    log.set_external_bytes(0);
+    put(&mut log, "one more", &[7; 500]).unwrap();
+}
+
+/// Room that was left for what is outside is not taken from puts.
+#[test]
+fn room_left_outside_costs_puts_nothing() {
+    let config = Config {
+        outside_bytes: 1 << 20,
+        ..Config::for_testing()
+    };
+    let mut log = Log::new(LogId(1), config).unwrap();
+    let limit = log.memory().reserved_bytes;
+    log.set_external_bytes(1 << 20);
+    assert_eq!(log.memory().reserved_bytes, limit);
+    log.set_external_bytes((1 << 20) + 1);
+    assert!(log.memory().reserved_bytes > limit);
+    log.verify();
+}
+
+/// Bytes are counted exactly, through overwrites, touches, deletes and flushes.
+#[test]
+fn a_namespace_knows_its_bytes() {
+    let mut log = Log::new(LogId(1), Config::for_testing()).unwrap();
+    let of = |key: &str, value: &[u8]| {
+        let object = holdfast_format::Object {
+            namespace: NS,
+            key: key.as_bytes(),
+            value,
+            version: Default::default(),
+            expiry: Expiry::default(),
+            shadowing: false,
+        };
+        object.encoded_len() as u64
+    };
+    put(&mut log, "a", &[1; 100]).unwrap();
+    put(&mut log, "b", &[1; 200]).unwrap();
+    assert_eq!(log.count(NS).bytes, of("a", &[1; 100]) + of("b", &[1; 200]));
+    put(&mut log, "a", &[1; 10]).unwrap();
+    put(&mut log, "b", &[1; 200]).unwrap();
+    assert_eq!(log.count(NS).bytes, of("a", &[1; 10]) + of("b", &[1; 200]));
+    log.touch(NS, b"a", Some(NOW.plus_ms(5)), None, NOW)
+        .unwrap();
+    assert_eq!(log.count(NS).bytes, of("a", &[1; 10]) + of("b", &[1; 200]));
+    log.delete(NS, b"b", None, NOW).unwrap();
+    assert_eq!(log.count(NS).bytes, of("a", &[1; 10]));
+    log.verify();
+    // Expired, it counts until the sweep has met it.
+    let later = NOW.plus_ms(10_000);
+    assert_eq!(log.count(NS).sessions, 1);
+    while log.count(NS).sessions > 0 {
+        log.sweep(later, 64);
+    }
+    assert_eq!(log.count(NS), SessionCount::default());
+    assert_eq!(log.memory().expired_sessions, 1);
+    put(&mut log, "c", &[1; 10]).unwrap();
+    let all = [holdfast_format::SlotRange::ALL];
+    log.flush(NS, &all, None, NOW).unwrap();
+    assert_eq!(log.count(NS), SessionCount::default());
+    log.verify();
+}
+
+fn settle_now_and_then(log: &mut Log, i: u32) {
+    if i.is_multiple_of(50) {
+        settle(log);
+    }
+}
