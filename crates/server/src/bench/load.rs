@@ -55,6 +55,10 @@ pub struct LoadArgs {
     /// Commands per second, offered whatever the server does. Default: as fast as it answers.
     #[arg(long)]
     rate: Option<f64>,
+    /// Send `WAIT N 0` behind each batch of `pipeline` commands and count them as answered when it is:
+    /// for Redis, which acknowledges before its replicas have anything. Holdfast needs no such thing.
+    #[arg(long, value_name = "N", conflicts_with = "rate")]
+    wait_replicas: Option<u32>,
     /// Do not write every session once before measuring.
     #[arg(long)]
     no_fill: bool,
@@ -315,16 +319,32 @@ async fn closed_loop(
     let mut mix = Mix::new(args, u64::from(number) + 1);
     let mut tally = Tally::new();
     let mut out = Vec::new();
+    let mut replies = Vec::new();
+    let wait = args.wait_replicas.map(|count| count.to_string());
     while Instant::now() < end {
         out.clear();
         for _ in 0..args.pipeline {
             mix.write_next(&mut out);
         }
+        if let Some(count) = &wait {
+            replies::write_command(&mut out, &[b"WAIT", count.as_bytes(), b"0"]);
+        }
         let sent = Instant::now();
         connection.stream.write_all(&out).await?;
         for _ in 0..args.pipeline {
             let reply = connection.reply().await?;
-            tally.count(sent, &reply);
+            match wait {
+                Some(_) => replies.push(reply),
+                None => tally.count(sent, &reply),
+            }
+        }
+        if wait.is_some() {
+            let waited = connection.reply().await?;
+            for reply in replies.drain(..) {
+                // WAIT refused, or answered with an error: nothing was acknowledged by replicas.
+                let refused = matches!(waited, replies::Reply::Error(_));
+                tally.count(sent, if refused { &waited } else { &reply });
+            }
         }
     }
     Ok(tally)
