@@ -64,6 +64,8 @@ enum Op {
     },
     /// Garbage up to the next head.
     Roll,
+    /// Sessions that last a while up to the next head, so that the cleaner leaves what is before them.
+    Pin,
     LoseReplica,
     /// What if it died now?
     Crash,
@@ -89,7 +91,8 @@ impl Op {
             132..144 => Op::Sweep { buckets: a },
             144..190 => Op::Clean { slices: a },
             190..234 => Op::Ship { steps: a },
-            234..242 => Op::Roll,
+            234..238 => Op::Roll,
+            238..242 => Op::Pin,
             242..248 => Op::LoseReplica,
             248..255 => Op::Crash,
             255 => Op::TakeOver,
@@ -203,8 +206,12 @@ impl Machine {
         }
     }
 
+    /// Half of what happens, happens to a dozen.
     fn at(k: u8) -> (u8, u8) {
-        (k % 2, k % KEYS)
+        match k < 128 {
+            true => (k % 2, k % 12),
+            false => (k % 2, k % KEYS),
+        }
     }
 
     fn live(&self, at: (u8, u8), now: u64) -> Option<&Session> {
@@ -391,20 +398,9 @@ impl Machine {
                     self.log.verify();
                 }
             }
-            Op::Roll => {
-                let head = self.log.end().segment;
-                while self.log.end().segment == head {
-                    self.filler += 1;
-                    let value = (self.filler.to_le_bytes()).repeat(200);
-                    let now = ms(self.now);
-                    // One key, so that it is garbage at once.
-                    let put = (self.log).put(FILLER, b"", &value, Expiry::default(), None, now);
-                    match put {
-                        Ok(version) => self.model.last_version = version,
-                        Err(_) => break,
-                    }
-                }
-            }
+            // One key, so that it is garbage at once.
+            Op::Roll => self.fill(|_| 0, Expiry::default()),
+            Op::Pin => self.fill(|n| n, Expiry::at(ms(self.now + 4_000))),
             Op::LoseReplica => self.backups.lose_one(&mut self.dice),
             Op::Crash => {
                 self.crash();
@@ -415,10 +411,23 @@ impl Machine {
         self.remember();
     }
 
+    /// Fills the head; nobody looks at what is in there.
+    fn fill(&mut self, key: impl Fn(u64) -> u64, expiry: Expiry) {
+        let head = self.log.end().segment;
+        while self.log.end().segment == head {
+            self.filler += 1;
+            let key = key(self.filler).to_le_bytes();
+            let value = self.filler.to_le_bytes().repeat(200);
+            match (self.log).put(FILLER, &key, &value, expiry, None, ms(self.now)) {
+                Ok(version) => self.model.last_version = version,
+                Err(_) => break,
+            }
+        }
+    }
+
     /// What clients of `log` see at `now` is what the model says.
     fn check(&self, log: &Log, model: &Model, now: u64, what: &str) {
-        for k in 0..KEYS {
-            let at = Self::at(k);
+        for at in (0..KEYS).map(|k| (k % 2, k)) {
             let found = log.find(Namespace(at.0), &key(at.1), ms(now));
             let session = model.sessions.get(&at);
             let session = session.filter(|it| it.expiry.deadline.is_none_or(|end| now < end.0));
@@ -428,9 +437,20 @@ impl Machine {
                     let same = found.version == session.version
                         && found.expiry == session.expiry
                         && found.value == bytes_of(session.value);
-                    assert!(same, "{what}: {at:?} is {found:?}, not {session:?}");
+                    assert!(
+                        same,
+                        "{what}: {at:?} has {:?}, {:?} and {} bytes, not {session:?}",
+                        found.version,
+                        found.expiry,
+                        found.value.len()
+                    );
                 }
-                (Some(found), None) => panic!("{what}: {at:?} came back as {found:?}"),
+                (Some(found), None) => {
+                    panic!(
+                        "{what}: {at:?} came back with {:?}, {:?}",
+                        found.version, found.expiry
+                    )
+                }
                 (None, Some(session)) => panic!("{what}: {at:?} is lost: {session:?}"),
             }
         }
@@ -573,7 +593,7 @@ fn nothing_is_lost_and_nothing_comes_back_for_a_long_time() {
         let memory_bytes = [640 << 10, 760 << 10, 1000 << 10][seed as usize % 3];
         let mut machine = Machine::new(config(memory_bytes), 1 + seed as usize % 3, seed * 7_919);
         let mut dice = Dice(seed * 0x9E37_79B9);
-        for _ in 0..2_500 {
+        for _ in 0..1_500 {
             machine.step(Op::of((dice.roll() as u32).to_le_bytes()));
         }
         machine.take_over();
@@ -595,8 +615,8 @@ fn nothing_is_lost_and_nothing_comes_back_for_a_long_time() {
     println!("{tally:?}");
     let per = seeds();
     assert!(tally.refused > 2 * per, "memory was never short: {tally:?}");
-    assert!(tally.rounds > 50 * per, "too few recoveries: {tally:?}");
-    assert!(tally.taken_over > 3 * per, "too few takeovers: {tally:?}");
+    assert!(tally.rounds > 30 * per, "too few recoveries: {tally:?}");
+    assert!(tally.taken_over > per, "too few takeovers: {tally:?}");
     assert!(
         tally.cleaned_bytes > 100_000 * per,
         "nothing was cleaned: {tally:?}"
