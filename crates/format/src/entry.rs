@@ -38,16 +38,16 @@ pub const BIRTH_MAX: SegmentId = SegmentId((1 << 48) - 1);
 pub const FORMAT_VERSION: u8 = 1;
 const MAGIC: [u8; 8] = *b"HOLDFAST";
 
-const TYPE_MASK: u8 = 0x0F;
-const TYPE_OBJECT: u8 = 1;
-const TYPE_TOMBSTONE: u8 = 2;
-const TYPE_TOUCH: u8 = 3;
+pub(crate) const TYPE_MASK: u8 = 0x0F;
+pub(crate) const TYPE_OBJECT: u8 = 1;
+pub(crate) const TYPE_TOMBSTONE: u8 = 2;
+pub(crate) const TYPE_TOUCH: u8 = 3;
 const TYPE_COMPLETION: u8 = 4;
 const TYPE_RANGE_TOMBSTONE: u8 = 5;
 const TYPE_SEGMENT_HEADER: u8 = 6;
 const TYPE_DIGEST: u8 = 7;
 
-const FLAG_SHADOWING: u8 = 0x10;
+pub(crate) const FLAG_SHADOWING: u8 = 0x10;
 /// The header has 8 more bytes: idle time and absolute deadline.
 const FLAG_LONG: u8 = 0x20;
 /// The distance to the absolute deadline is in seconds, not milliseconds.
@@ -666,7 +666,7 @@ fn seal(entry: &mut [u8]) {
 }
 
 #[inline]
-fn header_bytes(flags: u8) -> usize {
+pub(crate) fn header_bytes(flags: u8) -> usize {
     if flags & FLAG_LONG != 0 {
         LONG_HEADER_BYTES
     } else {
@@ -699,7 +699,8 @@ fn key_len(bytes: &[u8]) -> usize {
 
 #[inline]
 fn u24_at(bytes: &[u8], at: usize) -> usize {
-    (u32::from(bytes[at]) | u32::from(bytes[at + 1]) << 8 | u32::from(bytes[at + 2]) << 16) as usize
+    let [a, b, c] = bytes[at..at + 3].try_into().expect("three bytes");
+    u32::from_le_bytes([a, b, c, 0]) as usize
 }
 
 #[inline]
@@ -709,12 +710,14 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
 
 #[inline]
 fn u48_at(bytes: &[u8], at: usize) -> u64 {
-    u64::from(u32_at(bytes, at)) | u64::from(bytes[at + 4]) << 32 | u64::from(bytes[at + 5]) << 40
+    let [a, b, c, d, e, f] = bytes[at..at + 6].try_into().expect("six bytes");
+    u64::from_le_bytes([a, b, c, d, e, f, 0, 0])
 }
 
 #[inline]
 fn u56_at(bytes: &[u8], at: usize) -> u64 {
-    u48_at(bytes, at) | u64::from(bytes[at + 6]) << 48
+    let [a, b, c, d, e, f, g] = bytes[at..at + 7].try_into().expect("seven bytes");
+    u64::from_le_bytes([a, b, c, d, e, f, g, 0])
 }
 
 #[inline]

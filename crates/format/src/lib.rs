@@ -8,6 +8,7 @@ mod entry;
 mod expiry;
 mod hash;
 mod ids;
+mod keyed;
 mod segment;
 mod slot;
 
@@ -16,5 +17,6 @@ pub use entry::*;
 pub use expiry::{DEADLINE_MAX, Expiry};
 pub use hash::*;
 pub use ids::*;
+pub use keyed::Keyed;
 pub use segment::*;
 pub use slot::*;

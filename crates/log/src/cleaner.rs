@@ -20,7 +20,7 @@
 
 use holdfast_format::{ClusterMs, Entry, KeyHash, SEGMENT_HEADER_BYTES, SegmentId, Tombstone};
 
-use crate::index::{Kind, Word};
+use crate::index::{Kind, Spot, Word};
 use crate::log::{Class, KeyWords, Log};
 use crate::segments::{Owner, Slot, State};
 
@@ -391,10 +391,19 @@ impl Log {
                 bytes
             }
             Entry::Object(_) | Entry::Touch(_) | Entry::Tombstone(_) => {
-                let (hash, words) = self.words_at(place);
-                let here = |word: &Word| word.offset() == place;
-                let Some(word) = words.main.filter(here).or(words.touch.filter(here)) else {
+                // Garbage is known by the index alone.
+                let hash = self.keyed(place).hash();
+                let Some(spot) = self.index.find_offset(&self.region, hash, place) else {
                     return 0;
+                };
+                let Spot { at, word, .. } = spot;
+                let words = match spot.is_alone() {
+                    true => KeyWords {
+                        main: Some(word),
+                        main_at: at,
+                        ..KeyWords::default()
+                    },
+                    false => self.words_at(place).1,
                 };
                 match self.verdict(words, now) {
                     Verdict::Drop => {
@@ -415,14 +424,14 @@ impl Log {
                             out.copy_from_slice(&tombstone);
                             tombstone.len()
                         });
-                        let word = Word::new(hash, Kind::Tombstone, copy);
+                        let word = Word::new(Kind::Tombstone, copy);
                         self.supersede(hash, words, Some(word));
                         tombstone.len()
                     }
                     Verdict::Keep | Verdict::DropTouch => {
                         let copy = self.copy(place, bytes);
-                        let moved = Word::new(hash, word.kind(), copy);
-                        self.index.replace(&mut self.region, hash, word, moved);
+                        let moved = Word::new(word.kind(), copy);
+                        (self.index).replace_at(&mut self.region, hash, at, word, moved);
                         bytes
                     }
                 }
@@ -433,7 +442,7 @@ impl Log {
     pub(crate) fn drop_touch(&mut self, hash: KeyHash, words: KeyWords) {
         let touch = words.touch.expect("there is a touch to drop");
         self.index.remove(&mut self.region, hash, touch);
-        self.kill(touch.offset());
+        self.kill_word(touch);
     }
 
     /// Copies an entry to the survivor; whoever pointed at it must now point at the copy.

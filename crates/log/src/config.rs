@@ -5,6 +5,8 @@ use holdfast_format::{
     VALUE_BYTES_MAX,
 };
 
+use crate::index::OFFSET_BITS;
+
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Hard bound on segments, index, completion records and everything else a `Log` allocates, and on
@@ -81,6 +83,10 @@ impl Config {
             self.key_bytes_max as usize <= KEY_BYTES_MAX
                 && self.value_bytes_max as usize <= VALUE_BYTES_MAX,
             format!("keys have at most {KEY_BYTES_MAX} bytes and values {VALUE_BYTES_MAX}"),
+        )?;
+        check(
+            memory_bytes <= 1 << OFFSET_BITS,
+            format!("memory_bytes is {memory_bytes}; a log has at most 1 TiB"),
         )?;
         // An object and its completion record, whose outcome may hold an old value, form one append.
         let largest = u64::from(self.key_bytes_max)

@@ -31,11 +31,17 @@ impl Flushes {
     /// True if an entry of the key with this version is gone.
     #[inline]
     pub fn cover(&self, namespace: Namespace, key: &[u8], version: Version) -> bool {
-        version <= self.newest[usize::from(namespace.0)]
+        self.may_cover(namespace, version)
             && self
                 .list
                 .iter()
                 .any(|it| it.tombstone.covers(namespace, key, version))
+    }
+
+    /// False if nothing of this version can be gone, whatever its key.
+    #[inline]
+    pub fn may_cover(&self, namespace: Namespace, version: Version) -> bool {
+        version <= self.newest[usize::from(namespace.0)]
     }
 
     pub fn add(&mut self, flush: Flush) {

@@ -3,33 +3,58 @@
 //! ```text
 //! bucket (64 bytes, one cache line)
 //! | word | word | word | word | word | word | word | word or link |
-//! word:  tag 16 | kind 2 | offset 46        link -> overflow bucket of the same shape
+//! word:  tag 22 | kind 2 | offset 40        link -> | word | word | word | word or link |   overflow bucket
 //! ```
 //!
 //! The bucket of a hash is `floor(hash * buckets / 2^64)`: the hash's top bits, so that hash order
 //! is bucket order and SCAN cursors survive growth. A key has up to two words: its object or
-//! tombstone, and its newest touch.
+//! tombstone (its *main* word), and its newest touch.
 //!
-//! Growth is in place, by a fifth, from the last bucket down to the first: since a bucket's new
+//! The tag is cut from the hash where it is most useful: a little of it lies in the bits that the bucket
+//! number tells already, the rest right below them. So bucket and tag together know the hash to 32 bits and
+//! more, enough to know a word's place in a larger table without reading its key: growth moves words and
+//! touches no entries. Where the tag is cut changes each time that the table has grown a thousandfold; then
+//! alone keys are read.
+//!
+//! Growth is in place, by an eighth, from the last bucket down to the first: since a bucket's new
 //! place is never below its old one, everything from `cursor` up stands at its new place and
 //! everything below at its old one. A few buckets move with each insertion, so there is no pause.
 //!
 //! I1. The words of a bucket and its overflow chain are packed: a hole is filled by the last word.
 //! I2. `offset`s are those of live entries of the region; whoever moves or kills one says so here.
 //! I3. Before every `insert`, `make_room` has said that there is an overflow bucket to spare.
+//! I4. A key's touch stands before its main word, so that a look-up may end there.
+//! I5. A bucket's hashes span at most half of what tags of its table can tell apart.
 
-use holdfast_format::{Entry, KeyHash};
+use holdfast_format::{KeyHash, Keyed};
 
 use crate::region::Region;
+use crate::tags::{TAG_BITS, matching};
 
 const BUCKET_BYTES: u64 = 64;
-const WORDS: u64 = 8;
-/// Overflow buckets kept ready: moving one bucket needs at most 3 beyond those it frees.
-const SPARE_MIN: u32 = 4;
-/// Buckets moved per insertion while growing. With growth by a fifth at a load of 0.8 another
-/// growth is 1.28 insertions per bucket away, so two are more than enough to be done in time.
+const OVERFLOW_BYTES: u64 = 32;
+const WORD_BYTES: u64 = 8;
+/// Words of a bucket, and of an overflow bucket.
+const WORDS: u64 = BUCKET_BYTES / WORD_BYTES;
+const OVERFLOW_WORDS: u64 = OVERFLOW_BYTES / WORD_BYTES;
+/// Growth begins at so many words in a bucket's space: with the overflow buckets that they need then (0.33
+/// for each bucket, by Poisson) a word costs 10.7 bytes, and 11.8 right after growth by an eighth. One word
+/// in nine is in an overflow bucket.
+const WORDS_PER_BUCKET: u64 = 7;
+const GROWTH: usize = 8;
+/// Overflow buckets kept ready. Moving a bucket needs at most 7 beyond those it frees: its words go to at
+/// most 3 buckets, and each of these needs one for every 3 words and less than 2 besides.
+const SPARE_MIN: u64 = 8;
+/// Buckets moved per insertion while growing. Another growth is 0.88 insertions per bucket away, so two
+/// are more than enough to be done in time.
 const MOVES_PER_INSERT: u32 = 2;
 const NO_CHUNK: u32 = u32::MAX;
+
+/// Bits of an offset: a log has at most 1 TiB.
+pub(crate) const OFFSET_BITS: u32 = 40;
+const KIND_BITS: u32 = 2;
+const TAG_AT: u32 = OFFSET_BITS + KIND_BITS;
+const _: () = assert!(TAG_AT + TAG_BITS == 64);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
@@ -38,19 +63,19 @@ pub(crate) enum Kind {
     Tombstone = 3,
 }
 
-/// What the index knows about one entry. Zero is empty.
+/// What the index knows about one entry: its kind and where it stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Word(u64);
 
 impl Word {
     #[inline]
-    pub fn new(hash: KeyHash, kind: Kind, offset: u64) -> Word {
-        debug_assert!(offset < 1 << 46);
-        Word(tag(hash) | (kind as u64) << 46 | offset)
+    pub fn new(kind: Kind, offset: u64) -> Word {
+        debug_assert!(offset < 1 << OFFSET_BITS);
+        Word((kind as u64) << OFFSET_BITS | offset)
     }
     #[inline]
     pub fn kind(self) -> Kind {
-        match self.0 >> 46 & 3 {
+        match self.0 >> OFFSET_BITS {
             1 => Kind::Object,
             2 => Kind::Touch,
             3 => Kind::Tombstone,
@@ -59,17 +84,89 @@ impl Word {
     }
     #[inline]
     pub fn offset(self) -> u64 {
-        self.0 & ((1 << 46) - 1)
+        self.0 & ((1 << OFFSET_BITS) - 1)
     }
     #[inline]
-    fn link(self) -> Option<u32> {
-        (self.0 != 0 && self.0 >> 46 & 3 == 0).then(|| (self.0 - 1) as u32)
+    fn is_main(self) -> bool {
+        self.kind() != Kind::Touch
     }
 }
 
-#[inline]
-fn tag(hash: KeyHash) -> u64 {
-    hash.0 << 48
+/// A word with its tag, as it stands in a bucket; or a link to an overflow bucket; or nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Raw(u64);
+
+impl Raw {
+    const NONE: Raw = Raw(0);
+
+    #[inline]
+    fn new(word: Word, tag: u32) -> Raw {
+        Raw(u64::from(tag) << TAG_AT | word.0)
+    }
+    #[inline]
+    fn to(overflow: u64) -> Raw {
+        Raw(overflow + 1)
+    }
+    #[inline]
+    fn tag(self) -> u32 {
+        (self.0 >> TAG_AT) as u32
+    }
+    #[inline]
+    fn word(self) -> Option<Word> {
+        let word = Word(self.0 & ((1 << TAG_AT) - 1));
+        (word.0 >> OFFSET_BITS != 0).then_some(word)
+    }
+    /// The overflow bucket that a link leads to.
+    #[inline]
+    fn link(self) -> Option<u64> {
+        (self.0 != 0 && self.word().is_none()).then(|| self.0 - 1)
+    }
+}
+
+/// How hashes become buckets and tags.
+#[derive(Clone, Copy, Debug)]
+struct Rule {
+    buckets: u64,
+    /// The tag begins at this bit of the hash.
+    tag_shift: u32,
+}
+
+impl Rule {
+    fn of(buckets: u64) -> Rule {
+        // I5: with at least 2^bits buckets their hashes span at most 2^(64 - bits).
+        let bits = match buckets.ilog2() {
+            36.. => 36,
+            26.. => 26,
+            16.. => 16,
+            _ => 6,
+        };
+        assert!(buckets >= 1 << bits, "chunks have 64 buckets at least");
+        Rule {
+            buckets,
+            tag_shift: 64 - bits - (TAG_BITS - 1),
+        }
+    }
+    #[inline]
+    fn bucket(self, hash: KeyHash) -> u64 {
+        ((u128::from(hash.0) * u128::from(self.buckets)) >> 64) as u64
+    }
+    #[inline]
+    fn tag(self, hash: KeyHash) -> u32 {
+        (hash.0 >> self.tag_shift) as u32 & ((1 << TAG_BITS) - 1)
+    }
+    /// The lowest hash of a bucket; `None` past the last.
+    fn first_hash(self, number: u64) -> Option<KeyHash> {
+        if number >= self.buckets {
+            return None;
+        }
+        let hash = (u128::from(number) << 64).div_ceil(u128::from(self.buckets));
+        Some(KeyHash(hash as u64))
+    }
+    /// The highest hash of a bucket.
+    fn last_hash(self, number: u64) -> KeyHash {
+        self.first_hash(number + 1)
+            .map_or(KeyHash(u64::MAX), |next| KeyHash(next.0 - 1))
+    }
 }
 
 #[derive(Debug)]
@@ -77,27 +174,25 @@ pub(crate) struct Index {
     /// Binary logarithm of the buckets in a chunk.
     chunk_shift: u32,
     chunks: Vec<u32>,
-    buckets: u64,
-    growing: Option<Growing>,
+    rule: Rule,
+    /// What holds for buckets that have moved. As `rule` while there is no growth.
+    to: Rule,
+    /// Old buckets from here on have moved: none, with `u64::MAX`, while there is no growth.
+    cursor: u64,
     overflow_chunks: Vec<u32>,
     /// First free overflow bucket, each naming the next; 0 ends the list, otherwise number + 1.
     overflow_free: u64,
-    overflow_spare: u32,
+    /// Overflow buckets from here on were never used.
+    overflow_fresh: u64,
     overflow_used: u64,
+    seglets: u64,
     words: u64,
     /// Words of the bucket that is being moved; kept to save allocating.
-    moving: Vec<Word>,
+    moving: Vec<Raw>,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Growing {
-    to: u64,
-    /// Old buckets from here on have moved.
-    cursor: u64,
-}
-
-/// Where a word stands, until the index changes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Where a word stood when it was seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub(crate) struct At(u64);
 
 impl Index {
@@ -108,15 +203,18 @@ impl Index {
         let first = region
             .take_index_seglet(true)
             .expect("a new region has free blocks");
+        let rule = Rule::of(buckets_per_chunk);
         let mut index = Index {
             chunk_shift: buckets_per_chunk.trailing_zeros(),
             chunks: vec![first],
-            buckets: buckets_per_chunk,
-            growing: None,
+            rule,
+            to: rule,
+            cursor: u64::MAX,
             overflow_chunks: Vec::new(),
             overflow_free: 0,
-            overflow_spare: 0,
+            overflow_fresh: 0,
             overflow_used: 0,
+            seglets: 1,
             words: 0,
             moving: Vec::new(),
         };
@@ -128,56 +226,79 @@ impl Index {
     }
 
     pub fn bytes(&self, region: &Region) -> u64 {
-        let chunks = self
-            .chunks
-            .iter()
-            .filter(|&&chunk| chunk != NO_CHUNK)
-            .count();
-        (chunks + self.overflow_chunks.len()) as u64 * region.seglet_bytes() as u64
+        self.seglets * region.seglet_bytes() as u64
     }
 
+    /// Starts loading the bucket in which a look-up of `hash` will begin.
     #[inline]
     pub fn prefetch(&self, region: &Region, hash: KeyHash) {
-        region.prefetch(self.home(region, hash));
+        region.prefetch(self.home(region, hash).0);
     }
 
-    /// The words that may belong to a key with this hash.
+    /// Starts loading what a look-up will read after the bucket, which has been loaded by now: the
+    /// entry, or the next bucket of the chain.
+    #[inline]
+    pub fn prefetch_entry(&self, region: &Region, hash: KeyHash) {
+        let (bucket, tag) = self.home(region, hash);
+        let line = line(region, bucket);
+        let found = matching(line, tag);
+        let raw = match found {
+            0 => raw_in(line, WORDS - 1),
+            found => raw_in(line, u64::from(found.trailing_zeros())),
+        };
+        match (raw.word(), raw.link()) {
+            (Some(word), _) if found != 0 => {
+                // Header and key seldom end in the line in which they begin.
+                region.prefetch(word.offset());
+                region.prefetch(word.offset() + BUCKET_BYTES);
+            }
+            (_, Some(link)) => region.prefetch(self.overflow_offset(region, link)),
+            _ => {}
+        }
+    }
+
+    /// The words that may belong to a key with this hash. A key's touch comes before its main word (I4).
     #[inline]
     pub fn probe<'a>(&'a self, region: &'a Region, hash: KeyHash) -> Probe<'a> {
-        Probe {
-            index: self,
-            region,
-            bucket: self.home(region, hash),
-            next: 0,
-            tag: Some(tag(hash)),
+        let (bucket, tag) = self.home(region, hash);
+        Probe::new(self, region, bucket, Some(tag))
+    }
+
+    /// The word of the entry at `offset`, which is that of a key with this hash; and whether the key
+    /// may have a touch besides. Reads no entry.
+    #[inline]
+    pub fn find_offset(&self, region: &Region, hash: KeyHash, offset: u64) -> Option<Spot> {
+        let mut touches = false;
+        for (at, word) in self.probe(region, hash) {
+            if word.offset() == offset {
+                return Some(Spot { at, word, touches });
+            }
+            touches |= !word.is_main();
         }
+        None
     }
 
     /// Makes sure that one more word can be inserted. `may_take_block`: the region may give the
     /// index another block for it.
+    #[inline]
     pub fn make_room(&mut self, region: &mut Region, may_take_block: bool) -> bool {
-        while self.overflow_spare < SPARE_MIN {
-            let Some(seglet) = region.take_index_seglet(may_take_block) else {
-                return false;
-            };
-            let first = self.overflow_chunks.len() as u64 * self.buckets_per_chunk();
-            self.overflow_chunks.push(seglet);
-            self.overflow_used += self.buckets_per_chunk();
-            for number in (first..first + self.buckets_per_chunk()).rev() {
-                self.free_overflow(region, number as u32);
-            }
-        }
-        true
+        self.overflow_spare() >= SPARE_MIN || self.add_overflow(region, may_take_block)
     }
 
     /// Adds a word. `make_room` has been asked.
     pub fn insert(&mut self, region: &mut Region, hash: KeyHash, word: Word) {
         self.words += 1;
-        self.place(region, hash, word);
-    }
-
-    pub fn set(&mut self, region: &mut Region, at: At, word: Word) {
-        write(region, at.0, word.0);
+        let (bucket, tag) = self.home(region, hash);
+        let mut last = Raw::new(word, tag);
+        if !word.is_main() {
+            // I4: it takes the place of the first word that could be the key's main one.
+            let first = self.probe(region, hash).find(|(_, it)| it.is_main());
+            if let Some((at, main)) = first {
+                write(region, at.0, last);
+                last = Raw::new(main, tag);
+            }
+        }
+        self.append(region, bucket, last);
     }
 
     /// Where this very word of a key stands.
@@ -187,12 +308,23 @@ impl Index {
             .map(|(at, _)| at)
     }
 
-    /// Puts `new` in the place of `old`.
+    /// Puts `new` in the place of `old`, a main word for a main one or a touch for a touch.
     pub fn replace(&mut self, region: &mut Region, hash: KeyHash, old: Word, new: Word) {
         let at = self
             .locate(region, hash, old)
             .expect("the word is in the index");
-        self.set(region, at, new);
+        self.replace_at(region, hash, at, old, new);
+    }
+
+    /// As `replace`, for whoever has seen `old` at `at`. It may have moved since.
+    #[inline]
+    pub fn replace_at(&mut self, region: &mut Region, hash: KeyHash, at: At, old: Word, new: Word) {
+        assert_eq!(old.is_main(), new.is_main(), "I4");
+        let raw = read(region, at.0);
+        if raw.word() != Some(old) {
+            return self.replace(region, hash, old, new);
+        }
+        write(region, at.0, Raw::new(new, raw.tag()));
     }
 
     /// Takes a word out.
@@ -202,66 +334,50 @@ impl Index {
             .expect("the word is in the index");
         self.words -= 1;
         // I1: the last word of the chain fills the hole.
-        let (mut previous, mut bucket) = (None, self.home(region, hash));
-        while let Some(next) = self.next_bucket(region, bucket) {
-            previous = Some(bucket);
-            bucket = next;
+        let mut previous = None;
+        let (mut bucket, _) = self.home(region, hash);
+        let mut words = WORDS;
+        while let Some(link) = read(region, bucket + WORD_BYTES * (words - 1)).link() {
+            previous = Some((bucket + WORD_BYTES * (words - 1), link));
+            bucket = self.overflow_offset(region, link);
+            words = OVERFLOW_WORDS;
         }
-        let last = (0..WORDS)
+        let last = (0..words)
             .rev()
-            .find(|i| read(region, bucket + 8 * i) != 0)
+            .find(|i| read(region, bucket + WORD_BYTES * i) != Raw::NONE)
             .expect("the chain holds the word");
-        let filler = read(region, bucket + 8 * last);
-        write(region, at.0, filler);
-        write(region, bucket + 8 * last, 0);
+        let last_at = At(bucket + WORD_BYTES * last);
+        if at != last_at {
+            self.fill(region, hash, at, last_at);
+        }
+        write(region, last_at.0, Raw::NONE);
         // An overflow bucket with one word left is given back, its word takes the link's place.
-        if let (Some(before), 1) = (previous, last) {
-            let number = Word(read(region, before + 8 * (WORDS - 1)))
-                .link()
-                .expect("I1");
+        if let (Some((link_at, number)), 1) = (previous, last) {
             let only = read(region, bucket);
-            write(region, before + 8 * (WORDS - 1), only);
+            write(region, link_at, only);
             self.free_overflow(region, number);
         }
     }
 
     /// Grows a little if the load asks for it. Bounded work.
+    #[inline]
     pub fn grow(&mut self, region: &mut Region, may_take_block: bool) {
-        if self.growing.is_none() && self.words * 10 > self.buckets * WORDS * 8 {
-            let to = self.buckets + self.buckets.div_ceil(5);
-            let chunks = to.div_ceil(self.buckets_per_chunk()) as usize;
-            self.chunks.resize(chunks, NO_CHUNK);
-            self.growing = Some(Growing {
-                to,
-                cursor: self.buckets,
-            });
-        }
-        for _ in 0..MOVES_PER_INSERT {
-            if self.growing.is_none() || !self.move_bucket(region, may_take_block) {
-                break;
-            }
+        if self.is_growing() || self.words > self.rule.buckets * WORDS_PER_BUCKET {
+            self.grow_some(region, may_take_block);
         }
     }
 
     /// The words of the bucket in which `hash` lies, and the first hash of the next bucket.
     pub fn bucket<'a>(&'a self, region: &'a Region, hash: KeyHash) -> (Probe<'a>, Option<KeyHash>) {
-        let (number, buckets) = self.place_of(hash);
+        let rule = self.rule_of(hash);
+        let number = rule.bucket(hash);
         // With buckets still to move, the last old-style one ends where the moved ones begin.
-        let next = first_hash(number + 1, buckets);
+        let next = rule.first_hash(number + 1);
         let bucket = self.bucket_offset(region, number);
-        (
-            Probe {
-                index: self,
-                region,
-                bucket,
-                next: 0,
-                tag: None,
-            },
-            next,
-        )
+        (Probe::new(self, region, bucket, None), next)
     }
 
-    /// Walks every word, for `verify`.
+    /// Walks every word, for `verify`, with the hashes that its place allows.
     pub fn check(&self, region: &Region, mut visit: impl FnMut(Word, u64, u64)) {
         let mut words = 0;
         let mut hash = Some(KeyHash(0));
@@ -274,146 +390,284 @@ impl Index {
             hash = next;
         }
         assert_eq!(words, self.words, "words in buckets");
-        let total = self.overflow_chunks.len() as u64 * self.buckets_per_chunk();
-        assert_eq!(self.overflow_used + u64::from(self.overflow_spare), total);
+        let mut free = 0;
+        let mut next = self.overflow_free;
+        while next != 0 {
+            free += 1;
+            next = read(region, self.overflow_offset(region, next - 1)).0;
+        }
+        assert_eq!(self.overflow_used + free, self.overflow_fresh);
+        let chunks = self.chunks.iter().filter(|&&it| it != NO_CHUNK).count();
+        assert_eq!(
+            self.seglets,
+            (chunks + self.overflow_chunks.len()) as u64,
+            "chunks"
+        );
     }
 
     // ---- private ----
 
-    fn buckets_per_chunk(&self) -> u64 {
-        1 << self.chunk_shift
+    fn is_growing(&self) -> bool {
+        self.cursor != u64::MAX
     }
 
-    /// Number of the bucket and how many there are by the rule that holds for `hash`.
     #[inline]
-    fn place_of(&self, hash: KeyHash) -> (u64, u64) {
-        let old = scale(hash, self.buckets);
-        match self.growing {
-            Some(growing) if old >= growing.cursor => (scale(hash, growing.to), growing.to),
-            _ => (old, self.buckets),
+    fn rule_of(&self, hash: KeyHash) -> Rule {
+        match self.rule.bucket(hash) >= self.cursor {
+            true => self.to,
+            false => self.rule,
         }
     }
 
+    /// Where the bucket of `hash` is, and the tag of `hash` there.
+    ///
+    /// Both numbers are computed and one is taken: during growth a branch would be guessed wrong half
+    /// the time.
     #[inline]
-    fn home(&self, region: &Region, hash: KeyHash) -> u64 {
-        self.bucket_offset(region, self.place_of(hash).0)
+    fn home(&self, region: &Region, hash: KeyHash) -> (u64, u32) {
+        let (old, new) = (self.rule.bucket(hash), self.to.bucket(hash));
+        let moved = old >= self.cursor;
+        let number = if moved { new } else { old };
+        let shift = if moved {
+            self.to.tag_shift
+        } else {
+            self.rule.tag_shift
+        };
+        let tag = (hash.0 >> shift) as u32 & ((1 << TAG_BITS) - 1);
+        (self.bucket_offset(region, number), tag)
     }
 
     #[inline]
     fn bucket_offset(&self, region: &Region, number: u64) -> u64 {
-        chunk_offset(
-            &self.chunks,
-            self.chunk_shift,
-            region.seglet_bytes(),
-            number,
-        )
+        let chunk = self.chunks[(number >> self.chunk_shift) as usize];
+        let within = number & ((1 << self.chunk_shift) - 1);
+        region.offset_of(chunk) + within * BUCKET_BYTES
     }
 
-    fn overflow_offset(&self, region: &Region, number: u32) -> u64 {
-        let number = u64::from(number);
-        chunk_offset(
-            &self.overflow_chunks,
-            self.chunk_shift,
-            region.seglet_bytes(),
-            number,
-        )
+    #[inline]
+    fn overflow_offset(&self, region: &Region, number: u64) -> u64 {
+        let shift = self.chunk_shift + 1;
+        let chunk = self.overflow_chunks[(number >> shift) as usize];
+        let within = number & ((1 << shift) - 1);
+        region.offset_of(chunk) + within * OVERFLOW_BYTES
     }
 
-    fn next_bucket(&self, region: &Region, bucket: u64) -> Option<u64> {
-        let link = Word(read(region, bucket + 8 * (WORDS - 1))).link()?;
-        Some(self.overflow_offset(region, link))
+    fn overflow_spare(&self) -> u64 {
+        let total = (self.overflow_chunks.len() as u64) << (self.chunk_shift + 1);
+        total - self.overflow_used
     }
 
-    fn place(&mut self, region: &mut Region, hash: KeyHash, word: Word) {
-        let mut bucket = self.home(region, hash);
-        while let Some(next) = self.next_bucket(region, bucket) {
-            bucket = next;
+    #[cold]
+    fn add_overflow(&mut self, region: &mut Region, may_take_block: bool) -> bool {
+        let Some(seglet) = region.take_index_seglet(may_take_block) else {
+            return false;
+        };
+        self.seglets += 1;
+        self.overflow_chunks.push(seglet);
+        true
+    }
+
+    /// A zeroed overflow bucket.
+    fn take_overflow(&mut self, region: &mut Region) -> u64 {
+        self.overflow_used += 1;
+        match self.overflow_free {
+            0 => {
+                let number = self.overflow_fresh;
+                self.overflow_fresh += 1;
+                number
+            }
+            free => {
+                let offset = self.overflow_offset(region, free - 1);
+                self.overflow_free = read(region, offset).0;
+                write(region, offset, Raw::NONE);
+                free - 1
+            }
         }
-        if let Some(free) = (0..WORDS).find(|i| read(region, bucket + 8 * i) == 0) {
-            write(region, bucket + 8 * free, word.0);
+    }
+
+    fn free_overflow(&mut self, region: &mut Region, number: u64) {
+        let offset = self.overflow_offset(region, number);
+        clear(region, offset, OVERFLOW_BYTES);
+        write(region, offset, Raw(self.overflow_free));
+        self.overflow_free = number + 1;
+        self.overflow_used -= 1;
+    }
+
+    /// Puts a word at the end of the chain that begins at `bucket`.
+    fn append(&mut self, region: &mut Region, mut bucket: u64, raw: Raw) {
+        let mut words = WORDS;
+        loop {
+            let last_at = bucket + WORD_BYTES * (words - 1);
+            let last = read(region, last_at);
+            if last == Raw::NONE {
+                let free = (0..words)
+                    .map(|i| bucket + WORD_BYTES * i)
+                    .find(|&at| read(region, at) == Raw::NONE);
+                write(region, free.expect("its last place is free"), raw);
+                return;
+            }
+            let Some(link) = last.link() else {
+                assert!(self.overflow_spare() > 0, "I3: make_room was asked");
+                let number = self.take_overflow(region);
+                let overflow = self.overflow_offset(region, number);
+                write(region, overflow, last);
+                write(region, overflow + WORD_BYTES, raw);
+                write(region, last_at, Raw::to(number));
+                return;
+            };
+            bucket = self.overflow_offset(region, link);
+            words = OVERFLOW_WORDS;
+        }
+    }
+
+    /// Copies the last word of a chain, at `last`, to the hole at `hole`.
+    fn fill(&self, region: &mut Region, hash: KeyHash, hole: At, last: At) {
+        let filler = read(region, last.0);
+        let word = filler.word().expect("the last word");
+        write(region, hole.0, filler);
+        if !word.is_main() {
             return;
         }
-        assert!(self.overflow_spare > 0, "I3: make_room was asked");
-        let number = (self.overflow_free - 1) as u32;
-        let overflow = self.overflow_offset(region, number);
-        self.overflow_free = read(region, overflow);
-        self.overflow_spare -= 1;
-        self.overflow_used += 1;
-        let displaced = read(region, bucket + 8 * (WORDS - 1));
-        write(region, overflow, displaced);
-        write(region, overflow + 8, word.0);
-        write(region, bucket + 8 * (WORDS - 1), u64::from(number) + 1);
+        // I4: if the key's touch stood between the two, it must not come after. All that could be it
+        // have the same tag; the last of them changes places with the word.
+        let (home, _) = self.home(region, hash);
+        let touch = Probe::new(self, region, home, Some(filler.tag()))
+            .skip_while(|&(at, _)| at != hole)
+            .filter(|(_, word)| !word.is_main())
+            .last();
+        if let Some((at, touch)) = touch {
+            write(region, hole.0, Raw::new(touch, filler.tag()));
+            write(region, at.0, filler);
+        }
     }
 
-    fn free_overflow(&mut self, region: &mut Region, number: u32) {
-        let offset = self.overflow_offset(region, number);
-        let end = offset as usize + BUCKET_BYTES as usize;
-        region.memory_mut()[offset as usize..end].fill(0);
-        write(region, offset, self.overflow_free);
-        self.overflow_free = u64::from(number) + 1;
-        self.overflow_spare += 1;
-        self.overflow_used -= 1;
+    fn grow_some(&mut self, region: &mut Region, may_take_block: bool) {
+        if !self.is_growing() {
+            // Whole chunks: a begun one would be as good as wasted.
+            let chunks = self.chunks.len();
+            let more = (chunks + GROWTH / 2) / GROWTH;
+            self.chunks.resize(chunks + more.max(1), NO_CHUNK);
+            self.to = Rule::of((self.chunks.len() as u64) << self.chunk_shift);
+            self.cursor = self.rule.buckets;
+        }
+        for _ in 0..MOVES_PER_INSERT {
+            if !self.is_growing() || !self.move_bucket(region, may_take_block) {
+                break;
+            }
+        }
     }
 
     /// Moves one bucket to its new places. False if memory for it is missing: growth waits.
     fn move_bucket(&mut self, region: &mut Region, may_take_block: bool) -> bool {
-        let Growing { to, cursor } = self.growing.expect("the caller looked");
-        let number = cursor - 1;
         if !self.make_room(region, may_take_block) {
             return false;
         }
-        let scaled = |n: u64| (u128::from(n) * u128::from(to) / u128::from(self.buckets)) as u64;
-        for place in scaled(number)..=scaled(number + 1).min(to - 1) {
-            let chunk = (place / self.buckets_per_chunk()) as usize;
+        let number = self.cursor - 1;
+        let first = (self.rule.first_hash(number)).expect("a bucket of the table");
+        let last = self.rule.last_hash(number);
+        for place in self.to.bucket(first)..=self.to.bucket(last) {
+            let chunk = (place >> self.chunk_shift) as usize;
             if self.chunks[chunk] == NO_CHUNK {
                 let Some(seglet) = region.take_index_seglet(may_take_block) else {
                     return false;
                 };
+                self.seglets += 1;
                 self.chunks[chunk] = seglet;
             }
         }
-
         let mut moving = std::mem::take(&mut self.moving);
-        let mut bucket = self.bucket_offset(region, number);
-        let mut overflow = None;
-        loop {
-            let next = self.next_bucket(region, bucket);
-            let link = Word(read(region, bucket + 8 * (WORDS - 1))).link();
-            for i in 0..WORDS - u64::from(link.is_some()) {
-                let word = read(region, bucket + 8 * i);
-                if word != 0 {
-                    moving.push(Word(word));
-                }
-            }
-            let end = (bucket + BUCKET_BYTES) as usize;
-            region.memory_mut()[bucket as usize..end].fill(0);
-            if let Some(number) = overflow {
-                self.free_overflow(region, number);
-            }
-            match next {
-                Some(next) => (bucket, overflow) = (next, link),
-                None => break,
-            }
-        }
-        self.growing = Some(Growing { to, cursor: number });
-        for word in moving.drain(..) {
-            self.place(region, hash_at(region, word.offset()), word);
+        self.take_words(region, number, &mut moving);
+        self.cursor = number;
+        for raw in moving.drain(..) {
+            let (place, raw) = self.new_place(region, first, last, raw);
+            let bucket = self.bucket_offset(region, place);
+            self.append(region, bucket, raw);
         }
         self.moving = moving;
         if number == 0 {
-            self.buckets = to;
-            self.growing = None;
+            self.rule = self.to;
+            self.cursor = u64::MAX;
         } else {
-            // The next bucket's keys will be hashed at the next step: have them loaded by then.
-            let bucket = self.bucket_offset(region, number - 1);
+            self.prefetch_move(region, number - 1);
+        }
+        true
+    }
+
+    /// Where a word of the old bucket with the hashes `first..=last` goes, and as what.
+    #[inline]
+    fn new_place(&self, region: &Region, first: KeyHash, last: KeyHash, raw: Raw) -> (u64, Raw) {
+        let shift = self.rule.tag_shift;
+        if shift == self.to.tag_shift {
+            // The only hashes in the bucket with this tag (I5).
+            let ahead = u64::from(raw.tag()).wrapping_sub(first.0 >> shift);
+            let quantum = (first.0 >> shift) + (ahead & ((1 << TAG_BITS) - 1));
+            assert!(quantum <= last.0 >> shift, "a word in the wrong bucket");
+            let lowest = (quantum << shift).max(first.0);
+            let highest = ((quantum << shift) | ((1 << shift) - 1)).min(last.0);
+            let place = self.to.bucket(KeyHash(lowest));
+            if place == self.to.bucket(KeyHash(highest)) {
+                return (place, raw);
+            }
+        }
+        let word = raw.word().expect("links are not moved");
+        let hash = hash_at(region, word.offset());
+        (self.to.bucket(hash), Raw::new(word, self.to.tag(hash)))
+    }
+
+    /// Empties a bucket and its chain.
+    fn take_words(&mut self, region: &mut Region, number: u64, into: &mut Vec<Raw>) {
+        let mut bucket = self.bucket_offset(region, number);
+        let mut bytes = BUCKET_BYTES;
+        let mut overflow = None;
+        loop {
+            let mut link = None;
+            for i in 0..bytes / WORD_BYTES {
+                let raw = read(region, bucket + WORD_BYTES * i);
+                link = raw.link();
+                if raw.word().is_some() {
+                    into.push(raw);
+                }
+            }
+            clear(region, bucket, bytes);
+            if let Some(number) = overflow {
+                self.free_overflow(region, number);
+            }
+            let Some(number) = link else { return };
+            overflow = link;
+            bucket = self.overflow_offset(region, number);
+            bytes = OVERFLOW_BYTES;
+        }
+    }
+
+    /// Has loaded what moving the bucket will read.
+    fn prefetch_move(&self, region: &Region, number: u64) {
+        let bucket = self.bucket_offset(region, number);
+        if let Some(link) = read(region, bucket + WORD_BYTES * (WORDS - 1)).link() {
+            region.prefetch(self.overflow_offset(region, link));
+        }
+        if self.rule.tag_shift != self.to.tag_shift {
             for i in 0..WORDS {
-                let word = Word(read(region, bucket + 8 * i));
-                if word.0 != 0 && word.link().is_none() {
+                if let Some(word) = read(region, bucket + WORD_BYTES * i).word() {
                     region.prefetch(word.offset());
                 }
             }
         }
-        true
+    }
+}
+
+/// A word, where it stands, and whether touches were seen that may be its key's.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Spot {
+    pub at: At,
+    pub word: Word,
+    touches: bool,
+}
+
+impl Spot {
+    /// True if this is a key's main word and the key has no touch.
+    #[inline]
+    pub fn is_alone(&self) -> bool {
+        self.word.is_main() && !self.touches
     }
 }
 
@@ -423,9 +677,45 @@ pub(crate) struct Probe<'a> {
     index: &'a Index,
     region: &'a Region,
     bucket: u64,
-    next: u64,
+    /// Places of this bucket still to be looked at, a bit each.
+    left: u32,
+    /// Where the link to the next bucket would be.
+    link_at: u64,
     /// Only words with this tag.
-    tag: Option<u64>,
+    tag: Option<u32>,
+}
+
+impl<'a> Probe<'a> {
+    #[inline]
+    fn new(index: &'a Index, region: &'a Region, bucket: u64, tag: Option<u32>) -> Probe<'a> {
+        Probe {
+            index,
+            region,
+            bucket,
+            left: match tag {
+                Some(tag) => matching(line(region, bucket), tag),
+                None => (1 << WORDS) - 1,
+            },
+            link_at: bucket + WORD_BYTES * (WORDS - 1),
+            tag,
+        }
+    }
+
+    /// Goes on to the next bucket of the chain. False if there is none.
+    fn follow(&mut self) -> bool {
+        let Some(link) = read(self.region, self.link_at).link() else {
+            return false;
+        };
+        self.bucket = self.index.overflow_offset(self.region, link);
+        self.link_at = self.bucket + WORD_BYTES * (OVERFLOW_WORDS - 1);
+        self.left = (0..OVERFLOW_WORDS)
+            .filter(|i| {
+                let raw = read(self.region, self.bucket + WORD_BYTES * i);
+                self.tag.is_none_or(|tag| tag == raw.tag())
+            })
+            .fold(0, |left, i| left | 1 << i);
+        true
+    }
 }
 
 impl Iterator for Probe<'_> {
@@ -434,22 +724,16 @@ impl Iterator for Probe<'_> {
     #[inline]
     fn next(&mut self) -> Option<(At, Word)> {
         loop {
-            if self.next == WORDS {
+            while self.left != 0 {
+                let at = self.bucket + WORD_BYTES * u64::from(self.left.trailing_zeros());
+                self.left &= self.left - 1;
+                // Links and places without a word have tag 0 as well.
+                if let Some(word) = read(self.region, at).word() {
+                    return Some((At(at), word));
+                }
+            }
+            if !self.follow() {
                 return None;
-            }
-            let at = self.bucket + 8 * self.next;
-            let word = Word(read(self.region, at));
-            if word.0 == 0 {
-                return None; // I1: nothing follows a hole.
-            }
-            if let Some(link) = word.link() {
-                self.bucket = self.index.overflow_offset(self.region, link);
-                self.next = 0;
-                continue;
-            }
-            self.next += 1;
-            if self.tag.is_none_or(|tag| tag == word.0 & !((1 << 48) - 1)) {
-                return Some((At(at), word));
             }
         }
     }
@@ -457,42 +741,40 @@ impl Iterator for Probe<'_> {
 
 /// The hash of the key of the entry at `offset`.
 pub(crate) fn hash_at(region: &Region, offset: u64) -> KeyHash {
-    let (entry, _) = Entry::decode_trusted(&region.memory()[offset as usize..])
-        .expect("the index points at entries (I2)");
-    entry
-        .key_hash()
+    Keyed::at(&region.memory()[offset as usize..])
         .expect("the index points at entries with keys (I2)")
+        .hash()
 }
 
 #[inline]
-fn scale(hash: KeyHash, buckets: u64) -> u64 {
-    ((u128::from(hash.0) * u128::from(buckets)) >> 64) as u64
-}
-
-/// The lowest hash of a bucket; `None` past the last.
-fn first_hash(number: u64, buckets: u64) -> Option<KeyHash> {
-    if number >= buckets {
-        return None;
-    }
-    let hash = (u128::from(number) << 64).div_ceil(u128::from(buckets));
-    Some(KeyHash(hash as u64))
+fn line(region: &Region, bucket: u64) -> &[u8; BUCKET_BYTES as usize] {
+    region.memory()[bucket as usize..]
+        .first_chunk()
+        .expect("buckets are whole")
 }
 
 #[inline]
-fn chunk_offset(chunks: &[u32], shift: u32, seglet_bytes: usize, number: u64) -> u64 {
-    let chunk = chunks[(number >> shift) as usize];
-    let within = number & ((1 << shift) - 1);
-    u64::from(chunk) * seglet_bytes as u64 + within * BUCKET_BYTES
+fn raw_in(line: &[u8; BUCKET_BYTES as usize], i: u64) -> Raw {
+    let at = (WORD_BYTES * i) as usize;
+    Raw(u64::from_le_bytes(
+        line[at..at + 8].try_into().expect("eight bytes"),
+    ))
 }
 
 #[inline]
-fn read(region: &Region, at: u64) -> u64 {
+fn read(region: &Region, at: u64) -> Raw {
     let at = at as usize;
-    u64::from_le_bytes(region.memory()[at..at + 8].try_into().expect("eight bytes"))
+    let bytes = region.memory()[at..at + 8].try_into();
+    Raw(u64::from_le_bytes(bytes.expect("eight bytes")))
 }
 
 #[inline]
-fn write(region: &mut Region, at: u64, word: u64) {
+fn write(region: &mut Region, at: u64, raw: Raw) {
     let at = at as usize;
-    region.memory_mut()[at..at + 8].copy_from_slice(&word.to_le_bytes());
+    region.memory_mut()[at..at + 8].copy_from_slice(&raw.0.to_le_bytes());
+}
+
+#[inline]
+fn clear(region: &mut Region, at: u64, bytes: u64) {
+    region.memory_mut()[at as usize..(at + bytes) as usize].fill(0);
 }

@@ -39,7 +39,7 @@ impl Log {
             assert_eq!(kind, word.kind());
             let (KeyHash(hash), words) = self.words_at(word.offset());
             assert!((first..=last).contains(&hash), "a key in the wrong bucket");
-            let KeyWords { main, touch } = words;
+            let KeyWords { main, touch, .. } = words;
             let listed = if kind == Kind::Touch { touch } else { main };
             assert_eq!(listed, Some(word), "a key has two words of a kind");
             if let (Kind::Object, Some(current)) = (kind, self.current(words)) {

@@ -24,6 +24,7 @@ mod replay;
 mod segments;
 mod session;
 mod sweep;
+mod tags;
 
 pub use holdfast_format::Expiry;
 use holdfast_format::{ClientId, ClusterMs, EntryError, SegmentId, Slot, Version};

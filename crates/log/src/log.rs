@@ -18,7 +18,7 @@
 use std::collections::BTreeMap;
 
 use holdfast_format::{
-    ClusterMs, Digest, Entry, HeaderKind, KeyHash, LogId, Namespace, Object, Position,
+    ClusterMs, Digest, Entry, HeaderKind, KeyHash, Keyed, LogId, Namespace, Object, Position,
     SEGMENT_HEADER_BYTES, SLOTS, SegmentHeader, SegmentId, Slot as KeySlot, SlotRange, Tombstone,
     Touch, Version,
 };
@@ -27,7 +27,7 @@ use crate::cleaner::{Cleaning, Phase};
 use crate::completions::{Completions, RECORD_CHARGE_BYTES};
 use crate::config::{Config, ConfigError};
 use crate::flushes::Flushes;
-use crate::index::{Index, Kind, Word};
+use crate::index::{At, Index, Kind, Word};
 use crate::region::{Region, Run};
 use crate::replay::Replay;
 use crate::segments::{Owner, Segments, Slot, State};
@@ -74,6 +74,9 @@ pub(crate) struct KeyWords {
     /// Object or tombstone.
     pub main: Option<Word>,
     pub touch: Option<Word>,
+    /// Where they were seen, which saves looking again when they are replaced.
+    pub main_at: At,
+    pub touch_at: At,
 }
 
 /// A key's object together with its newest touch.
@@ -286,6 +289,13 @@ impl Log {
         }
     }
 
+    /// The fixed part of an entry that the index points at.
+    #[inline]
+    pub(crate) fn keyed(&self, offset: u64) -> Keyed<'_> {
+        Keyed::at(&self.region.memory()[offset as usize..])
+            .expect("the index points at entries with keys")
+    }
+
     /// The entry at `offset` is not needed any more.
     #[inline]
     pub(crate) fn kill(&mut self, offset: u64) {
@@ -293,14 +303,24 @@ impl Log {
         self.segments.end_live(&self.region, offset, bytes);
     }
 
+    /// As `kill`, for what the index pointed at.
+    #[inline]
+    pub(crate) fn kill_word(&mut self, word: Word) {
+        let bytes = self.keyed(word.offset()).length();
+        self.segments.end_live(&self.region, word.offset(), bytes);
+    }
+
     #[inline]
     pub(crate) fn words(&self, namespace: Namespace, key: &[u8], hash: KeyHash) -> KeyWords {
         let mut words = KeyWords::default();
-        for (_, word) in self.index.probe(&self.region, hash) {
-            if self.entry(word.offset()).key() == Some((namespace, key)) {
+        for (at, word) in self.index.probe(&self.region, hash) {
+            if self.keyed(word.offset()).is_of(namespace, key) {
                 match word.kind() {
-                    Kind::Touch => words.touch = Some(word),
-                    Kind::Object | Kind::Tombstone => words.main = Some(word),
+                    Kind::Touch => (words.touch, words.touch_at) = (Some(word), at),
+                    Kind::Object | Kind::Tombstone => {
+                        (words.main, words.main_at) = (Some(word), at);
+                        break; // Its touch would have come before.
+                    }
                 }
             }
         }
@@ -338,21 +358,27 @@ impl Log {
 
     /// Gives a key new words: `main` takes the place of its object or tombstone, if any, its touch
     /// goes, and the namespace's count follows.
+    #[inline]
     pub(crate) fn supersede(&mut self, hash: KeyHash, words: KeyWords, main: Option<Word>) {
-        self.exchange(hash, words, KeyWords { main, touch: None });
+        let new = KeyWords {
+            main,
+            ..KeyWords::default()
+        };
+        self.exchange(hash, words, new);
     }
 
     /// Gives a key new words. The touch may only stay or go.
+    #[inline]
     pub(crate) fn exchange(&mut self, hash: KeyHash, old: KeyWords, new: KeyWords) {
-        self.tally(old, false);
+        let counted = self.tally(old, false);
         match (old.main, new.main) {
-            (Some(old), Some(new)) => {
-                self.index.replace(&mut self.region, hash, old, new);
-                self.kill(old.offset());
+            (Some(main), Some(new)) => {
+                (self.index).replace_at(&mut self.region, hash, old.main_at, main, new);
+                self.kill_word(main);
             }
-            (Some(old), None) => {
-                self.index.remove(&mut self.region, hash, old);
-                self.kill(old.offset());
+            (Some(main), None) => {
+                self.index.remove(&mut self.region, hash, main);
+                self.kill_word(main);
             }
             (None, Some(new)) => {
                 self.index.insert(&mut self.region, hash, new);
@@ -362,9 +388,11 @@ impl Log {
         }
         if let Some(touch) = old.touch.filter(|_| new.touch.is_none()) {
             self.index.remove(&mut self.region, hash, touch);
-            self.kill(touch.offset());
+            self.kill_word(touch);
         }
-        self.tally(new, true);
+        if self.tally(new, true) && !counted {
+            self.see_slot(new);
+        }
     }
 
     /// Gives a key a new touch.
@@ -372,45 +400,56 @@ impl Log {
         self.tally(words, false);
         match words.touch {
             Some(old) => {
-                self.index.replace(&mut self.region, hash, old, touch);
-                self.kill(old.offset());
+                (self.index).replace_at(&mut self.region, hash, words.touch_at, old, touch);
+                self.kill_word(old);
             }
             None => {
                 self.index.insert(&mut self.region, hash, touch);
                 self.grow_index();
             }
         }
-        self.tally(
-            KeyWords {
-                touch: Some(touch),
-                ..words
-            },
-            true,
-        );
+        let touch = Some(touch);
+        self.tally(KeyWords { touch, ..words }, true);
     }
 
-    /// Counts a session, or ends counting it. Flushed ones are not counted.
-    pub(crate) fn tally(&mut self, words: KeyWords, counts: bool) {
-        let Some(current) = self.current(words) else {
-            return;
+    /// Counts a session, or ends counting it, and says if there is one. Flushed ones are not counted.
+    #[inline]
+    pub(crate) fn tally(&mut self, words: KeyWords, counts: bool) -> bool {
+        let Some(main) = words.main.filter(|main| main.kind() == Kind::Object) else {
+            return false;
         };
-        if current.flushed {
-            return;
+        let object = self.keyed(main.offset());
+        let (namespace, version) = (object.namespace(), object.version());
+        let touch = words.touch.map(|touch| self.keyed(touch.offset()));
+        let deadline = touch
+            .filter(|touch| touch.version() == version)
+            .map_or(object.deadline(), |touch| touch.deadline());
+        if self.flushes.may_cover(namespace, version)
+            && self.flushes.cover(namespace, object.key(), version)
+        {
+            return false;
         }
-        let with_deadline = u64::from(current.deadline.is_some());
-        let bytes = current.object.encoded_len() as u64;
-        let namespace = usize::from(current.object.namespace.0);
+        let with_deadline = u64::from(deadline.is_some());
+        let bytes = object.length() as u64;
+        let count = &mut self.counts[usize::from(namespace.0)];
         if counts {
-            let slot = KeySlot::of(current.object.key);
-            self.slots_seen[usize::from(slot.0) / 64] |= 1 << (slot.0 % 64);
-            self.counts[namespace].sessions += 1;
-            self.counts[namespace].with_deadline += with_deadline;
-            self.counts[namespace].bytes += bytes;
+            count.sessions += 1;
+            count.with_deadline += with_deadline;
+            count.bytes += bytes;
         } else {
-            self.counts[namespace].sessions -= 1;
-            self.counts[namespace].with_deadline -= with_deadline;
-            self.counts[namespace].bytes -= bytes;
+            count.sessions -= 1;
+            count.with_deadline -= with_deadline;
+            count.bytes -= bytes;
         }
+        true
+    }
+
+    /// Notes the slot of a session that is counted.
+    #[inline]
+    fn see_slot(&mut self, words: KeyWords) {
+        let main = words.main.expect("a session is counted");
+        let slot = KeySlot::of(self.keyed(main.offset()).key());
+        self.slots_seen[usize::from(slot.0) / 64] |= 1 << (slot.0 % 64);
     }
 
     /// Counts a session that is being forgotten because its time has run out.

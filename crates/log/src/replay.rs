@@ -224,17 +224,17 @@ impl Log {
                     return Ok(false);
                 }
                 let offset = self.append_side(id, &entry)?;
-                self.retouch(hash, words, Word::new(hash, Kind::Touch, offset));
+                self.retouch(hash, words, Word::new(Kind::Touch, offset));
             }
             Entry::Object(_) => {
                 let offset = self.append_side(id, &entry)?;
-                self.replace_main(hash, words, Word::new(hash, Kind::Object, offset), rank);
+                self.replace_main(hash, words, Word::new(Kind::Object, offset), rank);
             }
             Entry::Tombstone(mut tombstone) => {
                 self.side_space(id, tombstone.encoded_len())?;
                 tombstone.birth = self.segments.last_id();
                 let offset = self.append_side(id, &Entry::Tombstone(tombstone))?;
-                self.replace_main(hash, words, Word::new(hash, Kind::Tombstone, offset), rank);
+                self.replace_main(hash, words, Word::new(Kind::Tombstone, offset), rank);
             }
             _ => unreachable!("the others were dealt with"),
         }
@@ -267,6 +267,7 @@ impl Log {
             KeyWords {
                 main: Some(main),
                 touch,
+                ..words
             },
         );
     }
@@ -365,8 +366,8 @@ impl Log {
             self.drop_touch(hash, words);
             self.tally(
                 KeyWords {
-                    main: words.main,
                     touch: None,
+                    ..words
                 },
                 true,
             );

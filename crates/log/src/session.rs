@@ -8,7 +8,7 @@
 
 use bytes::Bytes;
 use holdfast_format::{
-    ClusterMs, Entry, HEADER_BYTES, KeyHash, Namespace, Object, RangeTombstone, Slot, SlotRange,
+    ClusterMs, HEADER_BYTES, KeyHash, Namespace, Object, RangeTombstone, Slot, SlotRange,
     Tombstone, Touch, Version,
 };
 
@@ -35,9 +35,19 @@ impl Log {
         })
     }
 
-    /// Loads the index bucket of a key that will be asked for soon. Only a hint.
+    /// Starts loading the index bucket of a key that will be asked for soon. Only a hint.
+    ///
+    /// Whoever has many keys at hand calls this for all of them, then `prefetch_entry` for all of them, then
+    /// looks them up: 16 to 32 at a time hide nearly all of the waiting for memory.
+    #[inline]
     pub fn prefetch(&self, hash: KeyHash) {
         self.index.prefetch(&self.region, hash);
+    }
+
+    /// Starts loading the entry of a key whose index bucket has been loaded by now. Only a hint.
+    #[inline]
+    pub fn prefetch_entry(&self, hash: KeyHash) {
+        self.index.prefetch_entry(&self.region, hash);
     }
 
     /// The version that `put` with these arguments would return: an identical value with the same
@@ -106,7 +116,7 @@ impl Log {
         let offset = self.append(self.head, bytes, |out| object.encode(out));
         self.append_completion(completion);
         self.last_version = version;
-        self.supersede(hash, words, Some(Word::new(hash, Kind::Object, offset)));
+        self.supersede(hash, words, Some(Word::new(Kind::Object, offset)));
         Ok(version)
     }
 
@@ -169,7 +179,7 @@ impl Log {
         });
         self.append_completion(completion);
         self.last_version = version;
-        self.supersede(hash, words, Some(Word::new(hash, Kind::Tombstone, offset)));
+        self.supersede(hash, words, Some(Word::new(Kind::Tombstone, offset)));
         Ok(Some(version))
     }
 
@@ -293,7 +303,7 @@ impl Log {
         self.make_space(bytes + completion_bytes, Class::Small)?;
         let offset = self.append(self.head, bytes, |out| touch.encode(out));
         self.append_completion(completion);
-        self.retouch(hash, words, Word::new(hash, Kind::Touch, offset));
+        self.retouch(hash, words, Word::new(Kind::Touch, offset));
         Ok(())
     }
 
@@ -337,7 +347,8 @@ impl Log {
 
     /// The key of the entry at `offset`, its hash and words.
     pub(crate) fn words_at(&self, offset: u64) -> (KeyHash, KeyWords) {
-        let (namespace, key) = Entry::key(&self.entry(offset)).expect("an entry with a key");
+        let keyed = self.keyed(offset);
+        let (namespace, key) = (keyed.namespace(), keyed.key());
         let hash = KeyHash::of(namespace, key);
         (hash, self.words(namespace, key, hash))
     }

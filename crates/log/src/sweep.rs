@@ -64,7 +64,7 @@ impl Log {
                     out.copy_from_slice(&tombstone);
                     bytes
                 });
-                self.supersede(hash, words, Some(Word::new(hash, Kind::Tombstone, offset)));
+                self.supersede(hash, words, Some(Word::new(Kind::Tombstone, offset)));
             }
         }
     }

@@ -1,0 +1,296 @@
+//! The engine alone on one core: what a look-up, a write and a replayed entry cost, what the index weighs,
+//! and how long its growth can hold up a single write.
+//!
+//! ```text
+//! cargo bench -p holdfast-benches --bench index -- find 10000000
+//! cargo bench -p holdfast-benches --bench index -- overwrite
+//! cargo bench -p holdfast-benches --bench index -- replay
+//! cargo bench -p holdfast-benches --bench index -- grow 50000000
+//! ```
+//!
+//! Every figure is processor time of the thread, so that a busy machine shows less of itself. Each
+//! measurement prints one line of JSON. Memory is touched before, as a server does after its start.
+
+use std::hint::black_box;
+
+use holdfast_format::{ClusterMs, Expiry, KeyHash, LogId, Namespace, Version};
+use holdfast_log::{Config, Log};
+use rustix::time::{ClockId, clock_gettime};
+
+const NS: Namespace = Namespace(0);
+const NOW: ClusterMs = ClusterMs(1_000);
+
+/// Keys looked at together: what a pipelined connection or a replay has at hand.
+const BATCH: usize = 32;
+
+const MIB: u64 = 1 << 20;
+
+fn main() {
+    // Cargo itself passes `--bench`.
+    let arguments: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|it| it != "--bench")
+        .collect();
+    let number = |at: usize, default: u64| {
+        arguments
+            .get(at)
+            .map_or(default, |it| it.parse().expect("a number"))
+    };
+    match arguments.first().map(String::as_str) {
+        Some("find") => find(number(1, 1_000_000)),
+        Some("overwrite") => overwrite(number(1, 2_000)),
+        Some("replay") => {
+            replay(number(1, 2_000_000), 104);
+            replay(number(1, 2_000_000) / 4, 1_000);
+        }
+        Some("grow") => grow(number(1, 1_000_000)),
+        None => {
+            find(1_000_000);
+            overwrite(500);
+            replay(1_000_000, 104);
+            replay(250_000, 1_000);
+            for entries in [100_000, 1_000_000, 1_400_000, 2_000_000] {
+                grow(entries);
+            }
+        }
+        Some(other) => panic!("no measurement '{other}': find, overwrite, replay or grow"),
+    }
+}
+
+/// Processor time of this thread, in nanoseconds.
+fn cpu_ns() -> u64 {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+fn config(memory_bytes: u64) -> Config {
+    Config {
+        memory_bytes,
+        segment_bytes: 8 << 20,
+        seglet_bytes: 64 << 10,
+        key_bytes_max: 65_535,
+        value_bytes_max: 1 << 20,
+        expiry_slack_ms: 1_000,
+        ..Config::for_testing()
+    }
+}
+
+fn new_log(memory_bytes: u64) -> Log {
+    let mut log = Log::new(LogId(1), config(memory_bytes)).expect("a good config");
+    while log.touch_ahead(64 * MIB) {}
+    log
+}
+
+/// A key as browsers' sessions have them: 37 bytes.
+fn session_key(n: u64) -> [u8; 37] {
+    let mut key = *b"sess:00000000000000000000000000000000";
+    let mut word = n.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    for place in key[5..21].iter_mut().rev() {
+        *place = b"0123456789abcdef"[word as usize & 15];
+        word >>= 4;
+    }
+    key
+}
+
+/// Uniform over `0..bound`, from a seed.
+#[derive(Clone)]
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        ((u128::from(z ^ (z >> 31)) * u128::from(bound)) >> 64) as u64
+    }
+}
+
+/// A log without replicas: everything is durable at once.
+fn settle(log: &mut Log) {
+    loop {
+        let change = log.change();
+        let goals: Vec<_> = log.goals().collect();
+        for goal in goals {
+            log.set_durable(goal.id, goal.length, goal.closed);
+        }
+        log.take_freed();
+        if log.change() == change {
+            return;
+        }
+    }
+}
+
+fn find(sessions: u64) {
+    let mut log = new_log(sessions * (161 + 16) + 256 * MIB);
+    for n in 0..sessions {
+        log.put(NS, &session_key(n), &[7; 100], Expiry::default(), None, NOW)
+            .expect("room for it");
+    }
+    const LOOKUPS: u64 = 2_000_000;
+    for round in 0..3 {
+        let keys = || {
+            let mut dice = Dice(round);
+            std::iter::repeat_with(move || session_key(dice.below(sessions)))
+        };
+        let made = cpu_ns();
+        for key in keys().take(LOOKUPS as usize) {
+            black_box(key);
+        }
+        let hashed = cpu_ns();
+        for key in keys().take(LOOKUPS as usize) {
+            black_box(KeyHash::of(NS, &key));
+        }
+        let single = cpu_ns();
+        for key in keys().take(LOOKUPS as usize) {
+            black_box(log.find(NS, &key, NOW).expect("present").value.len());
+        }
+        let batch = cpu_ns();
+        let mut keys = keys();
+        for _ in 0..LOOKUPS as usize / BATCH {
+            let keys: [_; BATCH] = std::array::from_fn(|_| keys.next().expect("endless"));
+            prefetch(&log, &keys);
+            for key in &keys {
+                black_box(log.find(NS, key, NOW).expect("present").value.len());
+            }
+        }
+        let end = cpu_ns();
+        // What making keys costs is not the engine's.
+        let per = |from: u64, to: u64| (to - from) as f64 / LOOKUPS as f64;
+        let key = per(made, hashed);
+        println!(
+            r#"{{"bench":"find","sessions":{sessions},"hash_ns":{:.1},"single_ns":{:.1},"batch32_ns":{:.1}}}"#,
+            per(hashed, single) - key,
+            per(single, batch) - key,
+            per(batch, end) - key
+        );
+    }
+}
+
+fn prefetch<const N: usize>(log: &Log, keys: &[[u8; 37]; N]) {
+    let hashes: [KeyHash; N] = std::array::from_fn(|i| KeyHash::of(NS, &keys[i]));
+    for &hash in &hashes {
+        log.prefetch(hash);
+    }
+    for &hash in &hashes {
+        log.prefetch_entry(hash);
+    }
+}
+
+/// Uniform overwrites, appends only: the memory is as large as what is written.
+fn overwrite(memory_mib: u64) {
+    let writes = memory_mib * MIB * 6 / 10 / 161;
+    let sessions = memory_mib * MIB * 3 / 10 / 177;
+    let mut log = new_log(memory_mib * MIB + 64 * MIB);
+    for n in 0..sessions {
+        log.put(NS, &session_key(n), &[7; 100], Expiry::default(), None, NOW)
+            .expect("room for it");
+    }
+    settle(&mut log);
+    let mut dice = Dice(1);
+    let mut value = [8; 100];
+    let empty = cpu_ns();
+    let mut spare = dice.clone();
+    for n in 0..writes / 2 {
+        value[..8].copy_from_slice(&n.to_le_bytes());
+        black_box((session_key(spare.below(sessions)), value));
+    }
+    let start = cpu_ns();
+    for n in 0..writes / 2 {
+        value[..8].copy_from_slice(&n.to_le_bytes());
+        let key = session_key(dice.below(sessions));
+        log.put(NS, &key, &value, Expiry::default(), None, NOW)
+            .expect("room for it");
+    }
+    let batch = cpu_ns();
+    for n in 0..writes / 2 / BATCH as u64 {
+        let keys: [_; BATCH] = std::array::from_fn(|_| session_key(dice.below(sessions)));
+        prefetch(&log, &keys);
+        for key in &keys {
+            value[..8].copy_from_slice(&(writes + n).to_le_bytes());
+            log.put(NS, key, &value, Expiry::default(), None, NOW)
+                .expect("room for it");
+        }
+    }
+    let end = cpu_ns();
+    let per = |from: u64, to: u64| (to - from) as f64 / (writes / 2) as f64;
+    println!(
+        r#"{{"bench":"overwrite","memory_mib":{memory_mib},"sessions":{sessions},"single_ns":{:.1},"batch32_ns":{:.1}}}"#,
+        per(start, batch) - per(empty, start),
+        per(batch, end) - per(empty, start)
+    );
+}
+
+/// Segments of unique sessions under 16-byte keys, replayed whole.
+fn replay(sessions: u64, value_bytes: usize) {
+    let entry_bytes = 24 + 16 + value_bytes as u64;
+    let mut source = new_log(sessions * (entry_bytes + 16) + 128 * MIB);
+    let value = vec![7; value_bytes];
+    for n in 0..sessions {
+        source
+            .put(NS, &short_key(n), &value, Expiry::default(), None, NOW)
+            .expect("room for it");
+    }
+    let segments: Vec<Vec<u8>> = source
+        .goals()
+        .map(|goal| {
+            source
+                .bytes(goal.id, 0, goal.length)
+                .flatten()
+                .copied()
+                .collect()
+        })
+        .collect();
+    drop(source);
+    for _ in 0..3 {
+        let mut log = new_log(sessions * (entry_bytes + 16) + 192 * MIB);
+        let start = cpu_ns();
+        let id = log.replay_begin();
+        for segment in &segments {
+            log.replay(id, segment, NOW).expect("room for it");
+        }
+        log.replay_finish(id, Version(sessions + 1));
+        let ns = (cpu_ns() - start) as f64 / sessions as f64;
+        assert_eq!(log.count(NS).sessions, sessions);
+        println!(
+            r#"{{"bench":"replay","sessions":{sessions},"entry_bytes":{entry_bytes},"ns":{ns:.1},"millions_per_s":{:.1},"gb_per_s":{:.2}}}"#,
+            1e3 / ns,
+            entry_bytes as f64 / ns
+        );
+    }
+}
+
+fn short_key(n: u64) -> [u8; 16] {
+    let mut key = *b"sess:00000000000";
+    key[5..13].copy_from_slice(&n.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_le_bytes());
+    key
+}
+
+/// New sessions only: what the index weighs at the end, and the longest single write on the way.
+fn grow(sessions: u64) {
+    let mut log = new_log(sessions * (24 + 8 + 16) + 192 * MIB);
+    let mut longest = [0u64; 4];
+    let start = cpu_ns();
+    let mut before = start;
+    for n in 0..sessions {
+        let key = n.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_le_bytes();
+        log.put(NS, &key, b"", Expiry::default(), None, NOW)
+            .expect("room for it");
+        let after = cpu_ns();
+        if after - before > longest[3] {
+            longest[3] = after - before;
+            longest.sort_by(|a, b| b.cmp(a));
+        }
+        before = after;
+    }
+    let ns = (before - start) as f64 / sessions as f64;
+    let memory = log.memory();
+    println!(
+        r#"{{"bench":"grow","sessions":{sessions},"index_bytes_per_session":{:.2},"put_ns_with_clock":{ns:.1},"longest_puts_us":[{:.1},{:.1},{:.1},{:.1}]}}"#,
+        memory.index_bytes as f64 / sessions as f64,
+        longest[0] as f64 / 1e3,
+        longest[1] as f64 / 1e3,
+        longest[2] as f64 / 1e3,
+        longest[3] as f64 / 1e3
+    );
+}
