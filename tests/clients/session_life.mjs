@@ -1,14 +1,17 @@
 // A small session life with ioredis, standalone and cluster, against a running Holdfast.
 //
-// Usage: node session_life.mjs FLAT_HOST:PORT CLUSTER_HOST:PORT
+// Usage: node session_life.mjs FLAT_HOST:PORT CLUSTER_HOST:PORT [CA_FILE]
+// With CA_FILE it speaks TLS and trusts nothing but that authority.
 // Prints `N passed, 0 failed` or fails at the first surprise.
 
 import { createRequire } from "node:module";
+import { readFileSync } from "node:fs";
 import assert from "node:assert/strict";
 
 // Resolved from the working directory, where the test script installed it.
 const Redis = createRequire(process.cwd() + "/")("ioredis");
 let passed = 0;
+const tls = process.argv[4] ? { tls: { ca: readFileSync(process.argv[4]) } } : {};
 
 function expect(actual, wanted, what) {
   assert.deepEqual(actual, wanted, what);
@@ -31,7 +34,7 @@ async function life(client, tag) {
 }
 
 async function flat(host, port) {
-  const client = new Redis({ host, port });
+  const client = new Redis({ host, port, ...tls });
   await life(client, "flat");
   const keys = Array.from({ length: 200 }, (_, i) => `node:${i}`);
   const replies = await client.pipeline(keys.map((key, i) => ["set", key, `v${i}`, "ex", "600"])).exec();
@@ -52,7 +55,7 @@ async function flat(host, port) {
 }
 
 async function cluster(host, port) {
-  const client = new Redis.Cluster([{ host, port }]);
+  const client = new Redis.Cluster([{ host, port }], { redisOptions: tls });
   for (let i = 0; i < 20; i += 1) await life(client, `cluster${i}`);
   client.disconnect();
 }

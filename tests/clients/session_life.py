@@ -1,6 +1,7 @@
 """A small session life with redis-py, standalone (RESP2 and RESP3) and cluster, against a running Holdfast.
 
-Usage: session_life.py FLAT_HOST:PORT CLUSTER_HOST:PORT
+Usage: session_life.py FLAT_HOST:PORT CLUSTER_HOST:PORT [CA_FILE]
+With CA_FILE it speaks TLS and trusts nothing but that authority.
 Prints `N passed, 0 failed` or fails at the first surprise.
 """
 
@@ -11,6 +12,7 @@ import redis
 from redis.cluster import RedisCluster
 
 passed = 0
+tls = {"ssl": True, "ssl_ca_certs": sys.argv[3]} if len(sys.argv) > 3 else {}
 
 
 def expect(actual, wanted, what):
@@ -45,7 +47,7 @@ def life(client, tag):
 
 
 def flat(host, port, protocol):
-    client = redis.Redis(host=host, port=port, protocol=protocol)
+    client = redis.Redis(host=host, port=port, protocol=protocol, **tls)
     expect(client.ping(), True, "ping")
     life(client, f"flat{protocol}")
     keys = [f"many:{protocol}:{i}" for i in range(300)]
@@ -62,7 +64,7 @@ def flat(host, port, protocol):
     lock.release()
     expect(client.exists(f"lock:{protocol}"), 0, "lock released by its script")
     expect(client.delete(*keys), 300, "delete across slots")
-    other = redis.Redis(host=host, port=port, protocol=protocol, db=3)
+    other = redis.Redis(host=host, port=port, protocol=protocol, db=3, **tls)
     other.set("in-three", "x")
     expect(client.get("in-three"), None, "databases are apart")
     expect(other.flushdb(), True, "flushdb")
@@ -81,7 +83,7 @@ def main():
     for protocol in (2, 3):
         flat(host, int(port), protocol)
     host, port = sys.argv[2].rsplit(":", 1)
-    life(RedisCluster(host=host, port=int(port)), "cluster")
+    life(RedisCluster(host=host, port=int(port), **tls), "cluster")
     print(f"{passed} passed, 0 failed")
 
 

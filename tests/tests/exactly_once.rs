@@ -26,7 +26,7 @@ struct Chain {
 
 impl Chain {
     async fn open(address: String, number: u64) -> Chain {
-        let mut client = SessionsClient::connect(&address, None)
+        let mut client = SessionsClient::connect(&address, None, None)
             .await
             .expect("the gateway answers");
         let grant = client.open_client().await.expect("a client id");
@@ -109,7 +109,7 @@ impl Chain {
                 Err(error) if began.elapsed() > PATIENCE => panic!("{call:?}: {error}"),
                 Err(_) => {
                     tokio::time::sleep(Duration::from_millis(20)).await;
-                    if let Ok(client) = SessionsClient::connect(&self.address, None).await {
+                    if let Ok(client) = SessionsClient::connect(&self.address, None, None).await {
                         self.client = client;
                     }
                 }

@@ -11,12 +11,15 @@ use serde::Serialize;
 use crate::cli::ClientArgs;
 use crate::error::{Context, Outcome};
 use crate::options::{ByteSize, read_secret};
+use crate::tls::ClientKeys;
 
 /// `holdfast ctl status`.
 pub fn status(client: &ClientArgs, json: bool) -> Outcome<()> {
     let status = block_on(async {
         let password = client.password()?;
-        let mut admin = AdminClient::connect(&client.grpc, password.as_deref())
+        let keys = client.tls.keys()?;
+        let tls = keys.as_ref().map(ClientKeys::for_grpc);
+        let mut admin = AdminClient::connect(&client.grpc, password.as_deref(), tls)
             .await
             .context(String::new)?;
         admin

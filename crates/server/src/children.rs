@@ -15,7 +15,6 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, getppid, kill_process, set_parent_process_death_signal};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
 use crate::error::{Context, Fatal, Outcome};
@@ -25,6 +24,8 @@ use crate::options::{Ack, DevOptions, LogFormat};
 use crate::process::{Signals, address_of, bind};
 use crate::ready::{Readiness, ReadyFile};
 use crate::roles::{Dev, DirLock, greeting, loopback};
+use crate::stream::Stream;
+use crate::tls::Tls;
 
 /// How long a dead child stays dead: long enough to see its absence, short enough to forget it.
 const RESTART_AFTER: Duration = Duration::from_millis(300);
@@ -59,6 +60,7 @@ struct Role {
 /// The children as HTTP shows them: all of them together.
 struct Family {
     roles: Vec<(String, SocketAddr)>,
+    tls: Option<Arc<Tls>>,
 }
 
 /// Process ids of the running children, by role.
@@ -66,8 +68,10 @@ type Pids = Arc<Mutex<Vec<Option<u32>>>>;
 
 /// Runs `dev` with a process per role until a signal ends it.
 pub fn run(options: DevOptions) -> Outcome<()> {
-    let dev = Dev::resolve(&options)?;
+    let mut dev = Dev::resolve(&options)?;
     let _lock = DirLock::take(&dev.dir)?;
+    dev.make_certificates(&options)?;
+    let tls = Tls::load_some(dev.tls.clone())?;
     let http = bind("http", dev.http)?;
     let (roles, mut addresses) = roles(&dev, &options)?;
     addresses.http = Some(address_of(&http).to_string());
@@ -75,7 +79,7 @@ pub fn run(options: DevOptions) -> Outcome<()> {
         .enable_all()
         .build()
         .context(|| "cannot start tokio".to_string())?;
-    let result = runtime.block_on(supervise(roles, addresses, http, &options, &dev));
+    let result = runtime.block_on(supervise(roles, addresses, (http, tls), &options, &dev));
     runtime.shutdown_background();
     result
 }
@@ -99,7 +103,7 @@ pub fn end_with_parent() -> Outcome<()> {
 async fn supervise(
     roles: Vec<Role>,
     addresses: ReadyFile,
-    http: TcpListener,
+    (http, tls): (TcpListener, Option<Arc<Tls>>),
     options: &DevOptions,
     dev: &Dev,
 ) -> Outcome<()> {
@@ -111,6 +115,7 @@ async fn supervise(
             .iter()
             .map(|role| (role.name.clone(), role.http))
             .collect(),
+        tls: tls.clone(),
     });
     let (failed, mut failure) = tokio::sync::mpsc::channel::<Fatal>(1);
     let mut keepers = Vec::new();
@@ -122,7 +127,7 @@ async fn supervise(
             }
         }));
     }
-    let serving = http::serve(http, family.clone());
+    let serving = http::serve(http, tls, family.clone());
     tokio::spawn(async move {
         if let Err(fatal) = serving.await {
             let _ = failed.send(fatal).await;
@@ -304,6 +309,16 @@ fn roles(dev: &Dev, options: &DevOptions) -> Outcome<(Vec<Role>, ReadyFile)> {
 
     let secret = path_argument(dev.secret_path()?)?;
     let mut general = vec!["--cluster-secret-file".to_string(), secret];
+    if let Some(tls) = &dev.tls {
+        for (flag, path) in [
+            ("tls-cert", &tls.cert),
+            ("tls-key", &tls.key),
+            ("tls-ca", &tls.ca),
+        ] {
+            general.extend(words(&[(flag, path_argument(path.clone())?)]));
+        }
+        general.extend(words(&[("tls-clients", tls.clients.name().to_string())]));
+    }
     if let Some(level) = &options.log_level {
         general.extend(["--log-level".to_string(), level.clone()]);
     }
@@ -457,14 +472,14 @@ fn path_argument(path: PathBuf) -> Outcome<String> {
 
 impl Shown for Family {
     fn readiness(&self) -> std::pin::Pin<Box<dyn Future<Output = Readiness> + Send>> {
-        let roles = self.roles.clone();
+        let (roles, tls) = (self.roles.clone(), self.tls.clone());
         Box::pin(async move {
             let mut all = Readiness {
                 ready: true,
                 ..Readiness::default()
             };
             for (name, http) in roles {
-                let answer = get(http, "/readyz").await;
+                let answer = get(http, tls.as_deref(), "/readyz").await;
                 match answer.and_then(|body| serde_json::from_str(&body).ok()) {
                     Some(one) => all.absorb(one),
                     None => all.absorb(Readiness {
@@ -479,11 +494,11 @@ impl Shown for Family {
     }
 
     fn metrics(&self) -> std::pin::Pin<Box<dyn Future<Output = String> + Send>> {
-        let roles = self.roles.clone();
+        let (roles, tls) = (self.roles.clone(), self.tls.clone());
         Box::pin(async move {
             let mut families = Families::of_process("dev", &[]);
             for (_, http) in roles {
-                if let Some(text) = get(http, "/metrics").await {
+                if let Some(text) = get(http, tls.as_deref(), "/metrics").await {
                     families.absorb(&text);
                 }
             }
@@ -493,11 +508,13 @@ impl Shown for Family {
 }
 
 /// The body of a GET to one of our children, whatever its status; `None` if it does not answer.
-async fn get(address: SocketAddr, path: &str) -> Option<String> {
+async fn get(address: SocketAddr, tls: Option<&Tls>, path: &str) -> Option<String> {
     let asking = async {
-        let mut stream = TcpStream::connect(address).await.ok()?;
+        // One of our children, whatever name its certificate has.
+        let mut stream = Stream::dial_member(&address.to_string(), tls).await.ok()?;
         let request = format!("GET {path} HTTP/1.1\r\nHost: dev\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.ok()?;
+        stream.flush().await.ok()?;
         let mut answer = String::new();
         stream
             .take(ANSWER_BYTES_MAX)

@@ -8,6 +8,7 @@ use crate::error::{Context, Outcome};
 use crate::options::{
     BackupOptions, CoordinatorOptions, DevOptions, GatewayOptions, LogFormat, MasterOptions,
 };
+use crate::tls::ClientKeys;
 use crate::{admin, bench, children, logging, roles, session};
 
 /// A session store for the web: in memory, replicated, and still there after a crash.
@@ -126,6 +127,67 @@ pub struct ClientArgs {
         global = true
     )]
     pub password_file: Option<std::path::PathBuf>,
+    #[command(flatten)]
+    pub tls: ClientTlsArgs,
+}
+
+/// How a command speaks TLS.
+#[derive(Args, Debug, Clone)]
+pub struct ClientTlsArgs {
+    /// Speak TLS; the server must be certified by an authority that this system trusts, or by --ca.
+    #[arg(
+        id = "client_tls",
+        long = "tls",
+        env = "HOLDFAST_CLIENT_TLS",
+        global = true,
+        help_heading = "TLS"
+    )]
+    pub tls: bool,
+    /// The authority that certifies the server, PEM (of `dev --tls`: tls/ca.pem in its directory).
+    #[arg(
+        id = "client_ca",
+        long = "ca",
+        env = "HOLDFAST_CLIENT_CA",
+        value_name = "PATH",
+        global = true,
+        help_heading = "TLS"
+    )]
+    pub ca: Option<std::path::PathBuf>,
+    /// Our own certificate, where the server asks for one.
+    #[arg(
+        id = "client_cert",
+        long = "cert",
+        env = "HOLDFAST_CLIENT_CERT",
+        value_name = "PATH",
+        global = true,
+        help_heading = "TLS"
+    )]
+    pub cert: Option<std::path::PathBuf>,
+    /// The certificate's key.
+    #[arg(
+        id = "client_key",
+        long = "key",
+        env = "HOLDFAST_CLIENT_KEY",
+        value_name = "PATH",
+        global = true,
+        help_heading = "TLS"
+    )]
+    pub key: Option<std::path::PathBuf>,
+}
+
+impl ClientTlsArgs {
+    /// What they name; `None`: no TLS.
+    pub fn keys(&self) -> Outcome<Option<ClientKeys>> {
+        if !self.tls && self.ca.is_none() && self.cert.is_none() && self.key.is_none() {
+            return Ok(None);
+        }
+        ClientKeys::read(
+            self.ca.as_deref(),
+            self.cert.as_deref(),
+            self.key.as_deref(),
+        )
+        .map(Some)
+    }
 }
 
 /// Runs the command line of this process.

@@ -14,16 +14,17 @@ use holdfast_wire::grpc::{
 };
 use holdfast_wire::{Failure, Member, Outcome, Role, View};
 use tokio::sync::oneshot;
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::server::NamedService;
 use tonic_health::ServingStatus;
 use tonic_health::server::{HealthReporter, health_reporter};
 
 use crate::clock;
+use crate::door::Door;
 use crate::error::{Context, Outcome as Served};
 use crate::host::World;
 use crate::inbox::{Inbox, Letter};
 use crate::role::RoleKind;
+use crate::tls::{ClientKeys, Face as DoorFace};
 
 /// Calls of one connection that are answered at a time; more wait in HTTP/2's flow control.
 const CALLS_PER_CONNECTION_MAX: usize = 1_024;
@@ -56,13 +57,19 @@ pub struct Face {
     pub admin: Admin,
     pub password: Option<String>,
     pub value_bytes_max: u32,
+    pub connections_max: usize,
 }
 
 impl Face {
     /// Serves until dropped.
     pub async fn serve(self, listener: TcpListener) -> Served<()> {
         let what = || "the gRPC face failed".to_string();
-        let listener = tokio::net::TcpListener::from_std(listener).context(what)?;
+        let door = Door::open(
+            listener,
+            self.world.tls.clone(),
+            DoorFace::Grpc,
+            self.connections_max,
+        )?;
         let config = GrpcConfig {
             password: self.password.clone(),
             ..GrpcConfig::for_values(self.value_bytes_max)
@@ -73,7 +80,6 @@ impl Face {
             password: self.password,
         };
         let mut server = tonic::transport::Server::builder()
-            .tcp_nodelay(true)
             .concurrency_limit_per_connection(CALLS_PER_CONNECTION_MAX)
             .http2_keepalive_interval(Some(Duration::from_secs(30)));
         // Balancers ask it without credentials; it says nothing else.
@@ -87,7 +93,7 @@ impl Face {
             router = router.add_service(sessions);
         }
         tell(&health, &services, ServingStatus::NotServing).await;
-        let serving = router.serve_with_incoming(TcpListenerStream::new(listener));
+        let serving = router.serve_with_incoming(door);
         tokio::select! {
             served = serving => served.context(what),
             () = watch_health(self.world, health, services) => unreachable!("it never ends"),
@@ -197,9 +203,11 @@ impl AdminHandler for Administration {
                 Err(Failure::Unreachable)
             }
             Admin::At(address) => {
+                let keys = self.world.tls.as_ref().map(|tls| tls.as_client());
+                let tls = keys.as_ref().map(ClientKeys::for_grpc);
                 let asking = async {
                     let mut client =
-                        AdminClient::connect(address, self.password.as_deref()).await?;
+                        AdminClient::connect(address, self.password.as_deref(), tls).await?;
                     client.status().await
                 };
                 match tokio::time::timeout(STATUS_PATIENCE, asking).await {

@@ -12,7 +12,8 @@ use holdfast_wire::handshake::{
     PROOF_BYTES,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+
+use crate::stream::Stream;
 
 const WELCOME: u8 = b'W';
 
@@ -46,13 +47,13 @@ impl Refused {
 
 /// Proves to `to` that we are `from`, and waits until it welcomes us.
 pub async fn dial(
-    stream: &mut TcpStream,
+    stream: &mut Stream,
     secret: &ClusterSecret,
     from: ServerId,
     to: ServerId,
 ) -> Result<(), Refused> {
     let (dialer, hello) = Dialer::start(
-        secret,
+        &bound(secret, stream),
         Hello {
             from,
             to,
@@ -60,9 +61,11 @@ pub async fn dial(
         },
     );
     stream.write_all(&hello).await?;
+    stream.flush().await?;
     let mut challenge = [0; CHALLENGE_BYTES];
     stream.read_exact(&mut challenge).await?;
     stream.write_all(&dialer.finish(&challenge)?).await?;
+    stream.flush().await?;
     match stream.read_u8().await {
         Ok(WELCOME) => Ok(()),
         Ok(_) => Err(HandshakeError::NotAMember.into()),
@@ -72,7 +75,7 @@ pub async fn dial(
 
 /// Checks who dials; returns (member here, peer). `welcome` comes later.
 pub async fn accept(
-    stream: &mut TcpStream,
+    stream: &mut Stream,
     secret: &ClusterSecret,
     hosted: &BTreeSet<ServerId>,
 ) -> Result<(ServerId, ServerId), Refused> {
@@ -84,16 +87,27 @@ pub async fn accept(
         Some(me) => *me,
         None => return Err(Refused::Nobody),
     };
-    let (acceptor, challenge) = Acceptor::start(secret, me, nonce(), hello);
+    let (acceptor, challenge) = Acceptor::start(&bound(secret, stream), me, nonce(), hello);
     stream.write_all(&challenge).await?;
+    stream.flush().await?;
     let mut proof = [0; PROOF_BYTES];
     stream.read_exact(&mut proof).await?;
     Ok((me, acceptor.finish(&proof)?))
 }
 
 /// Tells the dialer that its stream is the one to use.
-pub async fn welcome(stream: &mut TcpStream) -> io::Result<()> {
-    stream.write_u8(WELCOME).await
+pub async fn welcome(stream: &mut Stream) -> io::Result<()> {
+    stream.write_u8(WELCOME).await?;
+    stream.flush().await
+}
+
+/// The secret as it is proven on this stream: under TLS, for this very session and no other, so that what
+/// one end proves cannot be carried over to another session by somebody in between.
+fn bound(secret: &ClusterSecret, stream: &Stream) -> ClusterSecret {
+    match stream.binding() {
+        Some(binding) => secret.bound_to(&binding),
+        None => secret.clone(),
+    }
 }
 
 fn nonce() -> Nonce {

@@ -34,6 +34,7 @@ use crate::local::Local;
 use crate::memory::Held;
 use crate::role::{Role, RoleKind};
 use crate::seat::{Effects, Occupant, Seat, SeatPlan};
+use crate::tls::Tls;
 use crate::transport::Transport;
 
 /// Inputs taken in one round before nodes are flushed: enough for group commit to pay, few enough
@@ -62,6 +63,7 @@ pub struct World {
     pub secret: ClusterSecret,
     /// Where the coordinator's member port is, unless it lives in this process.
     pub coordinator: Option<String>,
+    pub tls: Option<Arc<Tls>>,
 }
 
 /// What one thread is to host.
@@ -175,7 +177,7 @@ struct Loop {
 impl Loop {
     fn start(plan: HostPlan, world: Arc<World>, inbox: Arc<Inbox>) -> Started<Loop> {
         let local = Local::new();
-        let transport = Transport::new(world.secret.clone(), local.clone());
+        let transport = Transport::new(world.secret.clone(), world.tls.clone(), local.clone());
         if let Some(listener) = plan.listener {
             let listener = tokio::net::TcpListener::from_std(listener)
                 .context(|| "cannot use the member port".to_string())?;
@@ -203,7 +205,7 @@ impl Loop {
             if let SeatPlan::Shard { .. } = &plan {
                 host.world.held.add_shard();
             }
-            let mut seat = Seat::take(plan, &local)?;
+            let mut seat = Seat::take(plan, &local, host.world.tls.as_ref())?;
             for occupant in seat.occupy(clock::now())? {
                 host.admit(index, occupant);
             }

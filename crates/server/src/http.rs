@@ -10,8 +10,13 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
+use crate::door::Door;
 use crate::error::{Context, Outcome};
 use crate::ready::Readiness;
+use crate::tls::{Face, Tls};
+
+/// Probes and scrapers of a large site, many times over.
+const CONNECTIONS_MAX: usize = 256;
 
 type Later<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
@@ -23,15 +28,18 @@ pub trait Shown: Send + Sync + 'static {
 }
 
 /// Serves until dropped.
-pub async fn serve(listener: std::net::TcpListener, shown: Arc<dyn Shown>) -> Outcome<()> {
-    let listener = tokio::net::TcpListener::from_std(listener)
-        .context(|| "cannot use the HTTP port".to_string())?;
+pub async fn serve(
+    listener: std::net::TcpListener,
+    tls: Option<Arc<Tls>>,
+    shown: Arc<dyn Shown>,
+) -> Outcome<()> {
+    let door = Door::open(listener, tls, Face::Http, CONNECTIONS_MAX)?;
     let router = Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .with_state(shown);
-    axum::serve(listener, router)
+    axum::serve(door, router)
         .await
         .context(|| "the HTTP face failed".to_string())
 }

@@ -9,10 +9,12 @@
 
 pub mod admin;
 pub mod bench;
+pub mod certificates;
 pub mod children;
 pub mod cli;
 pub mod clock;
 pub mod disk;
+pub mod door;
 pub mod error;
 pub mod grpc;
 pub mod handshake;
@@ -33,5 +35,8 @@ pub mod role;
 pub mod roles;
 pub mod seat;
 pub mod session;
+pub mod socket;
 pub mod store;
+pub mod stream;
+pub mod tls;
 pub mod transport;

@@ -53,6 +53,25 @@ impl Families {
         families
     }
 
+    /// Certificates taken anew, and those that could not be used.
+    pub fn add_tls(&mut self, process: &str, (reloads, failed): (u64, u64)) {
+        let labels = format!("process=\"{}\"", escaped(process));
+        for (name, help, value) in [
+            (
+                "tls_reloads_total",
+                "Times that new certificates were taken",
+                reloads,
+            ),
+            (
+                "tls_failed_reloads_total",
+                "Times that new certificates could not be used",
+                failed,
+            ),
+        ] {
+            self.add(name, help, &labels, value as f64);
+        }
+    }
+
     fn add(&mut self, name: &str, help: &str, labels: &str, value: f64) {
         let name = match name.strip_prefix("holdfast_") {
             Some(_) => name.to_string(),

@@ -12,6 +12,7 @@ use clap::{Args, ValueEnum};
 use serde::{Deserialize, Deserializer};
 
 use crate::error::{Context, Fatal, Outcome};
+use crate::tls::{ClientCertificates, TlsFiles};
 
 /// A number of bytes, as people write it: `512MiB`, `64KiB`, `1GB`, `1048576`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -106,6 +107,19 @@ macro_rules! options {
         pub struct $name {
             $($(#[$attr])* pub $field: Option<$type>,)*
 
+            /// Certificate of this process, PEM; with it every port speaks TLS and nothing else.
+            #[arg(long, env = "HOLDFAST_TLS_CERT", value_name = "PATH", help_heading = "TLS")]
+            pub tls_cert: Option<PathBuf>,
+            /// The certificate's key, PEM.
+            #[arg(long, env = "HOLDFAST_TLS_KEY", value_name = "PATH", help_heading = "TLS")]
+            pub tls_key: Option<PathBuf>,
+            /// The authority that vouches for members (always) and for clients (see --tls-clients), PEM.
+            #[arg(long, env = "HOLDFAST_TLS_CA", value_name = "PATH", help_heading = "TLS")]
+            pub tls_ca: Option<PathBuf>,
+            /// Whether Redis and gRPC clients must show a certificate of that authority [default: none].
+            #[arg(long, env = "HOLDFAST_TLS_CLIENTS", value_enum, help_heading = "TLS")]
+            pub tls_clients: Option<ClientCertificates>,
+
             /// How the log on stderr looks [default: human].
             #[arg(long, env = "HOLDFAST_LOG", value_enum, help_heading = "General")]
             pub log: Option<LogFormat>,
@@ -129,11 +143,25 @@ macro_rules! options {
                 let file: $name = read_toml(&path)?;
                 Ok($name {
                     $($field: self.$field.or(file.$field),)*
+                    tls_cert: self.tls_cert.or(file.tls_cert),
+                    tls_key: self.tls_key.or(file.tls_key),
+                    tls_ca: self.tls_ca.or(file.tls_ca),
+                    tls_clients: self.tls_clients.or(file.tls_clients),
                     log: self.log.or(file.log),
                     log_level: self.log_level.or(file.log_level),
                     ready_file: self.ready_file.or(file.ready_file),
                     config: self.config,
                 })
+            }
+
+            /// The TLS that was asked for, if any.
+            pub fn tls_files(&self) -> Outcome<Option<TlsFiles>> {
+                TlsFiles::from_options(
+                    self.tls_cert.as_deref(),
+                    self.tls_key.as_deref(),
+                    self.tls_ca.as_deref(),
+                    self.tls_clients,
+                )
             }
         }
     };
@@ -196,6 +224,10 @@ options! {
         /// File with the password that clients must give (AUTH; gRPC: `authorization: Bearer …`).
         #[arg(long, env = "HOLDFAST_PASSWORD_FILE", value_name = "PATH", help_heading = "Security")]
         password_file: PathBuf,
+
+        /// Speak TLS on every port, with certificates made in the directory unless --tls-cert names some.
+        #[arg(long, env = "HOLDFAST_TLS", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", help_heading = "TLS")]
+        tls: bool,
 
         /// How long a gateway tries again before it says that an outcome is unknown [default: 2000].
         #[arg(long, env = "HOLDFAST_RETRY_MS", value_name = "MS", help_heading = "Limits and times")]
@@ -407,6 +439,16 @@ options! {
         /// File with the password that clients must give.
         #[arg(long, env = "HOLDFAST_PASSWORD_FILE", value_name = "PATH", help_heading = "Security")]
         password_file: PathBuf,
+    }
+}
+
+impl DevOptions {
+    /// As `tls_files`, but with `--tls` the certificates can be made.
+    pub fn tls_files_of_dev(&self) -> Outcome<Option<TlsFiles>> {
+        match (self.tls, &self.tls_cert, &self.tls_key, &self.tls_ca) {
+            (Some(true), None, None, None) => Ok(None),
+            _ => self.tls_files(),
+        }
     }
 }
 

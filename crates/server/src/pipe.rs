@@ -7,20 +7,19 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
-use std::net::Shutdown;
 use std::rc::Rc;
 
 use bytes::{Buf, Bytes, BytesMut};
-use socket2::SockRef;
-use tokio::net::TcpStream;
 use tokio::sync::Notify;
+
+use crate::socket::Socket;
 
 /// How much one read asks for when a peer has much to say.
 const READ_BYTES: usize = 64 << 10;
 
 #[derive(Debug)]
 pub struct Pipe {
-    stream: TcpStream,
+    stream: Socket,
     out: RefCell<VecDeque<Queued>>,
     queued_bytes: Cell<usize>,
     /// The kernel's buffer is full and the writer task waits for room.
@@ -40,9 +39,7 @@ struct Queued {
 
 impl Pipe {
     /// Takes over `stream` and starts its writer task; call on a `LocalSet`.
-    pub fn start(stream: TcpStream) -> Rc<Pipe> {
-        // Replies are whole when they are written; waiting for more only delays them.
-        let _ = stream.set_nodelay(true);
+    pub fn start(stream: Socket) -> Rc<Pipe> {
         let pipe = Rc::new(Pipe {
             stream,
             out: RefCell::default(),
@@ -112,7 +109,7 @@ impl Pipe {
         if !self.closed.replace(true) {
             self.out.borrow_mut().clear();
             self.queued_bytes.set(0);
-            let _ = SockRef::from(&self.stream).shutdown(Shutdown::Both);
+            self.stream.shutdown();
             self.work.notify_one();
             self.drained.notify_one();
         }
@@ -185,7 +182,12 @@ impl Pipe {
             }
         }
         self.drained.notify_one();
-        Ok(true)
+        // Records of TLS may still wait when all bytes have gone into them.
+        match self.stream.try_flush() {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     fn finish_if_closing(&self) {

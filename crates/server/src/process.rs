@@ -19,6 +19,7 @@ use crate::inbox::{Letter, Phase};
 use crate::metrics::Families;
 use crate::ready::{Readiness, ReadyFile};
 use crate::seat::SeatPlan;
+use crate::tls::{self, Tls};
 
 /// How long a phase of a clean shutdown may take. What was acknowledged is safe in any case, so a
 /// node that cannot finish (its backups may be gone) must not hold up the end.
@@ -44,6 +45,8 @@ pub struct Process {
     /// What gRPC clients must give.
     pub password: Option<String>,
     pub value_bytes_max: u32,
+    /// Most gRPC connections.
+    pub clients_max: usize,
     /// Addresses for the ready file.
     pub addresses: ReadyFile,
     pub ready_file: Option<PathBuf>,
@@ -91,10 +94,13 @@ impl Process {
             name: self.name.clone(),
             world: world.clone(),
         });
+        if let Some(tls) = world.tls.clone() {
+            tokio::spawn(keep_certificates(tls, Signals::hangup()?));
+        }
         let (failed, mut failure) = tokio::sync::mpsc::channel::<Fatal>(1);
         if let Some(listener) = self.http {
             let failed = failed.clone();
-            let serving = http::serve(listener, mine.clone());
+            let serving = http::serve(listener, world.tls.clone(), mine.clone());
             tokio::spawn(async move {
                 if let Err(fatal) = serving.await {
                     let _ = failed.send(fatal).await;
@@ -109,6 +115,7 @@ impl Process {
                 admin: self.admin,
                 password: self.password,
                 value_bytes_max: self.value_bytes_max,
+                connections_max: self.clients_max,
             };
             tokio::spawn(async move {
                 if let Err(fatal) = face.serve(listener).await {
@@ -188,9 +195,41 @@ impl Shown for Mine {
 
     fn metrics(&self) -> std::pin::Pin<Box<dyn Future<Output = String> + Send>> {
         let (name, world) = (self.name.clone(), self.world.clone());
-        Box::pin(
-            async move { Families::of_process(&name, &world.switchboard.reports().await).text() },
-        )
+        Box::pin(async move {
+            let mut families = Families::of_process(&name, &world.switchboard.reports().await);
+            if let Some(tls) = &world.tls {
+                families.add_tls(&name, tls.reloads());
+            }
+            families.text()
+        })
+    }
+}
+
+/// Takes new certificates on SIGHUP and when their files change. One that cannot be used is told once.
+async fn keep_certificates(tls: Arc<Tls>, mut hangup: tokio::signal::unix::Signal) {
+    let mut told = String::new();
+    loop {
+        let asked = tokio::select! {
+            _ = hangup.recv() => true,
+            () = tokio::time::sleep(tls::RELOAD_EVERY) => false,
+        };
+        match tls.reload() {
+            Ok(changed) => {
+                told.clear();
+                if changed {
+                    tracing::info!("TLS: new certificates are in use for new connections");
+                } else if asked {
+                    tracing::info!("TLS: the certificates have not changed");
+                }
+            }
+            Err(fatal) => {
+                let why = fatal.to_string();
+                if asked || why != told {
+                    tracing::error!("TLS: the old certificates stay in use: {why}");
+                }
+                told = why;
+            }
+        }
     }
 }
 
@@ -208,6 +247,11 @@ impl Signals {
             terminate: signal(SignalKind::terminate()).context(what)?,
             interrupt: signal(SignalKind::interrupt()).context(what)?,
         })
+    }
+
+    /// SIGHUP, which is no reason to end where it means to read certificates again.
+    pub fn hangup() -> Outcome<tokio::signal::unix::Signal> {
+        signal(SignalKind::hangup()).context(|| "cannot listen for signals".to_string())
     }
 
     /// Waits for one of them and names it.

@@ -1,7 +1,7 @@
 //! Each role of the command line as a `Process`: options to configuration, listeners, threads.
 
 use std::fs::File;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,6 +10,7 @@ use holdfast_wire::ClusterConfig;
 use holdfast_wire::handshake::ClusterSecret;
 use rustix::fs::{FlockOperation, flock};
 
+use crate::certificates::{self, Made};
 use crate::clock;
 use crate::error::{Context, Fatal, Outcome};
 use crate::grpc::Admin;
@@ -24,6 +25,7 @@ use crate::process::{Process, address_of, bind};
 use crate::ready::ReadyFile;
 use crate::seat::{GatewayLimits, Person, SeatPlan};
 use crate::store::Store;
+use crate::tls::{ClientCertificates, Tls, TlsFiles};
 
 pub const RESP_PORT: u16 = 6380;
 pub const RESP_CLUSTER_PORT: u16 = 6381;
@@ -66,9 +68,10 @@ pub fn loopback(port: u16) -> SocketAddr {
 /// `holdfast dev`, one process: the gateway, the first shard and its port on one thread, so that a
 /// request crosses no thread on its way; coordinator and backups on another.
 pub fn dev(options: DevOptions) -> Outcome<()> {
-    let dev = Dev::resolve(&options)?;
+    let mut dev = Dev::resolve(&options)?;
+    let _lock = DirLock::take(&dev.dir)?;
+    dev.make_certificates(&options)?;
     let dir = &dev.dir;
-    let _lock = DirLock::take(dir)?;
     let secret = dev.secret()?;
 
     let resp = bind("resp", dev.resp)?;
@@ -78,11 +81,12 @@ pub fn dev(options: DevOptions) -> Outcome<()> {
     let http = bind("http", dev.http)?;
     let member_port = bind("listen", dev.listen)?;
 
+    let clients_max = options.clients_max.unwrap_or(CLIENTS_MAX_DEFAULT);
     let limits = GatewayLimits {
         password: dev.password.clone(),
         retry_ms: options.retry_ms.unwrap_or(RETRY_MS_DEFAULT),
         value_bytes_max: dev.value_bytes_max,
-        clients_max: options.clients_max.unwrap_or(CLIENTS_MAX_DEFAULT),
+        clients_max,
     };
     let addresses = ReadyFile {
         resp: Some(address_of(&resp).to_string()),
@@ -181,12 +185,14 @@ pub fn dev(options: DevOptions) -> Outcome<()> {
             held: Held::default(),
             secret,
             coordinator: None,
+            tls: Tls::load_some(dev.tls.clone())?,
         },
         grpc: Some(grpc),
         http: Some(http),
         admin: Admin::Here,
         password: dev.password.clone(),
         value_bytes_max: dev.value_bytes_max,
+        clients_max,
         addresses,
         ready_file: options.ready_file.clone(),
         greeting: Some(greeting),
@@ -198,6 +204,7 @@ pub fn dev(options: DevOptions) -> Outcome<()> {
 pub fn coordinator(options: CoordinatorOptions) -> Outcome<()> {
     let listen = options.listen.unwrap_or(loopback(COORDINATOR_PORT));
     let grpc = options.grpc.unwrap_or(loopback(COORDINATOR_GRPC_PORT));
+    let tls = Tls::load_some(options.tls_files()?)?;
     let credentials = Credentials::read(
         options.cluster_secret_file.as_deref(),
         options.password_file.as_deref(),
@@ -253,12 +260,14 @@ pub fn coordinator(options: CoordinatorOptions) -> Outcome<()> {
             held: Held::default(),
             secret: credentials.secret(),
             coordinator: None,
+            tls,
         },
         grpc: Some(grpc),
         http,
         admin: Admin::Here,
         password: credentials.password,
         value_bytes_max: 0,
+        clients_max: CLIENTS_MAX_DEFAULT,
         addresses,
         ready_file: options.ready_file,
         greeting: None,
@@ -270,6 +279,7 @@ pub fn coordinator(options: CoordinatorOptions) -> Outcome<()> {
 pub fn master(options: MasterOptions) -> Outcome<()> {
     let listen = options.listen.unwrap_or(loopback(0));
     let resp_cluster = options.resp_cluster.unwrap_or(loopback(RESP_CLUSTER_PORT));
+    let tls = Tls::load_some(options.tls_files()?)?;
     let credentials = Credentials::read(
         options.cluster_secret_file.as_deref(),
         options.password_file.as_deref(),
@@ -361,11 +371,13 @@ pub fn master(options: MasterOptions) -> Outcome<()> {
             held: Held::default(),
             secret: credentials.secret(),
             coordinator: Some(coordinator),
+            tls,
         },
         grpc,
         http,
         password: credentials.password,
         value_bytes_max,
+        clients_max: options.clients_max.unwrap_or(CLIENTS_MAX_DEFAULT),
         addresses,
         ready_file: options.ready_file,
         greeting: None,
@@ -376,6 +388,7 @@ pub fn master(options: MasterOptions) -> Outcome<()> {
 /// `holdfast backup`.
 pub fn backup(options: BackupOptions) -> Outcome<()> {
     let listen = options.listen.unwrap_or(loopback(0));
+    let tls = Tls::load_some(options.tls_files()?)?;
     // A backup has no clients, so members' credentials are all there is to ask for.
     let credentials = Credentials::read(options.cluster_secret_file.as_deref(), None)?;
     check_exposure(
@@ -430,12 +443,14 @@ pub fn backup(options: BackupOptions) -> Outcome<()> {
             held: Held::default(),
             secret: credentials.secret(),
             coordinator: Some(coordinator_address(options.coordinator)),
+            tls,
         },
         grpc: None,
         http,
         admin: Admin::Nobody,
         password: None,
         value_bytes_max: 0,
+        clients_max: CLIENTS_MAX_DEFAULT,
         addresses,
         ready_file: options.ready_file,
         greeting: None,
@@ -448,6 +463,7 @@ pub fn gateway(options: GatewayOptions) -> Outcome<()> {
     let resp = options.resp.unwrap_or(loopback(RESP_PORT));
     let grpc = options.grpc.unwrap_or(loopback(GRPC_PORT));
     let http = options.http.unwrap_or(loopback(HTTP_PORT));
+    let tls = Tls::load_some(options.tls_files()?)?;
     let credentials = Credentials::read(
         options.cluster_secret_file.as_deref(),
         options.password_file.as_deref(),
@@ -499,11 +515,13 @@ pub fn gateway(options: GatewayOptions) -> Outcome<()> {
             held: Held::default(),
             secret: credentials.secret(),
             coordinator: Some(coordinator),
+            tls,
         },
         grpc: Some(grpc),
         http: Some(http),
         password: credentials.password,
         value_bytes_max,
+        clients_max: options.clients_max.unwrap_or(CLIENTS_MAX_DEFAULT),
         addresses,
         ready_file: options.ready_file,
         greeting: None,
@@ -531,6 +549,9 @@ pub struct Dev {
     pub http: SocketAddr,
     pub listen: SocketAddr,
     pub password: Option<String>,
+    pub tls: Option<TlsFiles>,
+    /// What clients of this `dev` may be given to try: its authority and its client certificate.
+    pub made: Option<Made>,
     secret_file: Option<PathBuf>,
 }
 
@@ -559,6 +580,8 @@ impl Dev {
             http: options.http.unwrap_or(loopback(HTTP_PORT)),
             listen: options.listen.unwrap_or(loopback(0)),
             password: credentials.password.clone(),
+            tls: options.tls_files_of_dev()?,
+            made: None,
             secret_file: options.cluster_secret_file.clone(),
         };
         credentials.check(&[
@@ -591,6 +614,31 @@ impl Dev {
         let segments = (u64::from(self.masters) * self.memory).div_ceil(self.segment_bytes.into());
         let replicas = segments * u64::from(self.replicas) * 2;
         replicas.div_ceil(u64::from(self.backups).max(1)) * 3 / 2 + 32
+    }
+
+    /// Makes certificates in the directory if TLS was asked for without any.
+    pub fn make_certificates(&mut self, options: &DevOptions) -> Outcome<()> {
+        if options.tls != Some(true) || self.tls.is_some() {
+            return Ok(());
+        }
+        let loopbacks = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+        let faces = [
+            self.resp,
+            self.resp_cluster,
+            self.grpc,
+            self.http,
+            self.listen,
+        ];
+        let addresses = faces.iter().map(SocketAddr::ip).chain(loopbacks).collect();
+        let made = certificates::make(&self.dir.join("tls"), &addresses)?;
+        self.tls = Some(TlsFiles {
+            cert: made.cert.clone(),
+            key: made.key.clone(),
+            ca: made.ca.clone(),
+            clients: options.tls_clients.unwrap_or_default(),
+        });
+        self.made = Some(made);
+        Ok(())
     }
 
     /// The members' secret: the user's, or one made for the directory.
@@ -847,6 +895,18 @@ pub fn greeting(addresses: &ReadyFile, dev: &Dev) -> String {
     } else {
         ""
     };
+    // What its clients need to be told, as flags of redis-cli and of our own.
+    let (mut redis_tls, mut our_tls, mut scheme) = (String::new(), String::new(), "http");
+    if let Some(tls) = &dev.tls {
+        let ca = tls.ca.display();
+        (redis_tls, our_tls) = (format!(" --tls --cacert {ca}"), format!(" --ca {ca}"));
+        scheme = "https";
+        if let (ClientCertificates::Required, Some(made)) = (tls.clients, &dev.made) {
+            let (cert, key) = (made.client_cert.display(), made.client_key.display());
+            redis_tls.push_str(&format!(" --cert {cert} --key {key}"));
+            our_tls.push_str(&format!(" --cert {cert} --key {key}"));
+        }
+    }
     let plural =
         |count: u32, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
     format!(
@@ -854,9 +914,9 @@ pub fn greeting(addresses: &ReadyFile, dev: &Dev) -> String {
          Redis protocol     {resp}\n  \
          Redis Cluster      {}\n  \
          gRPC holdfast.v1   {}\n  \
-         HTTP               http://{}/readyz  /healthz  /metrics\n\n  \
-         try:  redis-cli -p {port}{password} set sess:1 hello ex 60\n        \
-         holdfast ctl --grpc {} status\n",
+         HTTP               {scheme}://{}/readyz  /healthz  /metrics\n\n  \
+         try:  redis-cli -p {port}{password}{redis_tls} set sess:1 hello ex 60\n        \
+         holdfast ctl --grpc {}{our_tls} status\n",
         plural(dev.masters, "master"),
         plural(dev.backups, "backup"),
         plural(dev.replicas.into(), "replica"),

@@ -28,6 +28,7 @@ use crate::resp::Resp;
 use crate::role::{Role, RoleKind};
 use crate::roles::KEY_BYTES_MAX;
 use crate::store::Store;
+use crate::tls::Tls;
 
 /// What is the same for every incarnation of a member.
 #[derive(Clone, Debug, Default)]
@@ -126,7 +127,7 @@ pub enum Effects {
 
 impl Seat {
     /// Takes the seat on this thread; call on a `LocalSet`.
-    pub fn take(plan: SeatPlan, local: &Rc<Local>) -> Outcome<Seat> {
+    pub fn take(plan: SeatPlan, local: &Rc<Local>, tls: Option<&Arc<Tls>>) -> Outcome<Seat> {
         Ok(match plan {
             SeatPlan::Coordinator {
                 name,
@@ -154,6 +155,7 @@ impl Seat {
                 let resp = match resp_cluster {
                     Some(listener) => Some(Resp::start(
                         Some(listener),
+                        tls.cloned(),
                         limits.clients_max,
                         local.clone(),
                     )?),
@@ -188,7 +190,7 @@ impl Seat {
                 resp,
                 limits,
             } => {
-                let resp = Resp::start(resp, limits.clients_max, local.clone())?;
+                let resp = Resp::start(resp, tls.cloned(), limits.clients_max, local.clone())?;
                 Seat::Gateway {
                     person,
                     resp,

@@ -15,6 +15,7 @@ use holdfast_wire::{
 use crate::admin::block_on;
 use crate::cli::ClientArgs;
 use crate::error::{Context, Fatal, Outcome as Run};
+use crate::tls::ClientKeys;
 
 /// Keys asked for at a time by `ls`.
 const KEYS_PER_PAGE: u32 = 1_000;
@@ -90,7 +91,9 @@ enum SessionCommand {
 pub fn run(args: SessionArgs) -> Run<()> {
     block_on(async move {
         let password = args.client.password()?;
-        let client = SessionsClient::connect(&args.client.grpc, password.as_deref())
+        let keys = args.client.tls.keys()?;
+        let tls = keys.as_ref().map(ClientKeys::for_grpc);
+        let client = SessionsClient::connect(&args.client.grpc, password.as_deref(), tls)
             .await
             .context(|| "no gateway".to_string())?;
         let mut session = Session {

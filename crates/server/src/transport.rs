@@ -33,6 +33,8 @@ use tokio::task::AbortHandle;
 use crate::handshake::{self, Refused};
 use crate::local::Local;
 use crate::pipe::Pipe;
+use crate::stream::Stream;
+use crate::tls::{Face, Tls};
 
 /// What may wait for one peer, encoded. A fetch of a whole segment and a few appends fit many
 /// times; a peer that is this far behind is better treated as lost.
@@ -53,6 +55,7 @@ const BACKOFF_MAX: Duration = Duration::from_millis(250);
 
 pub struct Transport {
     secret: ClusterSecret,
+    tls: Option<Arc<Tls>>,
     local: Rc<Local>,
     state: RefCell<State>,
 }
@@ -95,9 +98,10 @@ enum DialError {
 }
 
 impl Transport {
-    pub fn new(secret: ClusterSecret, local: Rc<Local>) -> Rc<Transport> {
+    pub fn new(secret: ClusterSecret, tls: Option<Arc<Tls>>, local: Rc<Local>) -> Rc<Transport> {
         Rc::new(Transport {
             secret,
+            tls,
             local,
             state: RefCell::default(),
         })
@@ -243,8 +247,9 @@ impl Transport {
             tokio::time::sleep(backoff.min(BACKOFF_MAX)).await;
         }
         let attempt = async {
-            let mut stream = TcpStream::connect(&address).await.map_err(DialError::Io)?;
-            let _ = stream.set_nodelay(true);
+            let mut stream = Stream::dial_member(&address, self.tls.as_deref())
+                .await
+                .map_err(DialError::Io)?;
             handshake::dial(&mut stream, &self.secret, pair.0, pair.1)
                 .await
                 .map_err(DialError::Refused)?;
@@ -277,6 +282,12 @@ impl Transport {
                     DialError::Refused(refused) => {
                         tracing::debug!("dialling {} at {address}: {refused}", pair.1);
                     }
+                    DialError::Io(error) if error.kind() == io::ErrorKind::InvalidData => {
+                        // Certificates do not mend themselves either.
+                        if failures.is_multiple_of(64) {
+                            tracing::error!("{} at {address}: TLS: {error}", pair.1);
+                        }
+                    }
                     DialError::Io(error) => {
                         tracing::debug!("dialling {} at {address}: {error}", pair.1);
                     }
@@ -293,8 +304,14 @@ impl Transport {
         }
     }
 
-    async fn accept(self: &Rc<Self>, mut stream: TcpStream, from: SocketAddr) {
-        let _ = stream.set_nodelay(true);
+    async fn accept(self: &Rc<Self>, stream: TcpStream, from: SocketAddr) {
+        let mut stream = match Stream::accept(stream, self.tls.as_deref(), Face::Member).await {
+            Ok(stream) => stream,
+            Err(why) => {
+                tracing::warn!("refused a member's connection from {from}: {why}");
+                return;
+            }
+        };
         let hosted = self.state.borrow().hosted.clone();
         let shake = handshake::accept(&mut stream, &self.secret, &hosted);
         let pair = match tokio::time::timeout(ACCEPT_PATIENCE, shake).await {
@@ -333,8 +350,8 @@ impl Transport {
     }
 
     /// Uses `stream` for `pair` from now on.
-    fn come_up(self: &Rc<Self>, pair: Pair, stream: TcpStream) {
-        let pipe = Pipe::start(stream);
+    fn come_up(self: &Rc<Self>, pair: Pair, stream: Stream) {
+        let pipe = Pipe::start(stream.into_socket());
         let mut state = self.state.borrow_mut();
         state.failures.remove(&pair);
         let mut batch = BytesMut::new();
@@ -447,7 +464,7 @@ mod tests {
 
     async fn end(id: ServerId, secret: &str) -> End {
         let local = Local::new();
-        let transport = Transport::new(ClusterSecret::new(secret), local.clone());
+        let transport = Transport::new(ClusterSecret::new(secret), None, local.clone());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         transport.listen(listener);

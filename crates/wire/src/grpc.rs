@@ -34,7 +34,7 @@ use crate::command::{Command, Failure, Once, Outcome};
 use crate::message::{Figures, View};
 
 pub use admin::{AdminClient, admin_server};
-pub use client::{ClientError, SessionsClient};
+pub use client::{ClientError, ClientTls, SessionsClient};
 pub use server::sessions_server;
 
 /// One command from a gRPC client.

@@ -45,6 +45,16 @@ impl ClusterSecret {
     pub fn new(bytes: impl Into<Vec<u8>>) -> ClusterSecret {
         ClusterSecret(bytes.into())
     }
+
+    /// A secret that only those know who know this one and `binding`, such as what the two ends of one
+    /// TLS session have in common.
+    pub fn bound_to(&self, binding: &[u8]) -> ClusterSecret {
+        let mut mac =
+            Hmac::<Sha256>::new_from_slice(&self.0).expect("HMAC takes keys of any length");
+        mac.update(b"holdfast member, bound to a channel");
+        mac.update(binding);
+        ClusterSecret(mac.finalize().into_bytes().to_vec())
+    }
 }
 
 impl std::fmt::Debug for ClusterSecret {

@@ -158,7 +158,7 @@ async fn pass(sent: SessionCall, outcome: Outcome) -> Result<Outcome, ClientErro
         .expect("no panics")
         .push_back(outcome);
     let address = serve(handler.clone(), None).await;
-    let mut client = SessionsClient::connect(&address, None)
+    let mut client = SessionsClient::connect(&address, None, None)
         .await
         .expect("it listens");
     let told = client.call(sent.clone()).await;
@@ -346,7 +346,7 @@ async fn outcomes_and_failures_have_the_status_the_field_expects() {
 async fn what_makes_no_sense_is_refused_without_asking_the_handler() {
     let handler = Arc::new(Scripted::default());
     let address = serve(handler.clone(), None).await;
-    let mut client = SessionsClient::connect(&address, None)
+    let mut client = SessionsClient::connect(&address, None, None)
         .await
         .expect("it listens");
     let nothing = Once {
@@ -431,7 +431,7 @@ async fn a_password_is_asked_of_every_call() {
     let handler = Arc::new(Scripted::default());
     let address = serve(handler.clone(), Some("secret")).await;
     for wrong in [None, Some("Secret"), Some("secret2"), Some("")] {
-        let mut client = SessionsClient::connect(&address, wrong)
+        let mut client = SessionsClient::connect(&address, wrong, None)
             .await
             .expect("it listens");
         let refused = |error: ClientError| match error {
@@ -454,13 +454,13 @@ async fn a_password_is_asked_of_every_call() {
                 .map(|_| ())
                 .expect_err("no password"),
         );
-        let mut admin = AdminClient::connect(&address, wrong)
+        let mut admin = AdminClient::connect(&address, wrong, None)
             .await
             .expect("it listens");
         refused(admin.status().await.expect_err("no password"));
     }
     assert!(handler.heard.lock().expect("no panics").is_empty());
-    let mut client = SessionsClient::connect(&address, Some("secret"))
+    let mut client = SessionsClient::connect(&address, Some("secret"), None)
         .await
         .expect("it listens");
     let grant = ClientGrant {
@@ -474,7 +474,7 @@ async fn a_password_is_asked_of_every_call() {
 async fn batches_and_streams_answer_every_item_in_order() {
     let handler = Arc::new(Scripted::default());
     let address = serve(handler.clone(), None).await;
-    let mut client = SessionsClient::connect(&address, None)
+    let mut client = SessionsClient::connect(&address, None, None)
         .await
         .expect("it listens");
     let absent = Outcome::Absent {
@@ -560,7 +560,7 @@ async fn batches_and_streams_answer_every_item_in_order() {
 async fn a_callers_deadline_reaches_the_handler() {
     let handler = Arc::new(Scripted::default());
     let address = serve(handler.clone(), None).await;
-    let mut client = SessionsClient::connect(&address, None)
+    let mut client = SessionsClient::connect(&address, None, None)
         .await
         .expect("it listens");
     let hurried = SessionCall {
@@ -586,11 +586,11 @@ async fn a_callers_deadline_reaches_the_handler() {
 #[tokio::test]
 async fn operators_see_the_cluster_as_it_is() {
     let address = serve(Arc::new(Scripted::default()), None).await;
-    let mut admin = AdminClient::connect(&address, None)
+    let mut admin = AdminClient::connect(&address, None, None)
         .await
         .expect("it listens");
     assert_eq!(admin.status().await, Ok(status()));
-    let nobody = AdminClient::connect("127.0.0.1:1", None)
+    let nobody = AdminClient::connect("127.0.0.1:1", None, None)
         .await
         .expect_err("nobody listens");
     assert!(matches!(nobody, ClientError::Connect { .. }));

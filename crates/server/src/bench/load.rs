@@ -17,6 +17,9 @@ use tokio::net::TcpStream;
 use super::cpu::ProcessesCpu;
 use super::keys::{self, Random};
 use super::replies;
+use crate::cli::ClientTlsArgs;
+use crate::stream::Stream;
+use crate::tls::server_name;
 
 /// Longest latency told apart; longer ones count as this.
 const LATENCY_MAX_US: u64 = 60_000_000;
@@ -34,6 +37,8 @@ pub struct LoadArgs {
     /// Password, if the server asks for one.
     #[arg(long, env = "HOLDFAST_PASSWORD", hide_env_values = true)]
     password: Option<String>,
+    #[command(flatten)]
+    tls: ClientTlsArgs,
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     connections: u32,
     /// Commands in flight on each connection.
@@ -226,7 +231,7 @@ fn print_report(report: &Report) {
 
 /// A loaded connection: its socket, and its reply parser's buffer.
 struct Connection {
-    stream: TcpStream,
+    stream: Stream,
     replies: replies::Replies,
 }
 
@@ -236,6 +241,15 @@ impl Connection {
             .await
             .map_err(|error| format!("cannot connect to {}: {error}", args.address))?;
         stream.set_nodelay(true)?;
+        let stream = match args.tls.keys()? {
+            None => Stream::Plain(stream),
+            Some(keys) => {
+                let name = server_name(&args.address)?;
+                let stream = keys.connector()?.connect(name, stream).await;
+                let stream = stream.map_err(|error| format!("{}: {error}", args.address))?;
+                Stream::Tls(Box::new(stream.into()))
+            }
+        };
         let mut connection = Connection {
             stream,
             replies: replies::Replies::default(),
@@ -244,6 +258,7 @@ impl Connection {
             let mut bytes = Vec::new();
             replies::write_command(&mut bytes, &[b"AUTH", password.as_bytes()]);
             connection.stream.write_all(&bytes).await?;
+            connection.stream.flush().await?;
             if let replies::Reply::Error(text) = connection.reply().await? {
                 return Err(format!("AUTH: {text}").into());
             }
@@ -331,6 +346,7 @@ async fn closed_loop(
         }
         let sent = Instant::now();
         connection.stream.write_all(&out).await?;
+        connection.stream.flush().await?;
         for _ in 0..args.pipeline {
             let reply = connection.reply().await?;
             match wait {
@@ -368,7 +384,7 @@ async fn open_loop(
         stream,
         mut replies,
     } = connection;
-    let (mut read, mut write) = stream.into_split();
+    let (mut read, mut write) = tokio::io::split(stream);
     let writer_args = args.clone();
     let writer = tokio::spawn(async move {
         let mut mix = Mix::new(&writer_args, u64::from(number) + 1);
@@ -386,6 +402,7 @@ async fn open_loop(
                 due += interval;
             }
             write.write_all(&out).await?;
+            write.flush().await?;
         }
         Ok::<_, std::io::Error>(())
     });
@@ -417,6 +434,7 @@ async fn fill(args: &LoadArgs) -> Result<(), Box<dyn std::error::Error + Send + 
             mix.write_set(&mut out, number);
         }
         connection.stream.write_all(&out).await?;
+        connection.stream.flush().await?;
         for _ in 0..batch {
             if let replies::Reply::Error(text) = connection.reply().await? {
                 return Err(format!("filling failed at about session {session}: {text}").into());
@@ -452,6 +470,7 @@ async fn server_pids(
     let mut out = Vec::new();
     replies::write_command(&mut out, &[b"INFO", b"server"]);
     probe.stream.write_all(&out).await?;
+    probe.stream.flush().await?;
     let pid = match probe.reply().await? {
         replies::Reply::Bulk(text) => String::from_utf8_lossy(&text)
             .lines()

@@ -9,7 +9,7 @@ use tonic::codegen::{Service, http};
 use tonic::server::NamedService;
 use tonic::{Request, Response, Status};
 
-use super::client::{ClientError, Connection};
+use super::client::{ClientError, ClientTls, Connection};
 use super::failure::CallError;
 use super::server::authorize;
 use super::v1;
@@ -49,9 +49,10 @@ impl AdminClient {
     pub async fn connect(
         address: &str,
         password: Option<&str>,
+        tls: Option<ClientTls<'_>>,
     ) -> Result<AdminClient, ClientError> {
         Ok(AdminClient {
-            connection: Connection::open(address, password).await?,
+            connection: Connection::open(address, password, tls).await?,
         })
     }
 

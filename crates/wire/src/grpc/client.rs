@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::{Stream, StreamExt};
 use holdfast_format::{ClientId, ClusterMs, KeyHash, Namespace, Version};
 use tonic::metadata::{Ascii, MetadataValue};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
 
@@ -53,6 +53,14 @@ impl From<Status> for ClientError {
     }
 }
 
+/// What a client needs for TLS, as PEM. The server must be certified under the name it is dialled by.
+#[derive(Clone, Copy, Debug)]
+pub struct ClientTls<'a> {
+    pub ca_pem: &'a [u8],
+    /// Certificate and key, where the server asks for one.
+    pub identity_pem: Option<(&'a [u8], &'a [u8])>,
+}
+
 /// A channel and the credentials for it.
 #[derive(Clone, Debug)]
 pub(super) struct Connection {
@@ -67,6 +75,7 @@ impl Connection {
     pub(super) async fn open(
         address: &str,
         password: Option<&str>,
+        tls: Option<ClientTls<'_>>,
     ) -> Result<Connection, ClientError> {
         let authorization = match password {
             Some(password) => {
@@ -79,13 +88,29 @@ impl Connection {
             None => None,
         };
         let failed = |error: tonic::transport::Error| {
-            let source = std::error::Error::source(&error).map(ToString::to_string);
+            // The innermost cause is the one that a person can do something about.
+            let mut cause: &dyn std::error::Error = &error;
+            while let Some(deeper) = cause.source() {
+                cause = deeper;
+            }
             ClientError::Connect {
                 address: address.to_owned(),
-                why: source.unwrap_or_else(|| error.to_string()),
+                why: cause.to_string(),
             }
         };
-        let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(failed)?;
+        let endpoint = match tls {
+            None => Endpoint::from_shared(format!("http://{address}")).map_err(failed)?,
+            Some(tls) => {
+                let mut config =
+                    ClientTlsConfig::new().ca_certificate(Certificate::from_pem(tls.ca_pem));
+                if let Some((cert, key)) = tls.identity_pem {
+                    config = config.identity(Identity::from_pem(cert, key));
+                }
+                Endpoint::from_shared(format!("https://{address}"))
+                    .and_then(|endpoint| endpoint.tls_config(config))
+                    .map_err(failed)?
+            }
+        };
         let channel = endpoint
             .connect_timeout(CONNECT_TIMEOUT)
             .connect()
@@ -132,8 +157,9 @@ impl SessionsClient {
     pub async fn connect(
         address: &str,
         password: Option<&str>,
+        tls: Option<ClientTls<'_>>,
     ) -> Result<SessionsClient, ClientError> {
-        let connection = Connection::open(address, password).await?;
+        let connection = Connection::open(address, password, tls).await?;
         let generated = Generated::new(connection.channel()).max_decoding_message_size(usize::MAX);
         Ok(SessionsClient {
             connection,
