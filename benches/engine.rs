@@ -70,6 +70,8 @@ pub fn config(memory_bytes: u64) -> Config {
         key_bytes_max: 65_535,
         value_bytes_max: 1 << 20,
         expiry_slack_ms: 1_000,
+        replica_expansion_percent: 200,
+        cleaner: holdfast_log::CleanerOptions::default(),
     }
 }
 
@@ -108,7 +110,8 @@ impl Engine {
 
     /// What the cleaner has copied since the start, to survivors or in memory.
     pub fn copied_bytes(&self) -> u64 {
-        self.log.memory().cleaned_bytes
+        let memory = self.log.memory();
+        memory.cleaned_bytes + memory.compacted_bytes
     }
 
     pub fn prefetch(&self, key: &Key) {

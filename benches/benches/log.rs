@@ -18,6 +18,8 @@ fn config(memory_bytes: u64) -> Config {
         key_bytes_max: 65_535,
         value_bytes_max: 1 << 20,
         expiry_slack_ms: 1_000,
+        replica_expansion_percent: 200,
+        cleaner: holdfast_log::CleanerOptions::default(),
     }
 }
 

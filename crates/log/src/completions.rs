@@ -10,7 +10,8 @@ use holdfast_format::{
     ClientId, ClusterMs, CompletionRecord, Entry, SEGMENT_HEADER_BYTES, VALUE_BYTES_MAX,
 };
 
-use crate::log::{Class, Log};
+use crate::log::Log;
+use crate::space::Class;
 use crate::{AppendError, Completion};
 
 #[derive(Clone, Copy, Debug)]

@@ -23,6 +23,28 @@ pub struct Config {
     pub value_bytes_max: u32,
     /// Memory of expired sessions is reused only so long after the deadline (design §3).
     pub expiry_slack_ms: u32,
+    /// Segments may be so many on backups, in percent of what would fill the memory. More of them cost backups
+    /// space and save copying: compacted in memory, they may be emptier when their replicas are made anew.
+    pub replica_expansion_percent: u32,
+    pub cleaner: CleanerOptions,
+}
+
+/// What the cleaner does; switched off only to measure what it is worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CleanerOptions {
+    /// Compaction in memory besides combined cleaning.
+    pub two_level: bool,
+    /// Knowledge of how long what lives will live.
+    pub lifetimes: bool,
+}
+
+impl Default for CleanerOptions {
+    fn default() -> CleanerOptions {
+        CleanerOptions {
+            two_level: true,
+            lifetimes: true,
+        }
+    }
 }
 
 /// Why a `Config` cannot be.
@@ -45,6 +67,8 @@ impl Config {
             key_bytes_max: 1 << 10,
             value_bytes_max: 16 << 10,
             expiry_slack_ms: 100,
+            replica_expansion_percent: 200,
+            cleaner: CleanerOptions::default(),
         }
     }
 
@@ -97,6 +121,13 @@ impl Config {
             format!("the largest write of {largest} bytes needs segments a third larger than that"),
         )?;
         check(
+            (100..=1000).contains(&self.replica_expansion_percent),
+            format!(
+                "replica_expansion_percent is {}; it must be from 100 to 1000",
+                self.replica_expansion_percent
+            ),
+        )?;
+        check(
             self.blocks() >= BLOCKS_MIN,
             format!(
                 "memory_bytes is {memory_bytes}; it must hold {BLOCKS_MIN} segments and the log's own tables"
@@ -104,17 +135,26 @@ impl Config {
         )
     }
 
-    /// Whole segments that fit in memory beside the tables.
+    /// Segments that the memory beside the tables would hold if all were full.
     pub(crate) fn blocks(&self) -> u64 {
+        self.seglets() / u64::from(self.segment_seglets())
+    }
+
+    /// Seglets that fit in memory beside the tables.
+    pub(crate) fn seglets(&self) -> u64 {
         let rest = (self.memory_bytes)
             .saturating_sub(self.outside_bytes)
             .saturating_sub(FIXED_BYTES);
-        rest / (u64::from(self.segment_bytes) + self.table_bytes_per_block())
+        rest / (u64::from(self.seglet_bytes) + self.table_bytes_per_seglet())
+    }
+
+    pub(crate) fn segment_seglets(&self) -> u32 {
+        self.segment_bytes / self.seglet_bytes
     }
 
     /// Everything allocated beside the region, apart from what is charged per record.
     pub(crate) fn table_bytes(&self) -> u64 {
-        FIXED_BYTES + self.blocks() * self.table_bytes_per_block()
+        FIXED_BYTES + self.seglets() * self.table_bytes_per_seglet()
     }
 
     /// Segments may be so many that a digest of them fits in a quarter of a head.
@@ -122,13 +162,22 @@ impl Config {
         (self.segment_bytes as usize / 4 - SEGMENT_HEADER_BYTES - Digest::encoded_len(0)) / 8
     }
 
-    fn table_bytes_per_block(&self) -> u64 {
-        let seglets = u64::from(self.segment_bytes / self.seglet_bytes);
-        // The region's block; per seglet an owner, an index chunk's number, and a segment (each has
-        // at least one) with its place in the order of ids.
-        64 + seglets * (4 + 4 + 192)
+    /// Segments may be so many on backups; a small log has some more for its short heads.
+    pub(crate) fn replica_segments_max(&self) -> usize {
+        let blocks = self.blocks() as usize;
+        let expanded = blocks * self.replica_expansion_percent as usize / 100;
+        expanded.max(blocks + 16).min(self.segments_max())
+    }
+
+    fn table_bytes_per_seglet(&self) -> u64 {
+        // An owner, an index chunk's number, its share of an extent or of a free run; and a segment's tables.
+        let expansion = u64::from(self.replica_expansion_percent);
+        4 + 4 + 24 + SEGMENT_TABLE_BYTES * expansion / 100 / u64::from(self.segment_seglets())
     }
 }
+
+/// What is kept of one segment besides its bytes, with its place in the order of ids.
+const SEGMENT_TABLE_BYTES: u64 = 320;
 
 /// Counters per namespace, slots seen, and small change.
 const FIXED_BYTES: u64 = 32 << 10;

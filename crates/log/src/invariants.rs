@@ -2,27 +2,40 @@
 
 use std::collections::BTreeMap;
 
-use holdfast_format::{Entry, KeyHash};
+use holdfast_format::{Entry, KeyHash, SegmentId};
 
 use crate::SessionCount;
+use crate::extents::Extent;
 use crate::index::Kind;
 use crate::log::{KeyWords, Log};
+use crate::region::Run;
 use crate::segments::State;
+use crate::space::birth;
 
 impl Log {
     /// Walks everything and panics if an invariant does not hold. As slow as the log is large.
     pub fn verify(&self) {
         let mut live = BTreeMap::new();
+        let mut tombstones = BTreeMap::new();
         let mut count_live = |offset: u64, bytes: usize| {
             let slot = self.segments.at(&self.region, offset);
             let segment = self.segments.get(slot);
-            let end = segment.start + u64::from(segment.length);
-            assert!(
-                offset + bytes as u64 <= end,
-                "{:?}: a reference past its end",
+            let within = |extent: &Extent| {
+                let start = self.region.offset_of(extent.run.first);
+                start <= offset && offset + bytes as u64 <= start + u64::from(extent.used)
+            };
+            let extents = segment.bytes.list().iter().chain(segment.fresh.list());
+            assert_eq!(
+                extents.filter(|it| within(it)).count(),
+                1,
+                "{:?}: a reference past an extent's end",
                 segment.id
             );
             *live.entry(segment.id).or_insert(0u64) += bytes as u64;
+            if let Some(birth) = birth(&self.entry(offset)) {
+                assert!(birth <= segment.births, "a tombstone is younger than known");
+                *tombstones.entry(segment.id).or_insert(0u64) += bytes as u64;
+            }
         };
 
         let mut counts = vec![SessionCount::default(); 256];
@@ -71,44 +84,68 @@ impl Log {
             count_live(flush.offset, bytes);
         }
 
-        let mut seglets = 0;
-        for (slot, segment) in self.segments.iter() {
-            let live = live.get(&segment.id).copied().unwrap_or(0);
-            assert_eq!(
-                live,
-                u64::from(segment.live),
-                "live bytes of {:?}",
-                segment.id
-            );
-            assert_eq!(slot == self.head, segment.state == State::Head);
-            assert!(segment.length <= segment.capacity && segment.durable <= segment.length);
-            seglets += segment.run.count;
-            for seglet in segment.run.first..segment.run.first + segment.run.count {
-                assert!(self.region.is_used(seglet));
-            }
-        }
-        assert_eq!(
-            live.values().sum::<u64>(),
-            self.segments.live(),
-            "live bytes in all"
-        );
-        let held = self
-            .cleaning
-            .as_ref()
-            .map_or(0, |cleaning| cleaning.held_seglets());
-        let free = self.region.free_seglets();
-        assert_eq!(
-            seglets + held + self.region.index_seglets() + free,
-            self.region.seglets()
-        );
+        self.verify_memory(&live, &tombstones);
         let memory = self.memory();
         assert!(
             memory.used_bytes - memory.external_bytes + self.config.outside_bytes
                 <= self.config.memory_bytes,
             "the bound on memory"
         );
-        if self.keep_blocks() > 0 {
-            assert!(self.region.free_blocks() > 0, "the cleaner's block is gone");
+    }
+
+    /// Segments hold what the index says, and every seglet has one owner.
+    fn verify_memory(
+        &self,
+        live: &BTreeMap<SegmentId, u64>,
+        tombstones: &BTreeMap<SegmentId, u64>,
+    ) {
+        let mut owned = vec![false; self.region.seglets() as usize];
+        let mut own = |run: Run| {
+            for seglet in run.first..run.end() {
+                assert!(!owned[seglet as usize], "seglet {seglet} has two owners");
+                owned[seglet as usize] = true;
+            }
+        };
+        for (slot, segment) in self.segments.iter() {
+            let id = segment.id;
+            let of = |map: &BTreeMap<SegmentId, u64>| map.get(&id).copied().unwrap_or(0);
+            assert_eq!(of(live), u64::from(segment.live), "live bytes of {id:?}");
+            assert_eq!(
+                of(tombstones),
+                u64::from(segment.tombstones),
+                "tombstones of {id:?}"
+            );
+            assert_eq!(slot == self.head, segment.state == State::Head);
+            assert!(segment.durable <= segment.length());
+            assert!(segment.bytes.seglets() <= self.config.segment_seglets());
+            for extents in [&segment.bytes, &segment.fresh] {
+                let list = extents.list();
+                let used: u32 = list.iter().map(|it| it.used).sum();
+                let seglets: u32 = list.iter().map(|it| it.run.count).sum();
+                assert_eq!((used, seglets), (extents.length(), extents.seglets()));
+                for extent in list {
+                    own(extent.run);
+                    let start = self.region.offset_of(extent.run.first);
+                    let (mut at, end) = (start, start + u64::from(extent.used));
+                    while at < end {
+                        at += self.sized_entry(at).1 as u64;
+                    }
+                    assert_eq!(at, end, "{id:?}: entries fill extents");
+                    assert!(extent.used <= extent.run.count * self.config.seglet_bytes);
+                }
+            }
         }
+        assert_eq!(live.values().sum::<u64>(), self.segments.live());
+        assert_eq!(tombstones.values().sum::<u64>(), self.segments.tombstones());
+        self.cleaner.verify(&mut own);
+        self.region.check(&mut own);
+        let index = owned.iter().filter(|&&owned| !owned).count();
+        let index_bytes = index as u64 * u64::from(self.config.seglet_bytes);
+        assert_eq!(index_bytes, self.index.bytes(&self.region), "lost seglets");
+        assert_eq!(
+            self.counted_lent(),
+            self.cleaner.lent_seglets(),
+            "lent seglets"
+        );
     }
 }

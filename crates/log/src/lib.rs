@@ -3,33 +3,39 @@
 //! Floor 1. No I/O, no clock, no wire: time comes as an argument, replication happens elsewhere
 //! and is told here with `set_durable`. One thread owns a `Log`; nothing in it locks or waits.
 //!
-//! Where to begin: `log` has the head and who gets memory, `session` what clients do, `segments` how a
-//! segment lives and dies, `index` and `region` the two structures underneath, `cleaner` and `sweep` what
-//! goes on in the background, `replay` recovery.
+//! Where to begin: `log` has the whole, `space` who gets memory and how heads follow each other, `session` what clients
+//! do, `segments` and `extents` how a segment lives and where its bytes are, `index` and `region` the two structures
+//! underneath, `cleaner` and `sweep` what goes on in the background, `replay` recovery.
 //!
 //! Whoever drives a log calls `clean` and `sweep` often, with small budgets, and replicates what `goals` says.
 //! While it has time it calls `touch_ahead` until that is done.
 
+mod choosing;
 mod cleaner;
 mod completions;
 mod config;
+mod copying;
+mod extents;
 mod flushes;
 mod index;
 mod invariants;
 pub mod lifetimes;
 mod log;
+mod memory;
+mod pacing;
 mod prefetch;
 mod region;
 mod replay;
 mod segments;
 mod session;
+mod space;
 mod sweep;
 mod tags;
 
 pub use holdfast_format::Expiry;
 use holdfast_format::{ClientId, ClusterMs, EntryError, SegmentId, Slot, Version};
 
-pub use crate::config::{Config, ConfigError};
+pub use crate::config::{CleanerOptions, Config, ConfigError};
 pub use crate::log::Log;
 
 /// A write that must be remembered for exactly-once execution; appended atomically with its effect.
@@ -119,7 +125,7 @@ pub struct MemoryUse {
     pub used_bytes: u64,
     /// Bytes of live entries.
     pub live_bytes: u64,
-    /// Bytes in segments that the cleaner can give back: those of no live entry.
+    /// Garbage in segments that the cleaner can turn into free memory.
     pub reclaimable_bytes: u64,
     /// What puts may not use: kept for the cleaner, deletes and touches, and for what is outside the log.
     pub reserved_bytes: u64,
@@ -128,9 +134,19 @@ pub struct MemoryUse {
     pub records_bytes: u64,
     /// What `set_external_bytes` has told.
     pub external_bytes: u64,
+    /// Segments in memory; each has its replicas.
     pub segments: u64,
-    /// Bytes the cleaner has copied since start.
+    /// Memory of the segments: whole seglets.
+    pub segment_bytes: u64,
+    /// Segments on backups; the next one beyond the maximum is refused to puts.
+    pub replica_segments: u64,
+    pub replica_segments_max: u64,
+    /// Bytes that combined cleaning has copied to survivors since start; each goes to all replicas.
     pub cleaned_bytes: u64,
+    /// Bytes that compaction has copied since start, in memory only.
+    pub compacted_bytes: u64,
+    /// The system has taken the advice to use large pages.
+    pub huge_pages: bool,
     /// Sessions found expired and forgotten since start.
     pub expired_sessions: u64,
 }

@@ -1,37 +1,22 @@
-//! The log itself: its head, room in it, and the plumbing that every operation shares.
-//!
-//! Memory is handed out by class, so that running out of it is an error for those who add data and
-//! never a deadlock. Counted in seglets, from what is free:
-//!
-//! ```text
-//! | … for puts and replays … | small: 1 block | commit | cleaner: 1 block, entirely free |
-//! ```
-//!
-//! L1. A put needs everything to its right untouched: deletes, touches and completion records
-//!     (`Small`) still find room for a while, and most of them make garbage. What the owner holds outside
-//!     the log counts against puts alone, so that it can make writers wait and never stops the cleaner.
-//! L2. The cleaner always finds an entirely free block for survivors, and a few seglets (`Commit`) for the
-//!     head whose digest makes the cleaning count. What it frees is at least a block again.
-//! L3. An append is atomic: everything of one operation goes to one segment in one call, and the
-//!     length that `goals` shows is never inside it.
+//! The log itself: what it consists of, and the plumbing that every operation shares.
 
 use std::collections::BTreeMap;
 
 use holdfast_format::{
-    ClusterMs, Digest, Entry, HeaderKind, KeyHash, Keyed, LogId, Namespace, Object, Position,
-    SEGMENT_HEADER_BYTES, SLOTS, SegmentHeader, SegmentId, Slot as KeySlot, SlotRange, Tombstone,
-    Touch, Version,
+    ClusterMs, Entry, KeyHash, Keyed, LogId, Namespace, Object, Position, SLOTS, SegmentId,
+    Slot as KeySlot, SlotRange, Tombstone, Touch, Version,
 };
 
-use crate::cleaner::{Cleaning, Phase};
-use crate::completions::{Completions, RECORD_CHARGE_BYTES};
+use crate::cleaner::Cleaner;
+use crate::completions::Completions;
 use crate::config::{Config, ConfigError};
 use crate::flushes::Flushes;
 use crate::index::{At, Index, Kind, Word};
-use crate::region::{Region, Run};
+use crate::region::Region;
 use crate::replay::Replay;
-use crate::segments::{Owner, Segments, Slot, State};
-use crate::{AppendError, MemoryUse, ReplayId, SegmentGoal, SegmentKind, SessionCount};
+use crate::segments::{Segments, Slot};
+use crate::space::{Class, birth};
+use crate::{MemoryUse, ReplayId, SegmentGoal, SessionCount};
 
 /// One shard's memory.
 #[derive(Debug)]
@@ -50,22 +35,13 @@ pub struct Log {
     pub(crate) counts: Vec<SessionCount>,
     /// One bit per slot that ever had a session here.
     pub(crate) slots_seen: Vec<u64>,
-    pub(crate) cleaning: Option<Cleaning>,
+    pub(crate) cleaner: Cleaner,
     pub(crate) replays: BTreeMap<ReplayId, Replay>,
     pub(crate) last_replay: ReplayId,
     pub(crate) swept: KeyHash,
     pub(crate) swept_completion: (holdfast_format::ClientId, u64),
-    pub(crate) cleaned_bytes: u64,
     pub(crate) external_bytes: u64,
     pub(crate) expired_sessions: u64,
-}
-
-/// Who asks for memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Class {
-    Put,
-    Small,
-    Commit,
 }
 
 /// The index's words for one key.
@@ -98,19 +74,12 @@ impl Current<'_> {
     }
 }
 
-/// Headroom of a head's version ceiling: far more than 8 MiB of the smallest entries can use, so
-/// that a head is almost never cut short by it.
-const VERSIONS_PER_HEAD: u64 = 1 << 20;
-
 impl Log {
     /// Reserves the memory and opens the first head.
     pub fn new(id: LogId, config: Config) -> Result<Log, ConfigError> {
         config.validate()?;
-        let mut region = Region::new(
-            config.blocks() as u32,
-            config.segment_bytes as usize,
-            config.seglet_bytes as usize,
-        );
+        let mut region = Region::new(config.seglets() as u32, config.seglet_bytes as usize)
+            .map_err(|error| ConfigError(format!("the system has no memory: {error}")))?;
         let index = Index::new(&mut region);
         let segments = Segments::new(&region);
         let mut log = Log {
@@ -126,16 +95,15 @@ impl Log {
             flushes: Flushes::new(),
             counts: vec![SessionCount::default(); 256],
             slots_seen: vec![0; usize::from(SLOTS) / 64],
-            cleaning: None,
+            cleaner: Cleaner::default(),
             replays: BTreeMap::new(),
             last_replay: ReplayId(0),
             swept: KeyHash(0),
             swept_completion: Default::default(),
-            cleaned_bytes: 0,
             external_bytes: 0,
             expired_sessions: 0,
         };
-        log.open_head(None, 0, Class::Put)
+        log.open_head(None, Class::Put)
             .expect("an empty log has room for a head");
         Ok(log)
     }
@@ -163,7 +131,7 @@ impl Log {
         let head = self.segments.get(self.head);
         Position {
             segment: head.id,
-            offset: head.length,
+            offset: head.length(),
         }
     }
 
@@ -191,13 +159,11 @@ impl Log {
             .by_id(segment)
             .expect("a segment among the goals");
         assert!(
-            from <= to && to <= segment.length,
+            from <= to && to <= segment.length(),
             "{:?} is shorter",
             segment.id
         );
-        let start = segment.start as usize;
-        let piece = &self.region.memory()[start + from as usize..start + to as usize];
-        std::iter::once(piece).filter(|piece| !piece.is_empty())
+        segment.bytes.pieces(&self.region, from, to)
     }
 
     /// `[0, length)` of the segment is on all its replicas; `closed`: and they are closed.
@@ -206,7 +172,7 @@ impl Log {
     pub fn set_durable(&mut self, segment: SegmentId, length: u32, closed: bool) {
         if self.segments.set_durable(segment, length, closed) {
             self.segments.settle(&mut self.region);
-            self.forget_settled_cleaning();
+            self.settle_cleaning();
             self.commit();
         }
     }
@@ -227,9 +193,6 @@ impl Log {
     pub fn memory(&self) -> MemoryUse {
         let seglet_bytes = u64::from(self.config.seglet_bytes);
         let in_use = u64::from(self.region.seglets() - self.region.free_seglets());
-        let appended: u64 = (self.segments.iter())
-            .map(|(_, segment)| u64::from(segment.length))
-            .sum();
         MemoryUse {
             limit_bytes: self.config.memory_bytes,
             used_bytes: in_use * seglet_bytes
@@ -237,13 +200,18 @@ impl Log {
                 + self.config.table_bytes()
                 + self.external_bytes,
             live_bytes: self.segments.live(),
-            reclaimable_bytes: appended - self.segments.live(),
+            reclaimable_bytes: u64::from(self.reclaimable_seglets()) * seglet_bytes,
             reserved_bytes: u64::from(self.limit(Class::Put)) * seglet_bytes,
             index_bytes: self.index.bytes(&self.region),
+            segments: self.segments.len() as u64,
+            segment_bytes: u64::from(self.segments.seglets()) * seglet_bytes,
+            replica_segments: self.segments.len() as u64,
+            replica_segments_max: self.config.replica_segments_max() as u64,
+            cleaned_bytes: self.cleaner.cleaned_bytes,
+            compacted_bytes: self.cleaner.compacted_bytes,
+            huge_pages: self.region.is_huge(),
             records_bytes: self.charged_bytes(),
             external_bytes: self.external_bytes,
-            segments: self.segments.len() as u64,
-            cleaned_bytes: self.cleaned_bytes,
             expired_sessions: self.expired_sessions,
         }
     }
@@ -299,15 +267,22 @@ impl Log {
     /// The entry at `offset` is not needed any more.
     #[inline]
     pub(crate) fn kill(&mut self, offset: u64) {
-        let (_, bytes) = self.sized_entry(offset);
-        self.segments.end_live(&self.region, offset, bytes);
+        let (entry, bytes) = self.sized_entry(offset);
+        let is_tombstone = birth(&entry).is_some();
+        let slot = self.segments.end_live(&self.region, offset, bytes);
+        if is_tombstone {
+            self.segments.end_tombstone(slot, bytes);
+        }
     }
 
     /// As `kill`, for what the index pointed at.
     #[inline]
     pub(crate) fn kill_word(&mut self, word: Word) {
         let bytes = self.keyed(word.offset()).length();
-        self.segments.end_live(&self.region, word.offset(), bytes);
+        let slot = self.segments.end_live(&self.region, word.offset(), bytes);
+        if word.kind() == Kind::Tombstone {
+            self.segments.end_tombstone(slot, bytes);
+        }
     }
 
     #[inline]
@@ -467,251 +442,5 @@ impl Log {
                     .any(|range| range.contains(KeySlot(i as u16 * 64 + bit as u16)))
             })
         })
-    }
-
-    // ---- space ----
-
-    /// Makes sure that `bytes` can be appended to the head and a word added to the index.
-    pub(crate) fn make_space(&mut self, bytes: usize, class: Class) -> Result<(), AppendError> {
-        if bytes + self.opening_bytes() > self.config.segment_bytes as usize {
-            return Err(AppendError::ValueTooLarge);
-        }
-        if class == Class::Put && self.available() < self.limit(class) {
-            return Err(AppendError::OutOfMemory);
-        }
-        let may_take_block = self.index_may_take_block(class);
-        if !self.index.make_room(&mut self.region, may_take_block) {
-            return Err(AppendError::OutOfMemory);
-        }
-        let fits = self.segments.get(self.head).room() as usize >= bytes;
-        if !fits || self.next_version() >= self.version_ceiling {
-            self.roll(bytes, class)?;
-        }
-        Ok(())
-    }
-
-    /// Appends to a segment with room, and counts the entry as live.
-    #[inline]
-    pub(crate) fn append(
-        &mut self,
-        slot: Slot,
-        bytes: usize,
-        encode: impl FnOnce(&mut [u8]) -> usize,
-    ) -> u64 {
-        let segment = self.segments.get_mut(slot);
-        assert!(
-            !segment.closed && segment.room() as usize >= bytes,
-            "room was made"
-        );
-        let offset = segment.start + u64::from(segment.length);
-        segment.length += bytes as u32;
-        let start = offset as usize;
-        let written = encode(&mut self.region.memory_mut()[start..start + bytes]);
-        assert_eq!(written, bytes, "an entry is as long as it said");
-        self.segments.add_live(&self.region, offset, bytes);
-        offset
-    }
-
-    /// Appends a copy of `bytes` that stand in the region.
-    pub(crate) fn append_copy(&mut self, slot: Slot, place: u64, bytes: usize) -> u64 {
-        let segment = self.segments.get_mut(slot);
-        assert!(
-            !segment.closed && segment.room() as usize >= bytes,
-            "room was made"
-        );
-        let offset = segment.start + u64::from(segment.length);
-        segment.length += bytes as u32;
-        let place = place as usize;
-        self.region
-            .memory_mut()
-            .copy_within(place..place + bytes, offset as usize);
-        self.segments.add_live(&self.region, offset, bytes);
-        offset
-    }
-
-    pub(crate) fn grow_index(&mut self) {
-        let may_take_block = self.index_may_take_block(Class::Put);
-        self.index.grow(&mut self.region, may_take_block);
-    }
-
-    pub(crate) fn index_may_take_block(&self, class: Class) -> bool {
-        self.region.free_blocks() > self.keep_blocks()
-            && self.available() >= self.limit(class) + self.region.seglets_per_block()
-    }
-
-    /// Seglets that are free, less those that stand for memory outside the region.
-    pub(crate) fn available(&self) -> u32 {
-        let charged = self
-            .charged_bytes()
-            .div_ceil(u64::from(self.config.seglet_bytes));
-        self.region.free_seglets().saturating_sub(charged as u32)
-    }
-
-    fn charged_bytes(&self) -> u64 {
-        (self.completions.len() + self.flushes.list.len()) as u64 * RECORD_CHARGE_BYTES
-    }
-
-    /// Seglets that must stay available after a request of this class (L1, L2).
-    pub(crate) fn limit(&self, class: Class) -> u32 {
-        let block = self.region.seglets_per_block();
-        let cleaner = self.keep_blocks() * block;
-        match class {
-            Class::Commit => cleaner,
-            Class::Small => cleaner + self.commit_seglets(),
-            Class::Put => cleaner + self.commit_seglets() + block + self.external_seglets(),
-        }
-    }
-
-    /// What is outside the log beyond the room left for it.
-    fn external_seglets(&self) -> u32 {
-        let beyond = (self.external_bytes).saturating_sub(self.config.outside_bytes);
-        let seglets = beyond.div_ceil(u64::from(self.config.seglet_bytes));
-        seglets.min(u64::from(self.region.seglets())) as u32
-    }
-
-    /// Entirely free blocks to leave for the cleaner: none while it has its own.
-    pub(crate) fn keep_blocks(&self) -> u32 {
-        u32::from(
-            self.cleaning
-                .as_ref()
-                .is_none_or(|cleaning| cleaning.survivor.is_none()),
-        )
-    }
-
-    /// Seglets of the smallest head that can be opened.
-    pub(crate) fn commit_seglets(&self) -> u32 {
-        (self.opening_bytes() as u32).div_ceil(self.config.seglet_bytes)
-    }
-
-    /// Bytes of a new head's opening, with room for a few more segments by then.
-    fn opening_bytes(&self) -> usize {
-        SEGMENT_HEADER_BYTES + Digest::encoded_len(self.segments.len() + 4)
-    }
-
-    // ---- heads ----
-
-    /// Closes the head and opens the next, with room for `bytes` more.
-    pub(crate) fn roll(&mut self, bytes: usize, class: Class) -> Result<(), AppendError> {
-        let old = self.head;
-        let tail = self.segments.cut_tail(&mut self.region, old);
-        let follows = Some(self.segments.get(old).id);
-        if let Err(error) = self.open_head(follows, bytes, class) {
-            self.segments.restore_tail(&mut self.region, old, tail);
-            return Err(error);
-        }
-        self.segments.get_mut(old).state = State::Member;
-        self.segments.close(&mut self.region, old);
-        Ok(())
-    }
-
-    fn open_head(
-        &mut self,
-        follows: Option<SegmentId>,
-        bytes: usize,
-        class: Class,
-    ) -> Result<(), AppendError> {
-        let run = self
-            .take_run(bytes, class)
-            .ok_or(AppendError::OutOfMemory)?;
-        let id = self.segments.next_id();
-        self.commit_with(id);
-        let digest: Vec<SegmentId> = self
-            .segments
-            .iter()
-            .filter(|(_, it)| matches!(it.state, State::Member | State::Head))
-            .map(|(_, it)| it.id)
-            .chain([id])
-            .collect();
-        let opening = SEGMENT_HEADER_BYTES + Digest::encoded_len(digest.len());
-        let kind = SegmentKind::Head {
-            opening: opening as u32,
-            follows,
-        };
-        let slot = self.segments.open(&self.region, run, kind, State::Head);
-        self.version_ceiling = Version(self.last_version.0 + VERSIONS_PER_HEAD);
-        let header = SegmentHeader {
-            log: self.id,
-            segment: id,
-            version_ceiling: self.version_ceiling,
-            kind: HeaderKind::Head,
-        };
-        self.head = slot;
-        self.append_dead(slot, SEGMENT_HEADER_BYTES, |out| header.encode(out));
-        let bytes = Digest::encoded_len(digest.len());
-        self.append_dead(slot, bytes, |out| Digest::encode(&digest, out));
-        Ok(())
-    }
-
-    /// A run for a new segment with an opening and `bytes` more.
-    pub(crate) fn take_run(&mut self, bytes: usize, class: Class) -> Option<Run> {
-        let min = (self.opening_bytes() + bytes).div_ceil(self.config.seglet_bytes as usize) as u32;
-        let block = self.region.seglets_per_block();
-        let allowed = self
-            .available()
-            .saturating_sub(self.limit(class))
-            .min(block);
-        let too_many = self.segments.len() >= self.config.segments_max();
-        if allowed < min || too_many && class != Class::Commit {
-            return None;
-        }
-        let keep = self.keep_blocks();
-        self.region.take(min, allowed, keep)
-    }
-
-    /// Opens a side segment in `run`.
-    pub(crate) fn open_side(&mut self, run: Run, owner: Owner) -> Slot {
-        let id = self.segments.next_id();
-        let slot = self
-            .segments
-            .open(&self.region, run, SegmentKind::Side, State::Side(owner));
-        let header = SegmentHeader {
-            log: self.id,
-            segment: id,
-            version_ceiling: self.version_ceiling,
-            kind: HeaderKind::Side,
-        };
-        self.append_dead(slot, SEGMENT_HEADER_BYTES, |out| header.encode(out));
-        slot
-    }
-
-    /// Appends what nothing points at: headers and digests.
-    fn append_dead(&mut self, slot: Slot, bytes: usize, encode: impl FnOnce(&mut [u8]) -> usize) {
-        let offset = self.append(slot, bytes, encode);
-        self.segments.end_live(&self.region, offset, bytes);
-    }
-
-    /// Rolls the head if that makes side segments members or lets victims leave.
-    pub(crate) fn commit(&mut self) {
-        if self.cleaning_is_ready() || self.replays.values().any(|it| self.replay_is_ready(it)) {
-            // Without memory for it now, the next acknowledgement or cleaning tries again.
-            let _ = self.roll(0, Class::Commit);
-        }
-    }
-
-    /// Everything that is ready joins or leaves with the digest of head `id`.
-    fn commit_with(&mut self, id: SegmentId) {
-        if self.cleaning_is_ready() {
-            let cleaning = self.cleaning.as_mut().expect("it is ready");
-            cleaning.phase = Phase::Committed(id);
-            if let Some(survivor) = cleaning.survivor {
-                self.segments.get_mut(survivor).state = State::Member;
-            }
-            for &victim in &cleaning.victims {
-                self.segments.get_mut(victim).state = State::Leaving(id);
-            }
-        }
-        let ready: Vec<ReplayId> = self
-            .replays
-            .iter()
-            .filter(|(_, it)| self.replay_is_ready(it))
-            .map(|(&replay, _)| replay)
-            .collect();
-        for replay in ready {
-            let replay = self.replays.get_mut(&replay).expect("it is ready");
-            replay.committed_by = Some(id);
-            for &side in &replay.sides {
-                self.segments.get_mut(side).state = State::Member;
-            }
-        }
     }
 }

@@ -1,337 +1,253 @@
-//! The one reserved piece of memory of a log, and who uses which seglet of it.
+//! The one reserved piece of memory of a log, cut in seglets, and which of them are free.
 //!
 //! ```text
-//! block 0          block 1          block 2      …     last block
-//! |SSSSSSSSSSSSSSs.|SSSSSSSSSSSSSSSS|................|  |IIIIIII.........|
-//!  one segment, its  a full segment   entirely free      chunks of the index
-//!  tail given back
+//! |SSSSSSSSSS|TTTTT|......|SSSS|UUUUUUUUUUU|.............|SS|......|I|II|IIIIII|
+//!  an extent        a free run                                      index chunks
 //! ```
 //!
-//! The region is cut in blocks of one segment's size, and blocks in seglets. A segment is a run of
-//! seglets inside one block, so that a segment's bytes are one slice and cleaning every segment of a
-//! block always gives back room for a whole segment, whatever fragments there are elsewhere.
-//! Index chunks never move; they fill blocks of their own, from the top.
+//! Seglets are handed out as *runs*: neighbours, so that what stands in them is one slice. A segment is a list of
+//! extents, each a run, so any free seglets will do for it, however scattered; longer runs waste less at
+//! their ends and make shorter lists, so the longest are given first. Index chunks are single seglets that
+//! never move; they come from the top, out of the way.
 //!
-//! I1. A seglet is used by at most one segment or index chunk (`used` bits).
-//! I2. `free_seglets` and `free_blocks` count what segments may use: not what is left in index blocks.
-//! I3. The memory is zeroed by the allocator, and the system maps a page of it when it is first written:
-//!     by whoever uses it, or before that by `touch_ahead`, which changes no byte.
+//! I1. A seglet is free or belongs to one segment, one index chunk or one job of the cleaner. Whoever has it says
+//!     so by not giving it back: taking what is not free, or giving back twice, panics.
+//! I2. No two free runs touch: what is given back joins its neighbours.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::hint::black_box;
+use std::io;
 
+use crate::memory::Memory;
 use crate::prefetch::prefetch;
 
-/// A run of seglets.
+/// Seglets side by side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Run {
     pub first: u32,
     pub count: u32,
 }
 
+impl Run {
+    pub fn end(self) -> u32 {
+        self.first + self.count
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Region {
-    bytes: Vec<u8>,
-    /// Bytes skipped so that offsets are cache-line aligned.
-    base: usize,
+    memory: Memory,
     seglet_bytes: usize,
-    seglets_per_block: u32,
-    blocks: Vec<Block>,
+    /// `seglet_bytes` is a power of two.
+    seglet_shift: u32,
+    seglets: u32,
     free_seglets: u32,
-    free_blocks: u32,
+    /// First seglet and count of every free run.
+    by_place: BTreeMap<u32, u32>,
+    /// The same as (count, first).
+    by_size: BTreeSet<(u32, u32)>,
     /// Pages before this byte have been touched.
     touched: usize,
 }
-
-#[derive(Clone, Copy, Debug)]
-struct Block {
-    /// One bit per seglet.
-    used: u128,
-    index: bool,
-}
-
-/// Cache line, and size of an index bucket.
-const LINE_BYTES: usize = 64;
 
 /// The smallest page that any system maps; with larger ones some touches are for nothing.
 const PAGE_BYTES: usize = 4 << 10;
 
 impl Region {
-    pub fn new(blocks: u32, block_bytes: usize, seglet_bytes: usize) -> Region {
-        let seglets_per_block = (block_bytes / seglet_bytes) as u32;
+    pub fn new(seglets: u32, seglet_bytes: usize) -> io::Result<Region> {
         assert!(
-            (1..=128).contains(&seglets_per_block),
+            seglets > 0 && seglet_bytes.is_power_of_two(),
             "validated in Config"
         );
-        let bytes = vec![0u8; blocks as usize * block_bytes + LINE_BYTES];
-        let base = bytes.as_ptr().align_offset(LINE_BYTES).min(LINE_BYTES);
-        Region {
-            bytes,
-            base,
+        Ok(Region {
+            memory: Memory::new(seglets as usize * seglet_bytes)?,
             seglet_bytes,
-            seglets_per_block,
-            blocks: vec![
-                Block {
-                    used: 0,
-                    index: false
-                };
-                blocks as usize
-            ],
-            free_seglets: blocks * seglets_per_block,
-            free_blocks: blocks,
+            seglet_shift: seglet_bytes.trailing_zeros(),
+            seglets,
+            free_seglets: seglets,
+            by_place: BTreeMap::from([(0, seglets)]),
+            by_size: BTreeSet::from([(seglets, 0)]),
             touched: 0,
-        }
+        })
     }
 
     /// Makes the system map the next `budget_bytes`, at least a page. True if more is left.
     pub fn touch_ahead(&mut self, budget_bytes: u64) -> bool {
         let pages = budget_bytes.div_ceil(PAGE_BYTES as u64).max(1) as usize;
+        let bytes = self.memory.bytes_mut();
         let end = (self
             .touched
             .saturating_add(pages.saturating_mul(PAGE_BYTES)))
-        .min(self.bytes.len());
+        .min(bytes.len());
         for place in (self.touched..end).step_by(PAGE_BYTES) {
             // A write that the compiler cannot know to change nothing.
-            self.bytes[place] |= black_box(0);
+            bytes[place] |= black_box(0);
         }
         self.touched = end;
-        end < self.bytes.len()
+        end < bytes.len()
+    }
+
+    pub fn is_huge(&self) -> bool {
+        self.memory.is_huge()
     }
 
     /// All of the memory; offsets count from its start.
     #[inline]
     pub fn memory(&self) -> &[u8] {
-        &self.bytes[self.base..]
+        self.memory.bytes()
     }
 
     #[inline]
     pub fn memory_mut(&mut self) -> &mut [u8] {
-        &mut self.bytes[self.base..]
+        self.memory.bytes_mut()
     }
 
     #[inline]
     pub fn prefetch(&self, offset: u64) {
-        prefetch(&self.bytes, self.base + offset as usize);
+        prefetch(self.memory.bytes(), offset as usize);
     }
 
     pub fn seglet_bytes(&self) -> usize {
         self.seglet_bytes
     }
 
-    pub fn seglets_per_block(&self) -> u32 {
-        self.seglets_per_block
-    }
-
-    pub fn blocks(&self) -> u32 {
-        self.blocks.len() as u32
-    }
-
     pub fn seglets(&self) -> u32 {
-        self.blocks() * self.seglets_per_block
+        self.seglets
     }
 
     pub fn free_seglets(&self) -> u32 {
         self.free_seglets
     }
 
-    pub fn free_blocks(&self) -> u32 {
-        self.free_blocks
-    }
-
-    pub fn is_used(&self, seglet: u32) -> bool {
-        let (block, bit) = self.split(seglet);
-        self.blocks[block].used >> bit & 1 == 1
-    }
-
-    /// Seglets of blocks that the index has taken, used or not.
-    pub fn index_seglets(&self) -> u32 {
-        self.blocks.iter().filter(|block| block.index).count() as u32 * self.seglets_per_block
-    }
-
-    pub fn block_of(&self, seglet: u32) -> u32 {
-        seglet / self.seglets_per_block
-    }
-
     /// The seglet that holds the byte at `offset`.
     #[inline]
     pub fn seglet_of(&self, offset: u64) -> u32 {
-        (offset / self.seglet_bytes as u64) as u32
+        (offset >> self.seglet_shift) as u32
     }
 
+    #[inline]
     pub fn offset_of(&self, seglet: u32) -> u64 {
-        u64::from(seglet) * self.seglet_bytes as u64
+        u64::from(seglet) << self.seglet_shift
     }
 
-    /// Takes a run of `min..=want` seglets and leaves at least `keep_blocks` entirely free blocks.
-    ///
-    /// A run in a block that is in use already is preferred if it is long enough to be worth a
-    /// segment, because entirely free blocks are what the cleaner and the index need.
-    pub fn take(&mut self, min: u32, want: u32, keep_blocks: u32) -> Option<Run> {
-        assert!(min >= 1 && min <= want && want <= self.seglets_per_block);
-        let worth = min.max(self.seglets_per_block / 4).min(want);
-        let (mut partial, mut free) = (None::<Run>, None);
-        for (i, block) in self.blocks.iter().enumerate() {
-            if block.index {
-                continue;
-            }
-            if block.used == 0 {
-                free = free.or(Some(i as u32));
-            } else {
-                let run = self.longest_run(i);
-                if run.count >= min && partial.is_none_or(|best| best.count < run.count) {
-                    partial = Some(run);
-                }
-            }
+    /// Takes a run of `min..=want` seglets: the shortest that has all of them, else the longest there is.
+    pub fn take(&mut self, min: u32, want: u32) -> Option<Run> {
+        assert!(min >= 1 && min <= want);
+        let fits = self.by_size.range((want, 0)..).next();
+        let &(count, first) = fits.or_else(|| self.by_size.last())?;
+        if count < min {
+            return None;
         }
-        let free = free
-            .filter(|_| self.free_blocks > keep_blocks)
-            .map(|i| Run {
-                first: i * self.seglets_per_block,
-                count: self.seglets_per_block,
-            });
-        let mut run = match (partial, free) {
-            (Some(partial), _) if partial.count >= worth => partial,
-            (partial, free) => free.or(partial)?,
-        };
-        run.count = run.count.min(want);
-        self.mark(run, true);
-        Some(run)
-    }
-
-    /// Takes every free seglet of a block.
-    pub fn take_rest(&mut self, block: u32) -> Vec<Run> {
-        let mut taken = Vec::new();
-        loop {
-            let run = self.longest_run(block as usize);
-            if run.count == 0 {
-                return taken;
-            }
-            self.mark(run, true);
-            taken.push(run);
-        }
-    }
-
-    /// Takes an entirely free block.
-    pub fn take_block(&mut self) -> Option<Run> {
-        let block = self
-            .blocks
-            .iter()
-            .position(|block| !block.index && block.used == 0)?;
         let run = Run {
-            first: block as u32 * self.seglets_per_block,
-            count: self.seglets_per_block,
+            first,
+            count: count.min(want),
         };
-        self.mark(run, true);
+        self.take_at(run);
         Some(run)
     }
 
-    /// Takes a seglet for the index, a new block for it only if `may_take_block`. Its bytes are zero.
-    pub fn take_index_seglet(&mut self, may_take_block: bool) -> Option<u32> {
-        let full = self.full();
-        let open = self
-            .blocks
-            .iter()
-            .rposition(|block| block.index && block.used != full);
-        let block = match open {
-            Some(block) => block,
-            None if may_take_block => {
-                let block = self
-                    .blocks
-                    .iter()
-                    .rposition(|block| !block.index && block.used == 0)?;
-                self.blocks[block].index = true;
-                self.free_blocks -= 1;
-                self.free_seglets -= self.seglets_per_block;
-                block
-            }
-            None => return None,
+    /// Takes up to `want` free seglets that follow `seglet` without a gap; fewer than `min` are not taken.
+    pub fn take_next(&mut self, seglet: u32, min: u32, want: u32) -> Option<Run> {
+        let &count = self.by_place.get(&seglet)?;
+        let run = Run {
+            first: seglet,
+            count: count.min(want),
         };
-        let bit = (!self.blocks[block].used).trailing_zeros();
-        self.blocks[block].used |= 1 << bit;
-        let seglet = block as u32 * self.seglets_per_block + bit;
+        if run.count < min.max(1) {
+            return None;
+        }
+        self.take_at(run);
+        Some(run)
+    }
+
+    /// Takes the highest free seglet, for the index. Its bytes are zero.
+    pub fn take_index_seglet(&mut self, may_take: bool) -> Option<u32> {
+        if !may_take {
+            return None;
+        }
+        let (&first, &count) = self.by_place.last_key_value()?;
+        let seglet = first + count - 1;
+        self.take_at(Run {
+            first: seglet,
+            count: 1,
+        });
         let start = self.offset_of(seglet) as usize;
         let end = start + self.seglet_bytes;
         self.memory_mut()[start..end].fill(0);
         Some(seglet)
     }
 
-    pub fn give_back(&mut self, run: Run) {
-        self.mark(run, false);
-    }
-
-    /// Takes just this run again, which was given back a moment ago.
-    pub fn take_back(&mut self, run: Run) {
-        self.mark(run, true);
-    }
-
-    fn full(&self) -> u128 {
-        if self.seglets_per_block == 128 {
-            u128::MAX
-        } else {
-            (1 << self.seglets_per_block) - 1
-        }
-    }
-
-    fn split(&self, seglet: u32) -> (usize, u32) {
-        (
-            (seglet / self.seglets_per_block) as usize,
-            seglet % self.seglets_per_block,
-        )
-    }
-
-    fn mark(&mut self, run: Run, used: bool) {
+    /// Takes just this run, all of which is free.
+    pub fn take_at(&mut self, run: Run) {
         if run.count == 0 {
             return;
         }
-        let (block, bit) = self.split(run.first);
-        assert!(
-            bit + run.count <= self.seglets_per_block,
-            "a run crosses blocks"
-        );
-        let mask = if run.count == 128 {
-            u128::MAX
-        } else {
-            ((1u128 << run.count) - 1) << bit
-        };
-        let block = &mut self.blocks[block];
-        assert!(!block.index, "index chunks are never given back");
-        assert_eq!(
-            block.used & mask,
-            if used { 0 } else { mask },
-            "a seglet changed hands twice"
-        );
-        let was_free = block.used == 0;
-        block.used ^= mask;
-        match (was_free, block.used == 0) {
-            (true, false) => self.free_blocks -= 1,
-            (false, true) => self.free_blocks += 1,
-            _ => {}
+        let (&first, &count) = self
+            .by_place
+            .range(..=run.first)
+            .next_back()
+            .expect("a free run holds the seglets (I1)");
+        assert!(run.end() <= first + count, "a seglet is taken twice (I1)");
+        self.forget(first, count);
+        self.note(first, run.first - first);
+        self.note(run.end(), first + count - run.end());
+        self.free_seglets -= run.count;
+    }
+
+    pub fn give_back(&mut self, run: Run) {
+        if run.count == 0 {
+            return;
         }
-        if used {
-            self.free_seglets -= run.count;
-        } else {
-            self.free_seglets += run.count;
+        assert!(run.end() <= self.seglets);
+        let Run { mut first, .. } = run;
+        let mut count = run.count;
+        if let Some((&before, &length)) = self.by_place.range(..=run.first).next_back() {
+            assert!(
+                before + length <= run.first,
+                "a seglet is given back twice (I1)"
+            );
+            if before + length == run.first {
+                self.forget(before, length);
+                (first, count) = (before, length + count);
+            }
+        }
+        if let Some((&after, &length)) = self.by_place.range(run.first..).next() {
+            assert!(run.end() <= after, "a seglet is given back twice (I1)");
+            if run.end() == after {
+                self.forget(after, length);
+                count += length;
+            }
+        }
+        self.note(first, count);
+        self.free_seglets += run.count;
+    }
+
+    /// Walks the free runs, for `verify`.
+    pub fn check(&self, mut visit: impl FnMut(Run)) {
+        let (mut end, mut free) = (None, 0);
+        for (&first, &count) in &self.by_place {
+            assert!(count > 0 && end.is_none_or(|end| end < first), "I2");
+            assert!(self.by_size.contains(&(count, first)));
+            end = Some(first + count);
+            free += count;
+            visit(Run { first, count });
+        }
+        assert_eq!(
+            (free, self.by_size.len()),
+            (self.free_seglets, self.by_place.len())
+        );
+    }
+
+    fn note(&mut self, first: u32, count: u32) {
+        if count > 0 {
+            self.by_place.insert(first, count);
+            self.by_size.insert((count, first));
         }
     }
 
-    fn longest_run(&self, block: usize) -> Run {
-        let used = self.blocks[block].used;
-        let mut best = Run { first: 0, count: 0 };
-        let mut bit = 0;
-        while bit < self.seglets_per_block {
-            let rest = used >> bit;
-            let gap = rest.trailing_zeros().min(self.seglets_per_block - bit);
-            if gap > best.count {
-                best = Run {
-                    first: block as u32 * self.seglets_per_block + bit,
-                    count: gap,
-                };
-            }
-            bit += gap;
-            if bit < self.seglets_per_block {
-                bit += (!(used >> bit)).trailing_zeros();
-            }
-        }
-        best
+    fn forget(&mut self, first: u32, count: u32) {
+        self.by_place.remove(&first);
+        self.by_size.remove(&(count, first));
     }
 }
 
@@ -339,42 +255,49 @@ impl Region {
 mod tests {
     use super::*;
 
+    fn run(first: u32, count: u32) -> Run {
+        Run { first, count }
+    }
+
     #[test]
-    fn runs_are_found_and_blocks_kept() {
-        let mut region = Region::new(4, 64 << 10, 4 << 10);
-        let a = region.take(1, 16, 1).unwrap();
+    fn runs_are_cut_and_joined() {
+        let mut region = Region::new(64, 4 << 10).unwrap();
+        assert_eq!(region.take(1, 16), Some(run(0, 16)));
+        assert_eq!(region.take(1, 16), Some(run(16, 16)));
+        region.give_back(run(6, 10));
+        assert_eq!(region.take(1, 9), Some(run(6, 9)), "the shortest that fits");
+        assert_eq!(region.take_next(15, 1, 5), Some(run(15, 1)));
+        assert_eq!(region.take_next(16, 1, 5), None, "in use");
+        assert_eq!(region.take_index_seglet(true), Some(63));
+        assert_eq!(region.take_index_seglet(false), None);
+        assert_eq!(region.take(32, 40), None);
         assert_eq!(
-            a,
-            Run {
-                first: 0,
-                count: 16
-            }
+            region.take(8, 40),
+            Some(run(32, 31)),
+            "the longest there is"
         );
-        region.give_back(Run {
-            first: 6,
-            count: 10,
-        });
-        assert_eq!(
-            region.take(1, 16, 1).unwrap(),
-            Run {
-                first: 6,
-                count: 10
-            }
-        );
-        region.give_back(Run { first: 2, count: 3 });
-        assert_eq!(
-            region.take(1, 16, 1).unwrap(),
-            Run {
-                first: 16,
-                count: 16
-            },
-            "3 are too few"
-        );
-        assert_eq!(region.take_index_seglet(true), Some(48));
-        assert_eq!(region.take(4, 16, 1), None, "the last free block is kept");
-        assert_eq!(region.take(1, 16, 1).unwrap(), Run { first: 2, count: 3 });
-        assert_eq!(region.take_block().unwrap().first, 32);
-        assert_eq!((region.free_blocks(), region.free_seglets()), (0, 0));
-        assert_eq!(region.take_index_seglet(false), Some(49));
+        assert_eq!(region.free_seglets(), 0);
+        assert_eq!(region.take(1, 1), None);
+        region.give_back(run(3, 2));
+        region.give_back(run(10, 4));
+        region.give_back(run(5, 5));
+        region.check(|free| assert_eq!(free, run(3, 11)));
+    }
+
+    #[test]
+    #[should_panic(expected = "given back twice")]
+    fn giving_back_twice_panics() {
+        let mut region = Region::new(64, 4 << 10).unwrap();
+        region.take(16, 16);
+        region.give_back(run(4, 4));
+        region.give_back(run(0, 5));
+    }
+
+    #[test]
+    #[should_panic(expected = "I1")]
+    fn taking_what_is_not_free_panics() {
+        let mut region = Region::new(64, 4 << 10).unwrap();
+        region.take(16, 16);
+        region.take_at(run(10, 10));
     }
 }

@@ -16,14 +16,16 @@
 //!     itself on all its backups, or its death with R - 1 of them would look like the loss of all.
 
 use holdfast_format::{
-    ClusterMs, Entries, Entry, KeyHash, RangeTombstone, SegmentId, SlotRange, Version,
+    ClusterMs, Entries, Entry, KeyHash, RangeTombstone, SEGMENT_HEADER_BYTES, SegmentId, SlotRange,
+    Version,
 };
 
 use crate::completions::Recorded;
 use crate::flushes::{FLUSHES_MAX, Flush, supersedes};
 use crate::index::{Kind, Word};
-use crate::log::{Class, KeyWords, Log};
+use crate::log::{KeyWords, Log};
 use crate::segments::{Owner, Slot};
+use crate::space::{Class, birth};
 use crate::{ReplayError, ReplayId, Replayed};
 
 #[derive(Debug, Default)]
@@ -136,19 +138,19 @@ impl Log {
         assert!(replay.committed_by.is_none(), "{id:?} is part of the log");
         let mut flushes = Vec::new();
         for &side in &replay.sides {
-            let (start, length) = {
-                let segment = self.segments.get(side);
-                (segment.start, segment.length)
-            };
-            let mut place = start;
-            while place < start + u64::from(length) {
-                let (entry, bytes) = self.sized_entry(place);
-                match entry {
-                    Entry::RangeTombstone(_) => flushes.push(place),
-                    _ if entry.concerns(ranges) => self.unreplay(place),
-                    _ => {}
+            let extents = self.segments.get(side).bytes.list().to_vec();
+            for extent in extents {
+                let mut place = self.region.offset_of(extent.run.first);
+                let end = place + u64::from(extent.used);
+                while place < end {
+                    let (entry, bytes) = self.sized_entry(place);
+                    match entry {
+                        Entry::RangeTombstone(_) => flushes.push(place),
+                        _ if entry.concerns(ranges) => self.unreplay(place),
+                        _ => {}
+                    }
+                    place += bytes as u64;
                 }
-                place += bytes as u64;
             }
         }
         // Only now: sessions were counted as these say.
@@ -314,20 +316,24 @@ impl Log {
     fn try_side_space(&mut self, id: ReplayId, bytes: usize) -> Result<Slot, ReplayError> {
         let limit = self.limit(Class::Small);
         let available = self.available();
-        let may_take_block = self.index_may_take_block(Class::Small);
-        if available < limit || !self.index.make_room(&mut self.region, may_take_block) {
+        let may_take = self.index_may_take(Class::Small);
+        if available < limit || !self.index.make_room(&mut self.region, may_take) {
             return Err(ReplayError::OutOfMemory);
         }
         let open = self.replays[&id].open;
         if let Some(open) = open {
-            if self.segments.get(open).room() as usize >= bytes {
+            let fits = self.segments.get(open).bytes.room() as usize >= bytes;
+            if fits || self.grow(open, bytes, Class::Small) {
                 return Ok(open);
+            }
+            if self.could_take(open, bytes) {
+                return Err(ReplayError::OutOfMemory);
             }
             self.segments.close(&mut self.region, open);
             self.replays.get_mut(&id).expect("a replay under way").open = None;
         }
         let run = self
-            .take_run(bytes, Class::Small)
+            .take_run(SEGMENT_HEADER_BYTES + bytes, Class::Small)
             .ok_or(ReplayError::OutOfMemory)?;
         let side = self.open_side(run, Owner::Replay(id));
         let replay = self.replays.get_mut(&id).expect("a replay under way");
@@ -339,7 +345,10 @@ impl Log {
     fn append_side(&mut self, id: ReplayId, entry: &Entry<'_>) -> Result<u64, ReplayError> {
         let bytes = entry.encoded_len();
         let side = self.side_space(id, bytes)?;
-        Ok(self.append(side, bytes, |out| entry.encode(out)))
+        Ok(match birth(entry) {
+            Some(_) => self.append_tombstone(side, entry),
+            None => self.append(side, bytes, |out| entry.encode(out)),
+        })
     }
 
     /// Takes back what the entry at `place` of a side segment brought, if it is still what counts.

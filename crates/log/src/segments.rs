@@ -15,12 +15,16 @@
 //!     that carries it has its opening on all replicas and that head's predecessor is closed on all
 //!     of them (`docs/design-notes.md`, "Replication", R2 and R5).
 //! I3. `live` is the number of bytes of entries that the index, the completion records or the range
-//!     tombstones still point at.
+//!     tombstones still point at, whether they stand in `bytes` or `fresh`; `tombstones` is a part of it.
+//! I4. While a segment is compacted its old bytes stay what replicas get. Its copies take their place only when
+//!     everything is durable that was appended before the copying ended: what made an entry garbage must not
+//!     be lost where a replica made from the copies lacks that entry.
 
 use std::collections::{BTreeMap, VecDeque};
 
-use holdfast_format::SegmentId;
+use holdfast_format::{Position, SegmentId};
 
+use crate::extents::Extents;
 use crate::region::{Region, Run};
 use crate::{ReplayId, SegmentGoal, SegmentKind};
 
@@ -46,26 +50,32 @@ pub(crate) enum State {
 #[derive(Debug)]
 pub(crate) struct Segment {
     pub id: SegmentId,
-    pub run: Run,
-    /// Where its bytes begin in the region.
-    pub start: u64,
-    pub capacity: u32,
-    /// Bytes appended.
-    pub length: u32,
+    /// Where its bytes are: what `Log::bytes` gives and replicas get.
+    pub bytes: Extents,
+    /// Where compaction is putting copies of its live entries, to take the place of `bytes` later (I4).
+    pub fresh: Extents,
     pub live: u32,
+    /// Those of the live bytes that are tombstones, and the highest birth among them.
+    pub tombstones: u32,
+    pub births: SegmentId,
+    /// The longest entry ever appended: what an extent may leave unused at its end.
+    pub largest: u32,
     pub closed: bool,
     /// `SegmentGoal::rewrite`.
     pub rewrite: u32,
     pub kind: SegmentKind,
     pub state: State,
+    /// Being copied by the cleaner, or copied and not replaced yet.
+    pub busy: bool,
     /// What `set_durable` has said.
     pub durable: u32,
     pub durable_closed: bool,
 }
 
 impl Segment {
-    pub fn room(&self) -> u32 {
-        self.capacity - self.length
+    /// Bytes appended.
+    pub fn length(&self) -> u32 {
+        self.bytes.length()
     }
 }
 
@@ -84,6 +94,7 @@ pub(crate) struct Segments {
     freed: Vec<SegmentId>,
     change: u64,
     live: u64,
+    tombstones: u64,
 }
 
 impl Segments {
@@ -99,11 +110,12 @@ impl Segments {
             freed: Vec::new(),
             change: 0,
             live: 0,
+            tombstones: 0,
         }
     }
 
-    /// Enters a new segment that has `run`. Its id is `next_id()` before the call.
-    pub fn open(&mut self, region: &Region, run: Run, kind: SegmentKind, state: State) -> Slot {
+    /// Enters a new segment, without memory so far. Its id is `next_id()` before the call.
+    pub fn open(&mut self, kind: SegmentKind, state: State) -> Slot {
         self.last_id = self.next_id();
         let slot = match self.unused.pop() {
             Some(slot) => Slot(slot),
@@ -112,18 +124,19 @@ impl Segments {
                 Slot(self.slots.len() as u32 - 1)
             }
         };
-        self.own(run, slot.0);
         self.slots[slot.0 as usize] = Some(Segment {
             id: self.last_id,
-            run,
-            start: region.offset_of(run.first),
-            capacity: run.count * region.seglet_bytes() as u32,
-            length: 0,
+            bytes: Extents::default(),
+            fresh: Extents::default(),
             live: 0,
+            tombstones: 0,
+            births: SegmentId(0),
+            largest: 0,
             closed: false,
             rewrite: 0,
             kind,
             state,
+            busy: false,
             durable: 0,
             durable_closed: false,
         });
@@ -133,6 +146,37 @@ impl Segments {
         }
         self.change += 1;
         slot
+    }
+
+    /// Gives a segment memory to go on in. What it has not begun of its last extent is free again.
+    pub fn extend(&mut self, region: &mut Region, slot: Slot, run: Run) {
+        if !self.get(slot).bytes.is_followed_by(run) {
+            self.cut_tail(region, slot);
+        }
+        self.own(run, slot.0);
+        self.get_mut(slot).bytes.push(run, region.seglet_bytes());
+    }
+
+    /// The same for what compaction writes; the runs are the cleaner's own.
+    pub fn extend_fresh(&mut self, region: &Region, slot: Slot, run: Run) {
+        self.own(run, slot.0);
+        self.get_mut(slot).fresh.push(run, region.seglet_bytes());
+    }
+
+    /// Takes back from compaction what its copies have not begun; it is the cleaner's again.
+    pub fn cut_fresh_tail(&mut self, region: &Region, slot: Slot) -> Run {
+        let tail = self.get_mut(slot).fresh.cut_tail(region.seglet_bytes());
+        self.own(tail, u32::MAX);
+        tail
+    }
+
+    /// Takes `bytes` of a segment's last extent for an entry. Returns where.
+    #[inline]
+    pub fn place(&mut self, region: &Region, slot: Slot, bytes: usize) -> u64 {
+        let segment = self.get_mut(slot);
+        assert!(!segment.closed, "{:?} is closed", segment.id);
+        segment.largest = segment.largest.max(bytes as u32);
+        segment.bytes.place(region, bytes as u32)
     }
 
     /// Ends a segment's growth and gives the seglets it has not begun back to the region.
@@ -146,15 +190,7 @@ impl Segments {
 
     /// Gives the seglets that a segment has not begun back to the region, and says which.
     pub fn cut_tail(&mut self, region: &mut Region, slot: Slot) -> Run {
-        let seglet_bytes = region.seglet_bytes() as u32;
-        let segment = self.get_mut(slot);
-        let keep = segment.length.div_ceil(seglet_bytes).max(1);
-        let tail = Run {
-            first: segment.run.first + keep,
-            count: segment.run.count - keep,
-        };
-        segment.run.count = keep;
-        segment.capacity = keep * seglet_bytes;
+        let tail = self.get_mut(slot).bytes.cut_tail(region.seglet_bytes());
         self.own(tail, u32::MAX);
         region.give_back(tail);
         tail
@@ -162,12 +198,27 @@ impl Segments {
 
     /// Undoes `cut_tail`.
     pub fn restore_tail(&mut self, region: &mut Region, slot: Slot, tail: Run) {
-        region.take_back(tail);
-        self.own(tail, slot.0);
-        let seglet_bytes = region.seglet_bytes() as u32;
+        if tail.count > 0 {
+            region.take_at(tail);
+            self.own(tail, slot.0);
+            self.get_mut(slot).bytes.push(tail, region.seglet_bytes());
+        }
+    }
+
+    /// Puts the copies that compaction has made in the place of a segment's bytes (I4).
+    pub fn replace(&mut self, region: &mut Region, slot: Slot) {
         let segment = self.get_mut(slot);
-        segment.run.count += tail.count;
-        segment.capacity += tail.count * seglet_bytes;
+        assert!(segment.closed && segment.durable_closed && segment.busy);
+        let fresh = std::mem::take(&mut segment.fresh);
+        let old = std::mem::replace(&mut segment.bytes, fresh);
+        segment.durable = segment.length();
+        segment.rewrite += 1;
+        segment.busy = false;
+        for run in old.runs() {
+            self.own(run, u32::MAX);
+            region.give_back(run);
+        }
+        self.change += 1;
     }
 
     /// Forgets a segment: its memory is free, its replicas may be freed.
@@ -178,8 +229,11 @@ impl Segments {
             "{:?} is freed with live entries",
             segment.id
         );
-        self.own(segment.run, u32::MAX);
-        region.give_back(segment.run);
+        assert!(segment.fresh.is_empty(), "{:?} is being copied", segment.id);
+        for run in segment.bytes.runs() {
+            self.own(run, u32::MAX);
+            region.give_back(run);
+        }
         self.by_id.remove(&segment.id);
         self.unused.push(slot.0);
         self.freed.push(segment.id);
@@ -192,12 +246,15 @@ impl Segments {
             return false; // freed meanwhile
         };
         let segment = self.get_mut(slot);
+        if segment.durable_closed {
+            return false; // Said before; compaction may have made it shorter since.
+        }
         assert!(
-            length <= segment.length,
+            length <= segment.length(),
             "{id:?}: bytes that were never appended are durable"
         );
         assert!(
-            !closed || segment.closed && length == segment.length,
+            !closed || segment.closed && length == segment.length(),
             "{id:?} is not closed"
         );
         let before = (segment.durable, segment.durable_closed);
@@ -293,14 +350,13 @@ impl Segments {
 
     /// Counts an entry as live or not (I3).
     #[inline]
-    pub fn add_live(&mut self, region: &Region, offset: u64, bytes: usize) {
-        let slot = self.at(region, offset);
+    pub fn add_live(&mut self, slot: Slot, bytes: usize) {
         self.get_mut(slot).live += bytes as u32;
         self.live += bytes as u64;
     }
 
     #[inline]
-    pub fn end_live(&mut self, region: &Region, offset: u64, bytes: usize) {
+    pub fn end_live(&mut self, region: &Region, offset: u64, bytes: usize) -> Slot {
         let slot = self.at(region, offset);
         let segment = self.get_mut(slot);
         assert!(
@@ -310,6 +366,61 @@ impl Segments {
         );
         segment.live -= bytes as u32;
         self.live -= bytes as u64;
+        slot
+    }
+
+    /// Moves live bytes from one segment to another.
+    #[inline]
+    pub fn move_live(&mut self, from: Slot, to: Slot, bytes: usize) {
+        self.get_mut(from).live -= bytes as u32;
+        self.get_mut(to).live += bytes as u32;
+    }
+
+    /// Counts the bytes of a live entry as those of a tombstone, too.
+    pub fn add_tombstone(&mut self, slot: Slot, bytes: usize, birth: SegmentId) {
+        let segment = self.get_mut(slot);
+        segment.tombstones += bytes as u32;
+        segment.births = segment.births.max(birth);
+        self.tombstones += bytes as u64;
+    }
+
+    pub fn end_tombstone(&mut self, slot: Slot, bytes: usize) {
+        self.get_mut(slot).tombstones -= bytes as u32;
+        self.tombstones -= bytes as u64;
+    }
+
+    /// Live bytes of tombstones of both kinds.
+    pub fn tombstones(&self) -> u64 {
+        self.tombstones
+    }
+
+    /// True if all replicas hold everything up to `end`, and all that must come before it.
+    pub fn is_durable(&self, end: Position) -> bool {
+        // Heads settle in order, each with its predecessor closed.
+        self.settled >= end.segment
+            && (self.by_id(end.segment))
+                .is_none_or(|it| it.durable_closed || it.durable >= end.offset)
+    }
+
+    /// True if the cleaner may copy a segment (C1): it is closed on replicas, a durable digest names it, and no
+    /// recovery could still take it for the end of the log.
+    pub fn is_cleanable(&self, segment: &Segment) -> bool {
+        segment.state == State::Member
+            && segment.durable_closed
+            && !segment.busy
+            && (segment.kind == SegmentKind::Side || segment.id < self.settled)
+    }
+
+    /// Seglets of all segments.
+    pub fn seglets(&self) -> u32 {
+        let seglets = |it: &Segment| it.bytes.seglets() + it.fresh.seglets();
+        self.iter_unordered().map(|(_, it)| seglets(it)).sum()
+    }
+
+    /// All segments in no particular order, which is faster.
+    pub fn iter_unordered(&self) -> impl Iterator<Item = (Slot, &Segment)> {
+        let slots = self.slots.iter().enumerate();
+        slots.filter_map(|(slot, it)| Some((Slot(slot as u32), it.as_ref()?)))
     }
 
     /// What a driver must replicate of a segment.
@@ -324,7 +435,7 @@ impl Segments {
         };
         SegmentGoal {
             id: segment.id,
-            length: segment.length,
+            length: segment.length(),
             closed: segment.closed,
             rewrite: segment.rewrite,
             kind,

@@ -8,13 +8,14 @@
 
 use bytes::Bytes;
 use holdfast_format::{
-    ClusterMs, HEADER_BYTES, KeyHash, Namespace, Object, RangeTombstone, Slot, SlotRange,
+    ClusterMs, Entry, HEADER_BYTES, KeyHash, Namespace, Object, RangeTombstone, Slot, SlotRange,
     Tombstone, Touch, Version,
 };
 
 use crate::flushes::{FLUSHES_MAX, Flush, supersedes};
 use crate::index::{Kind, Word};
-use crate::log::{Class, Current, KeyWords, Log};
+use crate::log::{Current, KeyWords, Log};
+use crate::space::Class;
 use crate::{AppendError, Completion, Expiry, Found, SessionCount};
 
 /// Buckets that one call of `scan` looks at when it finds little: some 50 microseconds of work.
@@ -174,9 +175,7 @@ impl Log {
             version,
             birth,
         };
-        let offset = self.append(self.head, tombstone.encoded_len(), |out| {
-            tombstone.encode(out)
-        });
+        let offset = self.append_tombstone(self.head, &Entry::Tombstone(tombstone));
         self.append_completion(completion);
         self.last_version = version;
         self.supersede(hash, words, Some(Word::new(Kind::Tombstone, offset)));
@@ -217,7 +216,7 @@ impl Log {
                 // Other ranges are being recovered into this log and are not flushed: look closely.
                 self.count_flushed(&tombstone);
             }
-            let offset = self.append(self.head, HEADER_BYTES, |out| tombstone.encode(out));
+            let offset = self.append_tombstone(self.head, &Entry::RangeTombstone(tombstone));
             self.add_flush(Flush { tombstone, offset });
         }
         self.append_completion(completion);

@@ -6,12 +6,13 @@
 
 use std::ops::Bound;
 
-use holdfast_format::{ClusterMs, KeyHash};
+use holdfast_format::{ClusterMs, Entry, KeyHash};
 
 use crate::cleaner::Verdict;
 use crate::index::{Kind, Word};
-use crate::log::{Class, KeyWords, Log};
+use crate::log::{KeyWords, Log};
 use crate::segments::{Owner, State};
+use crate::space::Class;
 
 impl Log {
     /// Looks at the next `budget_buckets` buckets of the index, and at as many completion records.
@@ -60,10 +61,8 @@ impl Log {
                 // Again, because making space may have opened a head.
                 let tombstone = self.entombed(words);
                 self.tally_expired(words);
-                let offset = self.append(self.head, bytes, |out| {
-                    out.copy_from_slice(&tombstone);
-                    bytes
-                });
+                let (entry, _) = Entry::decode_trusted(&tombstone).expect("just encoded");
+                let offset = self.append_tombstone(self.head, &entry);
                 self.supersede(hash, words, Some(Word::new(Kind::Tombstone, offset)));
             }
         }

@@ -44,17 +44,12 @@ const TICK_US: u64 = 20_000;
 /// does not wait for the sweep.
 const SWEEP_BUCKETS: u32 = 256;
 
-/// The cleaner may copy so many bytes for each byte that was appended: it keeps up with any writer as long as
-/// a fifth of its victims is dead.
-const CLEAN_PER_APPENDED: u64 = 4;
+/// One slice of the cleaner: some 50 to 150 microseconds of reading and copying. How many are due the log says.
+const CLEAN_SLICE_BYTES: u64 = 128 << 10;
 
-/// What the cleaner may do in one flush (about 0.1 ms), and what it may save up while it is not needed.
-const CLEAN_STEP_BYTES: u64 = 256 << 10;
-const CLEAN_CREDIT_MAX: u64 = 8 << 20;
-
-/// With more than nine tenths of the memory in use the cleaner may copy so much per tick whether or not
-/// anything is appended: 100 MB/s, so that what has expired is usable again within a second.
-const CLEAN_SHORT_BYTES: u64 = 2 << 20;
+/// Slices in one flush, so that answers wait at most about a millisecond for the cleaner. A flush in which more than
+/// that became due had as much more to do itself.
+const CLEAN_SLICES: u32 = 8;
 
 /// Until all of the log's memory has been touched once, so much of it is touched so often. At the 0.4 to 2.5 GB/s
 /// that fresh memory costs this delays a request by 0.05 to 0.3 ms at most, and stays ahead of what
@@ -113,7 +108,6 @@ pub struct Shard {
     leased_at_us: Option<u64>,
     /// Bytes not on all replicas as of the last flush, and appended since.
     unreplicated: u64,
-    clean_credit: u64,
     clean_more: bool,
     recover_more: bool,
     tick_due_us: u64,
@@ -154,7 +148,6 @@ impl Shard {
             leased: false,
             leased_at_us: None,
             unreplicated: 0,
-            clean_credit: 0,
             clean_more: false,
             recover_more: false,
             tick_due_us: 0,
@@ -395,8 +388,6 @@ impl Shard {
             false => end.offset,
         };
         self.unreplicated += u64::from(bytes);
-        self.clean_credit =
-            (self.clean_credit + CLEAN_PER_APPENDED * u64::from(bytes)).min(CLEAN_CREDIT_MAX);
     }
 
     fn count_refusal(&mut self, failure: &Failure) {
@@ -433,31 +424,15 @@ impl Shard {
             Ok(more) => self.recover_more = more,
             Err(lost) => return self.stop(lost.to_string(), out),
         }
-        if self.recover_more {
-            // What is replayed is appended, and may need what the cleaner frees.
-            self.clean_credit = CLEAN_CREDIT_MAX;
-        }
         if self.tick_due_us <= now.mono_us {
             self.tick_due_us = now.mono_us + TICK_US;
             self.log.sweep(self.clock, SWEEP_BUCKETS);
-            let memory = self.log.memory();
-            let short = memory.used_bytes / 9 * 10 > memory.limit_bytes;
-            let credit = if short {
-                CLEAN_SHORT_BYTES
-            } else {
-                CLEAN_STEP_BYTES
-            };
-            self.clean_credit = (self.clean_credit + credit).min(CLEAN_CREDIT_MAX);
         }
         if self.may_touch() && self.touch_due_us <= now.mono_us {
             self.touch_due_us = now.mono_us + TOUCH_US;
             self.touch_more = self.log.touch_ahead(TOUCH_BYTES);
         }
-        let budget = self.clean_credit.min(CLEAN_STEP_BYTES);
-        if budget > 0 {
-            self.clean_credit -= budget;
-            self.clean_more = self.log.clean(self.clock, budget);
-        }
+        self.clean_more = (0..CLEAN_SLICES).all(|_| self.log.clean(self.clock, CLEAN_SLICE_BYTES));
     }
 
     /// What is outside the log counts against the same bound.
@@ -601,7 +576,7 @@ impl Node for Shard {
         if self.life == Life::Stopped {
             return None;
         }
-        if self.recover_more || (self.clean_more && self.clean_credit > 0) {
+        if self.recover_more || self.clean_more {
             return Some(0);
         }
         let stopping = match self.life {

@@ -54,6 +54,10 @@ const EXPIRY_SLACK_MS: u32 = 500;
 const OUTSIDE_PART: u64 = 64;
 const OUTSIDE_BYTES_MAX: u64 = 64 << 20;
 
+/// Twice as many segments on backups as fill the memory: half empty there, they cost combined cleaning a few percent
+/// of what is written, where full ones would cost several times as much as is written.
+const REPLICA_EXPANSION_PERCENT: u32 = 200;
+
 const HEARTBEAT_MS_DEFAULT: u32 = 100;
 const PROBE_MS_DEFAULT: u32 = 100;
 const LEASE_MS_DEFAULT: u32 = 500;
@@ -612,6 +616,7 @@ impl Dev {
     /// and half as much again because placement is random. Sparse: only what is used takes disk.
     fn frames_needed(&self) -> u64 {
         let segments = (u64::from(self.masters) * self.memory).div_ceil(self.segment_bytes.into());
+        let segments = segments * u64::from(REPLICA_EXPANSION_PERCENT) / 100;
         let replicas = segments * u64::from(self.replicas) * 2;
         replicas.div_ceil(u64::from(self.backups).max(1)) * 3 / 2 + 32
     }
@@ -791,6 +796,8 @@ fn log_config(
         key_bytes_max: KEY_BYTES_MAX,
         value_bytes_max,
         expiry_slack_ms: EXPIRY_SLACK_MS,
+        replica_expansion_percent: REPLICA_EXPANSION_PERCENT,
+        cleaner: holdfast_log::CleanerOptions::default(),
     };
     config
         .validate()
@@ -949,8 +956,8 @@ mod tests {
         assert_eq!(dev.resp_cluster.to_string(), "127.0.0.1:6381");
         assert_eq!(dev.grpc.to_string(), "127.0.0.1:7380");
         assert_eq!(dev.http.to_string(), "127.0.0.1:8380");
-        // 64 segments, 3 replicas over 3 backups: twice that, and half as much again.
-        assert_eq!(dev.frames, 64 * 2 * 3 / 2 + 32);
+        // 64 segments, twice as many when compacted, 3 replicas over 3 backups: twice that, and half as much again.
+        assert_eq!(dev.frames, 64 * 2 * 2 * 3 / 2 + 32);
     }
 
     #[test]
