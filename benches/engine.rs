@@ -14,15 +14,14 @@ use rustix::time::{ClockId, clock_gettime};
 use crate::keys::Key;
 
 pub const NAMESPACE: Namespace = Namespace(0);
-/// Keys whose index buckets are asked for together, as a shard does with a pipeline.
+/// Keys whose buckets and entries are asked for together, as a shard does with a pipeline.
 pub const BATCH: usize = 16;
 
-/// The cleaner is offered a slice whenever so much has been appended. Small against the slice, so that it is the
-/// log and not this number that paces cleaning: up to 97 % of all memory live, one slice has room for
-/// what these bytes cost.
+/// The cleaner is offered a slice whenever so much has been appended, and after every append while it says that
+/// more is due: it is the log that paces cleaning.
 const OFFER_BYTES: u64 = 2 << 10;
 /// What one slice may read and copy.
-pub const SLICE_BYTES: u64 = 64 << 10;
+pub const SLICE_BYTES: u64 = 128 << 10;
 /// Slices before a refused put is given up.
 const PATIENCE_SLICES: u32 = 100_000;
 
@@ -35,6 +34,8 @@ pub struct Engine {
     replicas: BTreeMap<SegmentId, (u32, bool)>,
     change: u64,
     appended_since_offer: u64,
+    /// The last slice ended before what was due was done.
+    more_is_due: bool,
     /// Also look how much CPU time each slice takes.
     pub time_slices_on_cpu: bool,
     pub totals: Totals,
@@ -57,6 +58,7 @@ pub struct Totals {
     /// Puts that found no memory until the cleaner had been called more.
     pub refused: u64,
     pub peak_used_bytes: u64,
+    /// Of segments alone.
     pub peak_segment_bytes: u64,
 }
 
@@ -93,6 +95,7 @@ impl Engine {
             replicas: BTreeMap::new(),
             change: u64::MAX,
             appended_since_offer: 0,
+            more_is_due: false,
             time_slices_on_cpu: false,
             totals: Totals::default(),
         };
@@ -114,8 +117,16 @@ impl Engine {
         memory.cleaned_bytes + memory.compacted_bytes
     }
 
-    pub fn prefetch(&self, key: &Key) {
-        self.log.prefetch(KeyHash::of(NAMESPACE, key));
+    /// Asks for what puts of these keys will read, as a shard does for what came in together.
+    pub fn prefetch(&self, keys: &[Key]) {
+        let mut hashes = [KeyHash(0); BATCH];
+        for (hash, key) in hashes.iter_mut().zip(keys) {
+            *hash = KeyHash::of(NAMESPACE, key);
+            self.log.prefetch(*hash);
+        }
+        for &hash in &hashes[..keys.len().min(BATCH)] {
+            self.log.prefetch_entry(hash);
+        }
     }
 
     /// Stores a value and offers the cleaner its slice. A put that is refused for want of memory is tried
@@ -185,7 +196,7 @@ impl Engine {
     fn appended(&mut self, bytes: usize) {
         self.totals.appended_bytes += bytes as u64;
         self.appended_since_offer += bytes as u64;
-        if self.appended_since_offer >= OFFER_BYTES {
+        if self.more_is_due || self.appended_since_offer >= OFFER_BYTES {
             self.offer_slice();
         }
     }
@@ -196,7 +207,7 @@ impl Engine {
         self.settle();
         let cpu = self.time_slices_on_cpu.then(thread_cpu);
         let before = Instant::now();
-        let more = self.log.clean(self.now, SLICE_BYTES);
+        self.more_is_due = self.log.clean(self.now, SLICE_BYTES);
         let took = before.elapsed();
         if let Some(cpu) = cpu {
             let took = thread_cpu() - cpu;
@@ -206,7 +217,7 @@ impl Engine {
         self.totals.slice_time += took;
         self.totals.longest_slice = self.totals.longest_slice.max(took);
         self.settle();
-        more
+        self.more_is_due
     }
 
     /// Tells the log that backups have everything, until it has nothing new to say.
@@ -234,8 +245,7 @@ impl Engine {
             let memory = self.log.memory();
             let totals = &mut self.totals;
             totals.peak_used_bytes = totals.peak_used_bytes.max(memory.used_bytes);
-            let segment_bytes = memory.used_bytes - memory.index_bytes;
-            totals.peak_segment_bytes = totals.peak_segment_bytes.max(segment_bytes);
+            totals.peak_segment_bytes = totals.peak_segment_bytes.max(memory.segment_bytes);
         }
     }
 

@@ -12,7 +12,11 @@
 #![allow(clippy::disallowed_methods)]
 
 pub mod chart;
+pub mod churn;
 pub mod cleaner;
+pub mod client;
 pub mod engine;
 pub mod keys;
+pub mod process;
 pub mod report;
+pub mod servers;

@@ -25,6 +25,9 @@ struct Arguments {
     /// And for each of the two measurements.
     #[arg(long, default_value_t = 1.0)]
     turns: f64,
+    /// Also with compaction switched off.
+    #[arg(long)]
+    one_level: bool,
     /// Given by cargo.
     #[arg(long, hide = true)]
     bench: bool,
@@ -35,16 +38,27 @@ fn main() {
     let mut rows = Vec::new();
     for &value_bytes in &arguments.value_bytes {
         for &theta in &arguments.zipf {
-            for &percent in &arguments.utilisations {
+            let levels: &[bool] = if arguments.one_level {
+                &[true, false]
+            } else {
+                &[true]
+            };
+            let points = levels.iter().flat_map(|two_level| {
+                let all = arguments.utilisations.iter();
+                all.map(move |percent| (*two_level, *percent))
+            });
+            for (two_level, percent) in points {
+                let mut config = engine::config(arguments.memory_bytes);
+                config.cleaner.two_level = two_level;
                 let settings = Settings {
-                    config: engine::config(arguments.memory_bytes),
+                    config,
                     value_bytes,
                     utilisation: percent / 100.0,
                     zipf: (theta > 0.0).then_some(theta),
                     warm: arguments.warm,
                     turns: arguments.turns,
                 };
-                eprintln!("{value_bytes} B, Zipf {theta}, {percent} %");
+                eprintln!("{value_bytes} B, Zipf {theta}, {percent} %, two levels: {two_level}");
                 rows.push(measure(&settings));
             }
         }

@@ -151,7 +151,7 @@ impl Shard {
             clean_more: false,
             recover_more: false,
             tick_due_us: 0,
-            touch_more: true,
+            touch_more: config.touch_memory,
             touch_due_us: 0,
             life: Life::Serving,
             counts: Counts::default(),

@@ -397,6 +397,7 @@ fn roles(dev: &Dev, options: &DevOptions) -> Outcome<(Vec<Role>, ReadyFile)> {
             ("listen", free()?.to_string()),
             ("shards", dev.shards.to_string()),
             ("memory", dev.memory.to_string()),
+            ("touch-memory", dev.touch_memory.to_string()),
             ("segment-bytes", segment_bytes.clone()),
             ("value-bytes-max", dev.value_bytes_max.to_string()),
             ("resp-cluster", first_port.to_string()),

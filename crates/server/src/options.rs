@@ -185,6 +185,10 @@ options! {
         /// Memory of each master for sessions, a hard bound [default: 512MiB].
         #[arg(long, env = "HOLDFAST_MEMORY", value_name = "SIZE")]
         memory: ByteSize,
+        /// Map all of that memory soon after start, so that no request pays for fresh pages. `false`: the process
+        /// grows as memory comes into use [default: true].
+        #[arg(long, env = "HOLDFAST_TOUCH_MEMORY", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+        touch_memory: bool,
         /// Where everything is kept; start again with it and every session is back
         /// [default: ./holdfast-data].
         #[arg(long, env = "HOLDFAST_DIR", value_name = "PATH")]
@@ -320,6 +324,10 @@ options! {
         /// Memory for sessions, over all shards; a hard bound [default: 512MiB].
         #[arg(long, env = "HOLDFAST_MEMORY", value_name = "SIZE")]
         memory: ByteSize,
+        /// Map all of that memory soon after start, so that no request pays for fresh pages. `false`: the process
+        /// grows as memory comes into use [default: true].
+        #[arg(long, env = "HOLDFAST_TOUCH_MEMORY", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+        touch_memory: bool,
         /// Size of log segments, the same in the whole cluster [default: 8MiB].
         #[arg(long, env = "HOLDFAST_SEGMENT_BYTES", value_name = "SIZE")]
         segment_bytes: ByteSize,

@@ -162,6 +162,7 @@ pub fn dev(options: DevOptions) -> Outcome<()> {
                     dev.segment_bytes,
                     dev.value_bytes_max,
                 )?,
+                touch_memory: dev.touch_memory,
                 resp_cluster: Some(resp_cluster),
                 limits: limits.clone(),
             }],
@@ -345,6 +346,7 @@ pub fn master(options: MasterOptions) -> Outcome<()> {
             seats: vec![SeatPlan::Shard {
                 person,
                 log: log_config(memory / u64::from(shards), segment_bytes, value_bytes_max)?,
+                touch_memory: options.touch_memory.unwrap_or(true),
                 resp_cluster: Some(resp_cluster),
                 limits: limits.clone(),
             }],
@@ -542,6 +544,7 @@ pub struct Dev {
     pub shards: u32,
     /// Of each master.
     pub memory: u64,
+    pub touch_memory: bool,
     pub dir: PathBuf,
     pub segment_bytes: u32,
     pub value_bytes_max: u32,
@@ -574,6 +577,7 @@ impl Dev {
                 .unwrap_or(3.min(u8::try_from(options.backups.unwrap_or(3)).unwrap_or(3))),
             shards: options.shards.unwrap_or(1),
             memory: options.memory.unwrap_or(MEMORY_DEFAULT).0,
+            touch_memory: options.touch_memory.unwrap_or(true),
             dir: options.dir.clone().unwrap_or("./holdfast-data".into()),
             segment_bytes,
             value_bytes_max: value_bytes_max(options.value_bytes_max, segment_bytes)?,

@@ -59,6 +59,7 @@ pub enum SeatPlan {
     Shard {
         person: Person,
         log: holdfast_log::Config,
+        touch_memory: bool,
         /// Its Redis Cluster port.
         resp_cluster: Option<TcpListener>,
         limits: GatewayLimits,
@@ -89,6 +90,7 @@ pub enum Seat {
     Shard {
         person: Person,
         log: holdfast_log::Config,
+        touch_memory: bool,
         resp_cluster: String,
         resp: Option<Rc<Resp>>,
         limits: GatewayLimits,
@@ -142,6 +144,7 @@ impl Seat {
             SeatPlan::Shard {
                 person,
                 log,
+                touch_memory,
                 resp_cluster,
                 limits,
             } => {
@@ -164,6 +167,7 @@ impl Seat {
                 Seat::Shard {
                     person,
                     log,
+                    touch_memory,
                     resp_cluster: address,
                     resp,
                     limits,
@@ -241,6 +245,7 @@ impl Seat {
             Seat::Shard {
                 person,
                 log,
+                touch_memory,
                 resp_cluster,
                 resp,
                 limits,
@@ -249,7 +254,10 @@ impl Seat {
                 member.resp_cluster = resp_cluster.clone();
                 let id = member.id;
                 let name = member.name.clone();
-                let config = ShardConfig::new(member, log.clone());
+                let config = ShardConfig {
+                    touch_memory: *touch_memory,
+                    ..ShardConfig::new(member, log.clone())
+                };
                 let shard = Shard::new(config, seed).context(|| format!("{name} cannot start"))?;
                 let mut occupants = vec![Occupant {
                     id,
