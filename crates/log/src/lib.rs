@@ -8,7 +8,7 @@
 //! underneath, `cleaner` and `sweep` what goes on in the background, `replay` recovery.
 //!
 //! Whoever drives a log calls `clean` and `sweep` often, with small budgets, and replicates what `goals` says.
-//! While it has time it calls `touch_ahead` until that is done.
+//! While it has time it calls `touch_ahead` until that is done, or has a `Toucher` do it on another thread.
 
 mod choosing;
 mod cleaner;
@@ -37,6 +37,7 @@ use holdfast_format::{ClientId, ClusterMs, EntryError, SegmentId, Slot, Version}
 
 pub use crate::config::{CleanerOptions, Config, ConfigError};
 pub use crate::log::Log;
+pub use crate::memory::Toucher;
 
 /// A write that must be remembered for exactly-once execution; appended atomically with its effect.
 #[derive(Clone, Copy, Debug)]

@@ -12,6 +12,7 @@ use crate::completions::Completions;
 use crate::config::{Config, ConfigError};
 use crate::flushes::Flushes;
 use crate::index::{At, Index, Kind, Word};
+use crate::memory::Toucher;
 use crate::region::Region;
 use crate::replay::Replay;
 use crate::segments::{Segments, Slot};
@@ -221,6 +222,12 @@ impl Log {
     /// that for every 4 KiB of the budget; changes no content. True if more is left.
     pub fn touch_ahead(&mut self, budget_bytes: u64) -> bool {
         self.region.touch_ahead(budget_bytes)
+    }
+
+    /// As `touch_ahead`, from another thread and two megabytes at a time; use one of the two. `None` where the
+    /// system cannot do it.
+    pub fn toucher(&self) -> Option<Toucher> {
+        self.region.toucher()
     }
 
     // ---- entries ----

@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hint::black_box;
 use std::io;
 
-use crate::memory::Memory;
+use crate::memory::{Memory, Toucher};
 use crate::prefetch::prefetch;
 
 /// Seglets side by side.
@@ -85,6 +85,10 @@ impl Region {
         }
         self.touched = end;
         end < bytes.len()
+    }
+
+    pub fn toucher(&self) -> Option<Toucher> {
+        self.memory.toucher()
     }
 
     pub fn is_huge(&self) -> bool {

@@ -26,7 +26,7 @@ use holdfast_cluster::{Heard, Input, Level, Membership, Node, Now, Output, Outpu
 use holdfast_format::{
     ClientId, ClusterMs, KeyHash, LogId, Namespace, Position, ServerId, Slot, SlotRange,
 };
-use holdfast_log::Log;
+use holdfast_log::{Log, Toucher};
 use holdfast_wire::{Failure, Figures, Message, Outcome, Request, Requests, Response, Responses};
 
 use crate::answers::{Answer, Answers, Concern};
@@ -168,6 +168,14 @@ impl Shard {
     /// Walks the whole log and asserts its invariants. For tests; takes as long as the log is big.
     pub fn verify(&self) {
         self.log.verify();
+    }
+
+    /// What maps the log's memory ahead on a thread of its own; the shard leaves it to that from now on.
+    /// `None` if there is nothing to do, or the system cannot do it so: then the shard does it by and by.
+    pub fn toucher(&mut self) -> Option<Toucher> {
+        let toucher = self.log.toucher().filter(|_| self.touch_more)?;
+        self.touch_more = false;
+        Some(toucher)
     }
 
     fn message(&mut self, now: Now, from: ServerId, message: Message, out: &mut Outputs) {

@@ -39,4 +39,5 @@ pub mod socket;
 pub mod store;
 pub mod stream;
 pub mod tls;
+mod touching;
 pub mod transport;

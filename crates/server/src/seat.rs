@@ -29,6 +29,7 @@ use crate::role::{Role, RoleKind};
 use crate::roles::KEY_BYTES_MAX;
 use crate::store::Store;
 use crate::tls::Tls;
+use crate::touching;
 
 /// What is the same for every incarnation of a member.
 #[derive(Clone, Debug, Default)]
@@ -258,7 +259,11 @@ impl Seat {
                     touch_memory: *touch_memory,
                     ..ShardConfig::new(member, log.clone())
                 };
-                let shard = Shard::new(config, seed).context(|| format!("{name} cannot start"))?;
+                let mut shard =
+                    Shard::new(config, seed).context(|| format!("{name} cannot start"))?;
+                if let Some(toucher) = shard.toucher() {
+                    touching::start(&name, toucher);
+                }
                 let mut occupants = vec![Occupant {
                     id,
                     name: name.clone(),
