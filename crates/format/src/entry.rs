@@ -49,7 +49,7 @@ const TYPE_DIGEST: u8 = 7;
 
 pub(crate) const FLAG_SHADOWING: u8 = 0x10;
 /// The header has 8 more bytes: idle time and absolute deadline.
-const FLAG_LONG: u8 = 0x20;
+pub(crate) const FLAG_LONG: u8 = 0x20;
 /// The distance to the absolute deadline is in seconds, not milliseconds.
 const FLAG_SECONDS: u8 = 0x40;
 
@@ -459,31 +459,20 @@ impl<'a> Object<'a> {
     fn parse(bytes: &'a [u8], flags: u8) -> Result<Object<'a>, EntryError> {
         let header = header_bytes(flags);
         let deadline = deadline_at(bytes);
-        let (mut idle_ms, mut absolute) = (None, None);
-        if flags & FLAG_LONG != 0 {
-            idle_ms = Some(u32_at(bytes, 24)).filter(|&idle_ms| idle_ms > 0);
-            let value = u32_at(bytes, 28);
-            if value != AbsoluteDelta::NONE {
-                let Some(deadline) = deadline else {
-                    return Err(EntryError::Invalid(
-                        "an absolute deadline without a deadline",
-                    ));
-                };
-                let seconds = flags & FLAG_SECONDS != 0;
-                absolute = Some(AbsoluteDelta { value, seconds }.from(deadline));
-            }
-        }
+        let expiry = match flags & FLAG_LONG {
+            0 => Expiry {
+                deadline,
+                ..Expiry::default()
+            },
+            _ => long_expiry(bytes, flags, deadline)?,
+        };
         let (key, value) = bytes[header..].split_at(key_len(bytes));
         Ok(Object {
             namespace: Namespace(bytes[5]),
             key,
             value,
             version: Version(u56_at(bytes, 11)),
-            expiry: Expiry {
-                deadline,
-                idle_ms,
-                absolute,
-            },
+            expiry,
             shadowing: flags & FLAG_SHADOWING != 0,
         })
     }
@@ -645,6 +634,32 @@ impl SegmentHeader {
             },
         })
     }
+}
+
+/// Deadline, idle time and absolute deadline of an object with a long header.
+pub(crate) fn long_expiry(
+    bytes: &[u8],
+    flags: u8,
+    deadline: Option<ClusterMs>,
+) -> Result<Expiry, EntryError> {
+    let idle_ms = Some(u32_at(bytes, 24)).filter(|&idle_ms| idle_ms > 0);
+    let value = u32_at(bytes, 28);
+    let absolute = match (value, deadline) {
+        (AbsoluteDelta::NONE, _) => None,
+        (_, None) => {
+            let text = "an absolute deadline without a deadline";
+            return Err(EntryError::Invalid(text));
+        }
+        (_, Some(deadline)) => {
+            let seconds = flags & FLAG_SECONDS != 0;
+            Some(AbsoluteDelta { value, seconds }.from(deadline))
+        }
+    };
+    Ok(Expiry {
+        deadline,
+        idle_ms,
+        absolute,
+    })
 }
 
 // ---- fields ----

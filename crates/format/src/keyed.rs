@@ -4,10 +4,10 @@
 //! what their hash is. Decoding all of an `Entry` for that would cost more than the look-up itself.
 
 use crate::entry::{
-    HEADER_BYTES, LONG_HEADER_BYTES, TYPE_MASK, TYPE_OBJECT, TYPE_TOMBSTONE, TYPE_TOUCH,
-    header_bytes,
+    FLAG_LONG, FLAG_SHADOWING, HEADER_BYTES, LONG_HEADER_BYTES, TYPE_MASK, TYPE_OBJECT,
+    TYPE_TOMBSTONE, TYPE_TOUCH, header_bytes, long_expiry,
 };
-use crate::{ClusterMs, KeyHash, Namespace, Version};
+use crate::{ClusterMs, Expiry, KeyHash, Namespace, Object, Version};
 
 /// An object, touch or tombstone in memory whose entries were checked when they came in.
 #[derive(Clone, Copy, Debug)]
@@ -36,7 +36,7 @@ impl<'a> Keyed<'a> {
     /// True if older copies or touches of the key may outlive it on replicas.
     #[inline]
     pub fn is_shadowing(&self) -> bool {
-        self.fixed[4] & crate::entry::FLAG_SHADOWING != 0
+        self.fixed[4] & FLAG_SHADOWING != 0
     }
 
     #[inline]
@@ -79,7 +79,38 @@ impl<'a> Keyed<'a> {
     /// True if this entry belongs to `key`.
     #[inline]
     pub fn is_of(&self, namespace: Namespace, key: &[u8]) -> bool {
-        self.namespace() == namespace && self.key() == key
+        let header = self.header_bytes();
+        self.namespace() == namespace
+            && self.key_bytes() == key.len()
+            && (self.bytes.get(header..header + key.len())).is_some_and(|own| same(own, key))
+    }
+
+    /// If it is an object: all of it. Panics if it is not all there.
+    #[inline]
+    pub fn object(&self) -> Option<Object<'a>> {
+        if !self.is_object() {
+            return None;
+        }
+        let flags = self.fixed[4] & !TYPE_MASK;
+        let header = self.header_bytes();
+        let (fixed, rest) = self.bytes[..self.length()].split_at(header);
+        let (key, value) = rest.split_at(self.key_bytes());
+        let deadline = self.deadline();
+        let expiry = match flags & FLAG_LONG {
+            0 => Expiry {
+                deadline,
+                ..Expiry::default()
+            },
+            _ => long_expiry(fixed, flags, deadline).ok()?,
+        };
+        Some(Object {
+            namespace: self.namespace(),
+            key,
+            value,
+            version: self.version(),
+            expiry,
+            shadowing: self.is_shadowing(),
+        })
     }
 
     #[inline]
@@ -107,10 +138,27 @@ impl<'a> Keyed<'a> {
     }
 }
 
+/// True if two keys of the same length are the same. In line, because keys are short: calling the library's
+/// comparison takes as long as comparing.
+#[inline]
+fn same(a: &[u8], b: &[u8]) -> bool {
+    let eight = |bytes: &[u8; 8]| u64::from_le_bytes(*bytes);
+    match (a.last_chunk::<8>(), b.last_chunk::<8>()) {
+        (Some(a_last), Some(b_last)) => {
+            let pairs = a.as_chunks::<8>().0.iter().zip(b.as_chunks::<8>().0);
+            let differ = pairs.fold(eight(a_last) ^ eight(b_last), |differ, (a, b)| {
+                differ | (eight(a) ^ eight(b))
+            });
+            differ == 0
+        }
+        _ => a == b,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Entry, Expiry, Object, SegmentId, Tombstone, Touch};
+    use crate::{Entry, SegmentId, Tombstone, Touch};
 
     /// What is read where it stands is what decoding gives.
     #[test]
@@ -165,7 +213,19 @@ mod tests {
                 (keyed.deadline(), keyed.is_shadowing()),
                 (deadline, shadowing)
             );
-            assert_eq!(keyed.is_object(), matches!(entry, Entry::Object(_)));
+            match entry {
+                Entry::Object(object) => assert_eq!(keyed.object(), Some(object)),
+                _ => assert!(!keyed.is_object() && keyed.object().is_none()),
+            }
+        }
+        for len in 0..40 {
+            let (a, mut b) = (vec![7; len], vec![7; len]);
+            assert!(same(&a, &b));
+            for place in 0..len {
+                b[place] ^= 1;
+                assert!(!same(&a, &b), "{len} bytes, another at {place}");
+                b[place] ^= 1;
+            }
         }
         assert!(Keyed::at(&[0; 24]).is_none() && Keyed::at(&[TYPE_OBJECT; 23]).is_none());
     }

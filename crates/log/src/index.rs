@@ -26,6 +26,9 @@
 //! I4. A key's touch stands before its main word, so that a look-up may end there.
 //! I5. A bucket's hashes span at most half of what tags of its table can tell apart.
 
+use std::num::NonZeroU64;
+use std::ops::Range;
+
 use holdfast_format::{KeyHash, Keyed};
 
 use crate::region::Region;
@@ -45,9 +48,11 @@ const GROWTH: usize = 8;
 /// Overflow buckets kept ready. Moving a bucket needs at most 7 beyond those it frees: its words go to at
 /// most 3 buckets, and each of these needs one for every 3 words and less than 2 besides.
 const SPARE_MIN: u64 = 8;
-/// Buckets moved per insertion while growing. Another growth is 0.88 insertions per bucket away, so two
-/// are more than enough to be done in time.
-const MOVES_PER_INSERT: u32 = 2;
+/// While growing, so many buckets move at once, every so many insertions: together, because then what they
+/// read is loaded together, and it takes some 2 microseconds. Another growth is 0.58 insertions per bucket
+/// away at least, so two buckets per insertion are enough to be done in time.
+const MOVES: u64 = 32;
+const INSERTIONS_PER_MOVES: u64 = MOVES / 2;
 const NO_CHUNK: u32 = u32::MAX;
 
 /// Bits of an offset: a log has at most 1 TiB.
@@ -65,17 +70,18 @@ pub(crate) enum Kind {
 
 /// What the index knows about one entry: its kind and where it stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Word(u64);
+pub(crate) struct Word(NonZeroU64);
 
 impl Word {
     #[inline]
     pub fn new(kind: Kind, offset: u64) -> Word {
         debug_assert!(offset < 1 << OFFSET_BITS);
-        Word((kind as u64) << OFFSET_BITS | offset)
+        let word = NonZeroU64::new((kind as u64) << OFFSET_BITS | offset);
+        Word(word.expect("no kind is 0"))
     }
     #[inline]
     pub fn kind(self) -> Kind {
-        match self.0 >> OFFSET_BITS {
+        match self.0.get() >> OFFSET_BITS {
             1 => Kind::Object,
             2 => Kind::Touch,
             3 => Kind::Tombstone,
@@ -84,7 +90,7 @@ impl Word {
     }
     #[inline]
     pub fn offset(self) -> u64 {
-        self.0 & ((1 << OFFSET_BITS) - 1)
+        self.0.get() & ((1 << OFFSET_BITS) - 1)
     }
     #[inline]
     fn is_main(self) -> bool {
@@ -101,7 +107,7 @@ impl Raw {
 
     #[inline]
     fn new(word: Word, tag: u32) -> Raw {
-        Raw(u64::from(tag) << TAG_AT | word.0)
+        Raw(u64::from(tag) << TAG_AT | word.0.get())
     }
     #[inline]
     fn to(overflow: u64) -> Raw {
@@ -113,8 +119,11 @@ impl Raw {
     }
     #[inline]
     fn word(self) -> Option<Word> {
-        let word = Word(self.0 & ((1 << TAG_AT) - 1));
-        (word.0 >> OFFSET_BITS != 0).then_some(word)
+        let word = self.0 & ((1 << TAG_AT) - 1);
+        match word >> OFFSET_BITS {
+            0 => None,
+            _ => NonZeroU64::new(word).map(Word),
+        }
     }
     /// The overflow bucket that a link leads to.
     #[inline]
@@ -298,7 +307,8 @@ impl Index {
                 last = Raw::new(main, tag);
             }
         }
-        self.append(region, bucket, last);
+        let mut tail = self.tail(region, bucket);
+        self.append(region, &mut tail, last);
     }
 
     /// Where this very word of a key stands.
@@ -359,11 +369,29 @@ impl Index {
         }
     }
 
-    /// Grows a little if the load asks for it. Bounded work.
+    /// True if `grow` should be called after this insertion.
     #[inline]
+    pub fn is_growth_due(&self) -> bool {
+        self.words.is_multiple_of(INSERTIONS_PER_MOVES)
+            && (self.is_growing() || self.words > self.rule.buckets * WORDS_PER_BUCKET)
+    }
+
+    /// Grows a little. Bounded work.
     pub fn grow(&mut self, region: &mut Region, may_take_block: bool) {
-        if self.is_growing() || self.words > self.rule.buckets * WORDS_PER_BUCKET {
-            self.grow_some(region, may_take_block);
+        if !self.is_growing() {
+            // Whole chunks: a begun one would be as good as wasted.
+            let chunks = self.chunks.len();
+            let more = (chunks + GROWTH / 2) / GROWTH;
+            self.chunks.resize(chunks + more.max(1), NO_CHUNK);
+            self.to = Rule::of((self.chunks.len() as u64) << self.chunk_shift);
+            self.cursor = self.rule.buckets;
+        }
+        let last = self.cursor.saturating_sub(MOVES);
+        self.prefetch_moves(region, last..self.cursor);
+        while self.cursor > last && self.move_bucket(region, may_take_block) {}
+        if self.cursor == 0 {
+            self.rule = self.to;
+            self.cursor = u64::MAX;
         }
     }
 
@@ -493,31 +521,37 @@ impl Index {
         self.overflow_used -= 1;
     }
 
-    /// Puts a word at the end of the chain that begins at `bucket`.
-    fn append(&mut self, region: &mut Region, mut bucket: u64, raw: Raw) {
+    /// The end of the chain that begins at `bucket`.
+    #[inline]
+    fn tail(&self, region: &Region, mut bucket: u64) -> Tail {
         let mut words = WORDS;
-        loop {
-            let last_at = bucket + WORD_BYTES * (words - 1);
-            let last = read(region, last_at);
-            if last == Raw::NONE {
-                let free = (0..words)
-                    .map(|i| bucket + WORD_BYTES * i)
-                    .find(|&at| read(region, at) == Raw::NONE);
-                write(region, free.expect("its last place is free"), raw);
-                return;
-            }
-            let Some(link) = last.link() else {
-                assert!(self.overflow_spare() > 0, "I3: make_room was asked");
-                let number = self.take_overflow(region);
-                let overflow = self.overflow_offset(region, number);
-                write(region, overflow, last);
-                write(region, overflow + WORD_BYTES, raw);
-                write(region, last_at, Raw::to(number));
-                return;
-            };
+        while let Some(link) = read(region, bucket + WORD_BYTES * (words - 1)).link() {
             bucket = self.overflow_offset(region, link);
             words = OVERFLOW_WORDS;
         }
+        // I1: as many words as there are places that are not empty.
+        let filled = (0..words).filter(|i| read(region, bucket + WORD_BYTES * i) != Raw::NONE);
+        Tail {
+            next: bucket + WORD_BYTES * filled.count() as u64,
+            end: bucket + WORD_BYTES * words,
+        }
+    }
+
+    /// Puts a word at the end of a chain.
+    #[inline]
+    fn append(&mut self, region: &mut Region, tail: &mut Tail, raw: Raw) {
+        if tail.next == tail.end {
+            assert!(self.overflow_spare() > 0, "I3: make_room was asked");
+            let number = self.take_overflow(region);
+            let overflow = self.overflow_offset(region, number);
+            let last_at = tail.end - WORD_BYTES;
+            write(region, overflow, read(region, last_at));
+            write(region, last_at, Raw::to(number));
+            tail.next = overflow + WORD_BYTES;
+            tail.end = overflow + OVERFLOW_BYTES;
+        }
+        write(region, tail.next, raw);
+        tail.next += WORD_BYTES;
     }
 
     /// Copies the last word of a chain, at `last`, to the hole at `hole`.
@@ -541,22 +575,6 @@ impl Index {
         }
     }
 
-    fn grow_some(&mut self, region: &mut Region, may_take_block: bool) {
-        if !self.is_growing() {
-            // Whole chunks: a begun one would be as good as wasted.
-            let chunks = self.chunks.len();
-            let more = (chunks + GROWTH / 2) / GROWTH;
-            self.chunks.resize(chunks + more.max(1), NO_CHUNK);
-            self.to = Rule::of((self.chunks.len() as u64) << self.chunk_shift);
-            self.cursor = self.rule.buckets;
-        }
-        for _ in 0..MOVES_PER_INSERT {
-            if !self.is_growing() || !self.move_bucket(region, may_take_block) {
-                break;
-            }
-        }
-    }
-
     /// Moves one bucket to its new places. False if memory for it is missing: growth waits.
     fn move_bucket(&mut self, region: &mut Region, may_take_block: bool) -> bool {
         if !self.make_room(region, may_take_block) {
@@ -565,7 +583,8 @@ impl Index {
         let number = self.cursor - 1;
         let first = (self.rule.first_hash(number)).expect("a bucket of the table");
         let last = self.rule.last_hash(number);
-        for place in self.to.bucket(first)..=self.to.bucket(last) {
+        let (lowest, highest) = (self.to.bucket(first), self.to.bucket(last));
+        for place in lowest..=highest {
             let chunk = (place >> self.chunk_shift) as usize;
             if self.chunks[chunk] == NO_CHUNK {
                 let Some(seglet) = region.take_index_seglet(may_take_block) else {
@@ -578,18 +597,18 @@ impl Index {
         let mut moving = std::mem::take(&mut self.moving);
         self.take_words(region, number, &mut moving);
         self.cursor = number;
+        // Growth by at most the double: two new buckets, or parts of three.
+        let mut tails = [None; 3];
         for raw in moving.drain(..) {
             let (place, raw) = self.new_place(region, first, last, raw);
-            let bucket = self.bucket_offset(region, place);
-            self.append(region, bucket, raw);
+            let tail = &mut tails[(place - lowest) as usize];
+            let tail = tail.get_or_insert_with(|| {
+                let bucket = self.bucket_offset(region, place);
+                self.tail(region, bucket)
+            });
+            self.append(region, tail, raw);
         }
         self.moving = moving;
-        if number == 0 {
-            self.rule = self.to;
-            self.cursor = u64::MAX;
-        } else {
-            self.prefetch_move(region, number - 1);
-        }
         true
     }
 
@@ -639,20 +658,36 @@ impl Index {
         }
     }
 
-    /// Has loaded what moving the bucket will read.
-    fn prefetch_move(&self, region: &Region, number: u64) {
-        let bucket = self.bucket_offset(region, number);
-        if let Some(link) = read(region, bucket + WORD_BYTES * (WORDS - 1)).link() {
-            region.prefetch(self.overflow_offset(region, link));
+    /// Has loaded what moving these buckets will read.
+    fn prefetch_moves(&self, region: &Region, numbers: Range<u64>) {
+        for number in numbers.clone().rev() {
+            region.prefetch(self.bucket_offset(region, number));
+            let first = self.rule.first_hash(number).expect("a bucket of the table");
+            let place = self.to.bucket(first);
+            if self.chunks[(place >> self.chunk_shift) as usize] != NO_CHUNK {
+                region.prefetch(self.bucket_offset(region, place));
+            }
         }
-        if self.rule.tag_shift != self.to.tag_shift {
-            for i in 0..WORDS {
-                if let Some(word) = read(region, bucket + WORD_BYTES * i).word() {
+        let retag = self.rule.tag_shift != self.to.tag_shift;
+        for number in numbers.rev() {
+            let bucket = line(region, self.bucket_offset(region, number));
+            if let Some(link) = raw_in(bucket, WORDS - 1).link() {
+                region.prefetch(self.overflow_offset(region, link));
+            }
+            for word in (0..WORDS).filter_map(|i| raw_in(bucket, i).word()) {
+                if retag {
                     region.prefetch(word.offset());
                 }
             }
         }
     }
+}
+
+/// The end of a chain: where its next word goes, and where its last bucket ends.
+#[derive(Clone, Copy, Debug)]
+struct Tail {
+    next: u64,
+    end: u64,
 }
 
 /// A word, where it stands, and whether touches were seen that may be its key's.
@@ -777,4 +812,195 @@ fn write(region: &mut Region, at: u64, raw: Raw) {
 #[inline]
 fn clear(region: &mut Region, at: u64, bytes: u64) {
     region.memory_mut()[at as usize..(at + bytes) as usize].fill(0);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use holdfast_format::{Namespace, SegmentId, Tombstone, Version};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// An index and what it must hold: per key the offsets of its main word and its touch.
+    struct Pair {
+        region: Region,
+        index: Index,
+        /// Where the next entry goes.
+        end: u64,
+        model: BTreeMap<(KeyHash, u32), (Option<Word>, Option<Word>)>,
+    }
+
+    impl Pair {
+        /// With room for `entries`.
+        fn new(entries: u64) -> Pair {
+            let for_entries = (entries * ENTRY_BYTES).div_ceil(4 << 10) as u32;
+            let for_index = (entries * 12).div_ceil(4 << 10) as u32 + 8;
+            let mut region = Region::new(for_entries + for_index, 4 << 10).unwrap();
+            let run = region.take(for_entries, for_entries).unwrap();
+            assert_eq!(run.first, 0);
+            Pair {
+                index: Index::new(&mut region),
+                region,
+                end: 0,
+                model: BTreeMap::new(),
+            }
+        }
+
+        /// Appends an entry under `key`, as whose word any kind will do.
+        fn entry(&mut self, kind: Kind, key: u32) -> Word {
+            let entry = Tombstone {
+                namespace: NS,
+                key: &key.to_le_bytes(),
+                version: Version(1),
+                birth: SegmentId(1),
+            };
+            let at = self.end as usize;
+            self.end += entry.encode(&mut self.region.memory_mut()[at..at + 28]) as u64;
+            Word::new(kind, at as u64)
+        }
+
+        fn insert(&mut self, kind: Kind, key: u32) {
+            let hash = hash(key);
+            let word = self.entry(kind, key);
+            let known = self.model.entry((hash, key)).or_default();
+            let known = match word.is_main() {
+                true => &mut known.0,
+                false => &mut known.1,
+            };
+            let old = known.replace(word);
+            assert!(self.index.make_room(&mut self.region, true));
+            match old {
+                Some(old) => self.index.replace(&mut self.region, hash, old, word),
+                None => self.index.insert(&mut self.region, hash, word),
+            }
+            if self.index.is_growth_due() {
+                self.index.grow(&mut self.region, true);
+            }
+        }
+
+        fn remove(&mut self, kind: Kind, key: u32) {
+            let Some(known) = self.model.get_mut(&(hash(key), key)) else {
+                return;
+            };
+            let known = match kind {
+                Kind::Touch => known.1.take(),
+                _ => known.0.take(),
+            };
+            if let Some(word) = known {
+                self.index.remove(&mut self.region, hash(key), word);
+            }
+        }
+
+        /// Every key's words are found, touch first, and a walk by hash sees just them, in hash order.
+        fn check(&self) {
+            let mut expected = Vec::new();
+            for (&(hash, key), &(main, touch)) in &self.model {
+                let of_key = |word: &Word| {
+                    let keyed = Keyed::at(&self.region.memory()[word.offset() as usize..]);
+                    keyed.unwrap().is_of(NS, &key.to_le_bytes())
+                };
+                let found: Vec<Word> = (self.index.probe(&self.region, hash))
+                    .map(|(_, word)| word)
+                    .filter(of_key)
+                    .collect();
+                let known: Vec<Word> = [touch, main].into_iter().flatten().collect();
+                assert_eq!(found, known, "I4");
+                for word in known {
+                    let spot = self.index.find_offset(&self.region, hash, word.offset());
+                    let spot = spot.unwrap();
+                    assert_eq!(spot.word, word);
+                    assert!(!spot.is_alone() || touch.is_none());
+                    expected.push(word.offset());
+                }
+            }
+            let mut seen = Vec::new();
+            self.index.check(&self.region, |word, first, last| {
+                let hash = hash_at(&self.region, word.offset());
+                assert!(
+                    (first..=last).contains(&hash.0),
+                    "a word in the wrong bucket"
+                );
+                seen.push(word.offset());
+            });
+            seen.sort();
+            expected.sort();
+            assert_eq!(seen, expected);
+        }
+    }
+
+    const NS: Namespace = Namespace(0);
+    const ENTRY_BYTES: u64 = 28;
+
+    fn hash(key: u32) -> KeyHash {
+        KeyHash::of(NS, &key.to_le_bytes())
+    }
+
+    proptest! {
+        /// Whatever is inserted, replaced and removed while the table grows: it is as a map would be.
+        #[test]
+        fn is_as_a_map(steps in prop::collection::vec((0..10u8, 0..1_500u32), 1..2_000)) {
+            let mut pair = Pair::new(4_000);
+            for (i, &(step, key)) in steps.iter().enumerate() {
+                match step {
+                    0..5 => pair.insert(Kind::Object, key),
+                    5..7 => pair.insert(Kind::Touch, key),
+                    7 => pair.insert(Kind::Tombstone, key),
+                    8 => pair.remove(Kind::Object, key),
+                    _ => pair.remove(Kind::Touch, key),
+                }
+                if i % 512 == 0 {
+                    pair.check();
+                }
+            }
+            pair.check();
+        }
+    }
+
+    /// The table grows past the size at which tags are cut elsewhere, and costs at most 12 bytes a word.
+    #[test]
+    fn grows_a_thousandfold() {
+        const WORDS: u32 = 600_000;
+        let mut pair = Pair::new(u64::from(WORDS));
+        let mut cuts = vec![pair.index.rule.tag_shift];
+        for key in 0..WORDS {
+            pair.insert(Kind::Object, key);
+            if key % 20_000 == 19_999 {
+                let bytes = pair.index.bytes(&pair.region);
+                assert!(bytes <= u64::from(key) * 12, "{bytes} for {key} words");
+            }
+            if cuts.last() != Some(&pair.index.to.tag_shift) {
+                // In the middle of changing.
+                cuts.push(pair.index.to.tag_shift);
+                assert!(pair.index.is_growing());
+            }
+            if key % 150_000 == 0 {
+                pair.check();
+            }
+        }
+        pair.check();
+        assert_eq!(cuts, [37, 27]);
+    }
+
+    /// Growth that finds no memory waits, and goes on when there is some.
+    #[test]
+    fn growth_waits_for_memory() {
+        let mut pair = Pair::new(4_000);
+        let free = pair.region.free_seglets();
+        let spare = pair.region.take(free, free).unwrap();
+        let mut key = 0;
+        while pair.index.make_room(&mut pair.region, true) {
+            pair.insert(Kind::Object, key);
+            key += 1;
+        }
+        let waits = (pair.index.is_growing(), pair.index.cursor);
+        assert_eq!(waits, (true, pair.index.rule.buckets), "{key} keys");
+        pair.check();
+        pair.region.give_back(spare);
+        for key in key..4_000 {
+            pair.insert(Kind::Object, key);
+        }
+        pair.check();
+    }
 }

@@ -14,7 +14,7 @@ use crate::flushes::Flushes;
 use crate::index::{At, Index, Kind, Word};
 use crate::memory::Toucher;
 use crate::region::Region;
-use crate::replay::Replay;
+use crate::replay::{Checked, Replay};
 use crate::segments::{Segments, Slot};
 use crate::space::{Class, birth};
 use crate::{MemoryUse, ReplayId, SegmentGoal, SessionCount};
@@ -39,6 +39,8 @@ pub struct Log {
     pub(crate) cleaner: Cleaner,
     pub(crate) replays: BTreeMap<ReplayId, Replay>,
     pub(crate) last_replay: ReplayId,
+    /// What one call of `replay` has checked; kept, while replays go on, to save allocating.
+    pub(crate) replay_list: Vec<Checked>,
     pub(crate) swept: KeyHash,
     pub(crate) swept_completion: (holdfast_format::ClientId, u64),
     pub(crate) external_bytes: u64,
@@ -99,6 +101,7 @@ impl Log {
             cleaner: Cleaner::default(),
             replays: BTreeMap::new(),
             last_replay: ReplayId(0),
+            replay_list: Vec::new(),
             swept: KeyHash(0),
             swept_completion: Default::default(),
             external_bytes: 0,
@@ -243,11 +246,11 @@ impl Log {
             .expect("references lead to entries that were checked when they came in")
     }
 
+    #[inline]
     pub(crate) fn object(&self, word: Word) -> Object<'_> {
-        match self.entry(word.offset()) {
-            Entry::Object(object) => object,
-            other => panic!("an object is due at this place, not {other:?}"),
-        }
+        self.keyed(word.offset())
+            .object()
+            .expect("an object is due at this place")
     }
 
     pub(crate) fn tombstone(&self, word: Word) -> Tombstone<'_> {
@@ -292,6 +295,7 @@ impl Log {
         }
     }
 
+    /// The words of a key.
     #[inline]
     pub(crate) fn words(&self, namespace: Namespace, key: &[u8], hash: KeyHash) -> KeyWords {
         let mut words = KeyWords::default();

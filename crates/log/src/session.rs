@@ -37,9 +37,6 @@ impl Log {
     }
 
     /// Starts loading the index bucket of a key that will be asked for soon. Only a hint.
-    ///
-    /// Whoever has many keys at hand calls this for all of them, then `prefetch_entry` for all of them, then
-    /// looks them up: 16 to 32 at a time hide nearly all of the waiting for memory.
     #[inline]
     pub fn prefetch(&self, hash: KeyHash) {
         self.index.prefetch(&self.region, hash);
@@ -49,6 +46,18 @@ impl Log {
     #[inline]
     pub fn prefetch_entry(&self, hash: KeyHash) {
         self.index.prefetch_entry(&self.region, hash);
+    }
+
+    /// Starts loading all that looking these keys up will read. Only a hint. With 16 to 32 of them at a time
+    /// nearly all of the waiting for memory is hidden; the processor has no room for many more.
+    #[inline]
+    pub fn prefetch_batch(&self, hashes: &[KeyHash]) {
+        for &hash in hashes {
+            self.index.prefetch(&self.region, hash);
+        }
+        for &hash in hashes {
+            self.index.prefetch_entry(&self.region, hash);
+        }
     }
 
     /// The version that `put` with these arguments would return: an identical value with the same

@@ -106,7 +106,11 @@ impl Log {
         offset
     }
 
+    #[inline]
     pub(crate) fn grow_index(&mut self) {
+        if !self.index.is_growth_due() {
+            return;
+        }
         let may_take = self.index_may_take(Class::Put);
         self.index.grow(&mut self.region, may_take);
     }

@@ -51,6 +51,10 @@ const CLEAN_SLICE_BYTES: u64 = 128 << 10;
 /// that became due had as much more to do itself.
 const CLEAN_SLICES: u32 = 8;
 
+/// Requests of a pipeline whose keys are loaded together before they are executed: so many loads hide nearly
+/// all of the waiting for memory, and the processor has no room for many more.
+const PREFETCH_MAX: usize = 32;
+
 /// Until all of the log's memory has been touched once, so much of it is touched so often. At the 0.4 to 2.5 GB/s
 /// that fresh memory costs this delays a request by 0.05 to 0.3 ms at most, and stays ahead of what
 /// replication lets in.
@@ -251,7 +255,11 @@ impl Shard {
         if refusal.is_some() {
             self.streams.put_off(client, stream);
         }
-        for request in items.into_iter().skip(skip) {
+        let items = &items[skip.min(items.len())..];
+        for (at, request) in items.iter().enumerate() {
+            if at % PREFETCH_MAX == 0 && items.len() > 1 {
+                self.prefetch(&items[at..items.len().min(at + PREFETCH_MAX)]);
+            }
             let token = request.token;
             let answer = |outcome| Answer {
                 to: from,
@@ -262,7 +270,7 @@ impl Shard {
             };
             let refused = refusal
                 .clone()
-                .or_else(|| self.refusal(now, client, stream, &request));
+                .or_else(|| self.refusal(now, client, stream, request));
             match refused {
                 Some(failure) => {
                     self.count_refusal(&failure);
@@ -271,11 +279,21 @@ impl Shard {
                     self.refusals.push(answer(Outcome::Failed(failure)));
                 }
                 None => {
-                    let (needs, outcome) = self.execute(client, &request);
+                    let (needs, outcome) = self.execute(client, request);
                     self.answers.hold(needs, answer(outcome));
                 }
             }
         }
+    }
+
+    /// Has loaded what commands that are about to be executed will look for.
+    fn prefetch(&self, requests: &[Request]) {
+        let mut hashes = [KeyHash(0); PREFETCH_MAX];
+        let hashes = &mut hashes[..requests.len()];
+        for (hash, request) in hashes.iter_mut().zip(requests) {
+            *hash = KeyHash::of(request.command.namespace, &request.command.key);
+        }
+        self.log.prefetch_batch(hashes);
     }
 
     /// Why a request is not executed now, if so.
