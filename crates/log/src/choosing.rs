@@ -95,6 +95,12 @@ impl Log {
         Shortage::of(left as u32, ahead as u32)
     }
 
+    /// True if deletes and touches have used up half of what is kept for them. Then every seglet is worth its price:
+    /// without it, what only deletes can end would last for ever.
+    fn is_used_up(&self) -> bool {
+        self.available() < self.limit(Class::Small) + self.small_seglets() / 2
+    }
+
     /// True if waiting for the head to fill up costs more than a short head does.
     pub(crate) fn is_urgent(&self) -> bool {
         self.memory_shortage() > Shortage(128) || self.segment_shortage() > Shortage(128)
@@ -136,7 +142,10 @@ impl Log {
             if idle && self.tombstones_weigh() && self.combine_oldest(now) {
                 return true;
             }
-            let percent = gain_percent(memory);
+            let percent = match self.is_used_up() {
+                true => 0,
+                false => gain_percent(memory),
+            };
             if self.config.cleaner.two_level && self.compact_one(now, percent) {
                 return true;
             }
@@ -173,11 +182,16 @@ impl Log {
             if gain == 0 || gain * 100 < seglets * percent {
                 continue;
             }
+            // The longest entry may waste what is gained; the best must be some that can be had.
+            let reserve = u64::from(segment.live + opening);
+            if self.least_held(reserve, segment.largest, 1) >= seglets {
+                continue;
+            }
             best.add(Candidate {
                 slot,
                 score: f64::from(gain) / f64::from(seglets),
                 live: u64::from(live),
-                reserve: u64::from(segment.live + opening),
+                reserve,
                 seglets,
                 largest: segment.largest,
             });
@@ -321,6 +335,9 @@ impl Log {
                 return false;
             };
             let survivors = self.survivors(reserve) as u32;
+            if !self.is_covered(&victims, survivors) {
+                return false;
+            }
             if let Some(held) = self.hold(reserve, largest, survivors, u32::MAX) {
                 let live: u64 = victims.iter().map(|it| it.live).sum();
                 let slots: Vec<Slot> = victims.iter().map(|it| it.slot).collect();
@@ -336,6 +353,17 @@ impl Log {
         false
     }
 
+    /// True if what deletes need stays available although survivors may take more than their victims gave (L2): for
+    /// replicas' sake and that of tombstones combinations are begun that gain no memory.
+    fn is_covered(&self, victims: &[Candidate], survivors: u32) -> bool {
+        let seglet_bytes = u64::from(self.config.seglet_bytes);
+        let live: u64 = victims.iter().map(|it| it.live).sum();
+        let taken = live.div_ceil(seglet_bytes) as u32 + survivors + self.commit_seglets();
+        let given: u32 = victims.iter().map(|it| it.seglets).sum();
+        self.available() + given >= self.limit(Class::Small) + self.small_seglets() / 2 + taken
+            || given > taken
+    }
+
     /// Survivors that so many bytes fill.
     fn survivors(&self, live: u64) -> u64 {
         live.div_ceil(u64::from(self.config.segment_bytes) - SEGMENT_HEADER_BYTES as u64)
@@ -349,13 +377,8 @@ impl Log {
         }
         let seglet_bytes = u64::from(self.config.seglet_bytes);
         let free = self.available().saturating_sub(self.commit_seglets());
-        let largest = largest.max(1) + SEGMENT_HEADER_BYTES as u32;
-        let min = largest.div_ceil(self.config.seglet_bytes);
-        // What may be lost at the end of a run or segment: less than the longest entry. Where a segment's end cuts a
-        // run in two, both may lose that.
-        let waste = u64::from(largest - 1);
-        let mut missing =
-            bytes + u64::from(segments) * (SEGMENT_HEADER_BYTES as u64 + 2 * waste) - waste;
+        let min = (largest.max(1) + SEGMENT_HEADER_BYTES as u32).div_ceil(self.config.seglet_bytes);
+        let (mut missing, waste) = missing_bytes(bytes, largest, segments);
         let (mut held, mut taken) = (Vec::new(), 0);
         loop {
             let want = (missing.div_ceil(seglet_bytes) as u32).max(min);
@@ -383,6 +406,21 @@ impl Log {
         held.sort_by_key(|run| run.count);
         Some(held)
     }
+
+    /// Seglets that `hold` takes at least.
+    fn least_held(&self, bytes: u64, largest: u32, segments: u32) -> u32 {
+        let (missing, _) = missing_bytes(bytes, largest, segments);
+        missing.div_ceil(u64::from(self.config.seglet_bytes)) as u32
+    }
+}
+
+/// What `bytes` of entries may take in one run, and what each further one may waste.
+fn missing_bytes(bytes: u64, largest: u32, segments: u32) -> (u64, u64) {
+    // What may be lost at the end of a run or segment: less than the longest entry. Where a segment's end cuts a
+    // run in two, both may lose that.
+    let waste = u64::from(largest.max(1)) + SEGMENT_HEADER_BYTES as u64 - 1;
+    let missing = bytes + u64::from(segments) * (SEGMENT_HEADER_BYTES as u64 + 2 * waste) - waste;
+    (missing, waste)
 }
 
 /// What compaction copies besides what lives.

@@ -4,7 +4,7 @@
 //! never a deadlock. Counted in seglets, from what is free:
 //!
 //! ```text
-//! | … for puts and replays … | small: a segment | commit: an opening | cleaner: a segment |
+//! | … for puts and replays … | small: 1 segment and one seglet for each | commit: an opening | cleaner: a segment |
 //! ```
 //!
 //! L1. A put needs everything to its right untouched: deletes, touches and completion records
@@ -141,10 +141,18 @@ impl Log {
             Class::Commit => cleaner,
             Class::Small => cleaner + self.commit_seglets(),
             Class::Put => {
-                let small = self.config.segment_seglets();
+                let small = self.small_seglets();
                 cleaner + self.commit_seglets() + small + self.external_seglets()
             }
         }
+    }
+
+    /// Seglets that puts leave to deletes and touches: a segment, and as many as there could be segments. For
+    /// deletes that are spread evenly make garbage that no compaction can give back until it is a seglet in each
+    /// segment, and until then their tombstones, which are at most as long as what they end, must have room.
+    pub(crate) fn small_seglets(&self) -> u32 {
+        let segment = self.config.segment_seglets();
+        segment + self.region.seglets() / segment
     }
 
     /// What is outside the log beyond the room left for it.
