@@ -5,14 +5,19 @@
 //! `(1 - u) · age / u` of the bytes on replicas, as RAMCloud does (`CleanableSegmentManager.cc`): the free space of old
 //! segments is worth more, because what still lives in them is likely to stay, and need not be copied again soon.
 //!
+//! What has expired counts as free at once, and a segment half of which will be gone before its garbage is needed is left
+//! alone (`lifetimes`).
+//!
 //! Which level: memory short is answered by compaction, the number of replicas short by combined cleaning; also
 //! memory, if compaction can gain too little or is switched off. Tombstones are garbage only when all segments older
 //! than they have left, which compaction never brings about; when they weigh too much, the oldest segments are
 //! cleaned one after another, whatever lives in them, until those tombstones can go.
 
-use holdfast_format::{ClusterMs, SEGMENT_HEADER_BYTES, SegmentId};
+use holdfast_format::{SEGMENT_HEADER_BYTES, SegmentId};
 
 use crate::SegmentKind;
+use crate::copying::SHARE_SEGLETS;
+use crate::lifetimes::{Outlook, Prospect, horizon_ms};
 use crate::log::Log;
 use crate::region::Run;
 use crate::segments::{Segment, Slot};
@@ -35,6 +40,9 @@ const NEARLY_DEAD_PERCENT: u64 = 5;
 /// Tombstones may weigh so much of what lives, as one part of this many, before the oldest segments are cleaned for
 /// their sake. To end an eighth of what lives at most all the rest is copied once.
 const TOMBSTONES_PART: u64 = 8;
+
+/// From this shortage of memory on no segment is left alone because it will be emptier soon.
+const NOTHING_WAITS: Shortage = Shortage(208);
 
 /// How short of something the log is: 0 is not at all, 256 is out of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -80,11 +88,14 @@ impl Best {
 impl Log {
     /// Shortage of memory for puts.
     pub(crate) fn memory_shortage(&self) -> Shortage {
-        let segment = self.config.segment_seglets();
-        let seglets = self.region.seglets();
-        let ahead = (2 * segment + seglets / 128).min(seglets / 6);
         let left = self.available().saturating_sub(self.limit(Class::Put));
-        Shortage::of(left, ahead)
+        Shortage::of(left, self.free_ahead())
+    }
+
+    /// Seglets free for puts below which memory is short: room for what arrives while a job or two go on.
+    fn free_ahead(&self) -> u32 {
+        let seglets = self.region.seglets();
+        (2 * self.config.segment_seglets() + seglets / 128).min(seglets / 6)
     }
 
     /// Shortage of segments that replicas may have.
@@ -106,12 +117,41 @@ impl Log {
         self.memory_shortage() > Shortage(128) || self.segment_shortage() > Shortage(128)
     }
 
-    /// Live bytes of a segment that the cleaner would have to copy, as far as is known.
+    /// Live bytes of a segment that the cleaner would have to copy, as far as is known: without tombstones that
+    /// nothing needs any more, and without what has expired.
     pub(crate) fn lasting_bytes(&self, segment: &Segment, oldest: SegmentId) -> u32 {
-        match segment.births < oldest {
+        self.outlook(segment, oldest, 0).live_bytes as u32
+    }
+
+    fn outlook(&self, segment: &Segment, oldest: SegmentId, horizon_ms: u64) -> Outlook {
+        let live = match segment.births < oldest {
             true => segment.live - segment.tombstones,
             false => segment.live,
+        };
+        match &segment.lifetimes {
+            None => Outlook {
+                live_bytes: u64::from(live),
+                ending_bytes: 0,
+            },
+            Some(lifetimes) => {
+                let slack_ms = u64::from(self.config.expiry_slack_ms);
+                let live = u64::from(live);
+                Outlook::of(lifetimes, live, self.clock, slack_ms, horizon_ms)
+            }
         }
+    }
+
+    /// How long the log can do without a segment's garbage, if it goes on as it did lately: until what is free
+    /// is used up, and half of the other garbage.
+    fn horizon_ms(&self) -> u64 {
+        if !self.config.cleaner.lifetimes || self.memory_shortage() > NOTHING_WAITS {
+            return 0;
+        }
+        let free = self.available().saturating_sub(self.limit(Class::Put));
+        let seglets = free + self.reclaimable_seglets() / 2;
+        let bytes = u64::from(seglets) * u64::from(self.config.seglet_bytes);
+        let (appended, elapsed_ms) = self.cleaner.pace.lately();
+        horizon_ms(bytes, appended, elapsed_ms)
     }
 
     /// Seglets of garbage that the cleaner could give back.
@@ -128,32 +168,32 @@ impl Log {
     }
 
     /// Begins the next job, or opens a head that lets empty segments go. False if nothing is worth it.
-    pub(crate) fn choose(&mut self, now: ClusterMs) -> bool {
+    pub(crate) fn choose(&mut self) -> bool {
         let memory = self.memory_shortage();
         let segments = self.segment_shortage();
         if memory > Shortage(64) && self.shed_empty() {
             return true;
         }
         let idle = self.cleaner.combination.is_none();
-        if idle && segments > Shortage(0) && self.combine_for_segments(now) {
+        if idle && segments > Shortage(0) && self.combine_for_segments() {
             return true;
         }
         if memory > Shortage(0) {
-            if idle && self.tombstones_weigh() && self.combine_oldest(now) {
+            if idle && self.tombstones_weigh() && self.combine_oldest() {
                 return true;
             }
             let percent = match self.is_used_up() {
                 true => 0,
                 false => gain_percent(memory),
             };
-            if self.config.cleaner.two_level && self.compact_one(now, percent) {
+            if self.config.cleaner.two_level && self.compact_one(percent) {
                 return true;
             }
-            if idle && self.combine_for_memory(now, percent) {
+            if idle && self.combine_for_memory(percent) {
                 return true;
             }
         }
-        idle && self.combine_nearly_dead(now)
+        idle && self.combine_nearly_dead()
     }
 
     /// Opens a head if that frees more than it costs: what is empty leaves with it.
@@ -167,16 +207,21 @@ impl Log {
 
     // ---- compaction ----
 
-    fn compact_one(&mut self, _now: ClusterMs, percent: u32) -> bool {
+    fn compact_one(&mut self, percent: u32) -> bool {
         let oldest = self.segments.oldest_id();
+        let horizon_ms = self.horizon_ms();
         let seglet_bytes = self.config.seglet_bytes;
         let mut best = Best::default();
         for (slot, segment) in self.segments.iter_unordered() {
             if !self.segments.is_cleanable(segment) {
                 continue;
             }
+            let outlook = self.outlook(segment, oldest, horizon_ms);
+            if outlook.can_wait() {
+                continue;
+            }
             let opening = opening_bytes(segment);
-            let live = self.lasting_bytes(segment, oldest) + opening;
+            let live = outlook.live_bytes as u32 + opening;
             let seglets = segment.bytes.seglets();
             let gain = seglets.saturating_sub(live.div_ceil(seglet_bytes));
             if gain == 0 || gain * 100 < seglets * percent {
@@ -214,15 +259,20 @@ impl Log {
     // ---- combined cleaning ----
 
     /// Candidates for combined cleaning, scored by their replicas' bytes.
-    fn victims(&self, _now: ClusterMs, wanted: impl Fn(&Segment, u64) -> bool) -> Vec<Candidate> {
+    fn victims(&self, wanted: impl Fn(&Segment, u64) -> bool) -> Vec<Candidate> {
         let oldest = self.segments.oldest_id();
+        let horizon_ms = self.horizon_ms();
         let last = self.segments.last_id().0;
         let whole = f64::from(self.config.segment_bytes);
         let mut best = Best::default();
         for (slot, segment) in self.segments.iter_unordered() {
-            let live = u64::from(self.lasting_bytes(segment, oldest));
             // What is empty leaves by itself.
-            if segment.live == 0 || !self.segments.is_cleanable(segment) || !wanted(segment, live) {
+            if segment.live == 0 || !self.segments.is_cleanable(segment) {
+                continue;
+            }
+            let outlook = self.outlook(segment, oldest, horizon_ms);
+            let live = outlook.live_bytes;
+            if outlook.can_wait() || !wanted(segment, live) {
                 continue;
             }
             let used = live as f64 / whole;
@@ -239,9 +289,9 @@ impl Log {
         best.list
     }
 
-    fn combine_for_segments(&mut self, now: ClusterMs) -> bool {
+    fn combine_for_segments(&mut self) -> bool {
         let whole = u64::from(self.config.segment_bytes);
-        let chosen = self.victims(now, |_, live| live * 100 < whole * 98);
+        let chosen = self.victims(|_, live| live * 100 < whole * 98);
         self.combine(chosen, |log, victims| {
             let live: u64 = victims.iter().map(|it| it.live).sum();
             let survivors = log.survivors(live);
@@ -251,9 +301,9 @@ impl Log {
         })
     }
 
-    fn combine_for_memory(&mut self, now: ClusterMs, percent: u32) -> bool {
+    fn combine_for_memory(&mut self, percent: u32) -> bool {
         let seglet_bytes = u64::from(self.config.seglet_bytes);
-        let chosen = self.victims(now, |segment, live| {
+        let chosen = self.victims(|segment, live| {
             live * 100 <= u64::from(segment.bytes.seglets()) * seglet_bytes * 98
         });
         self.combine(chosen, |log, victims| {
@@ -266,9 +316,9 @@ impl Log {
         })
     }
 
-    fn combine_nearly_dead(&mut self, now: ClusterMs) -> bool {
+    fn combine_nearly_dead(&mut self) -> bool {
         let whole = u64::from(self.config.segment_bytes);
-        let chosen = self.victims(now, |_, live| live * 100 <= whole * NEARLY_DEAD_PERCENT);
+        let chosen = self.victims(|_, live| live * 100 <= whole * NEARLY_DEAD_PERCENT);
         self.combine(chosen, |_, victims| {
             (victims.len() >= 4).then_some(victims.len() as u64 * whole)
         })
@@ -279,10 +329,9 @@ impl Log {
         self.segments.tombstones() * TOMBSTONES_PART > self.segments.live()
     }
 
-    fn combine_oldest(&mut self, now: ClusterMs) -> bool {
-        let mut chosen = self.victims(now, |_, _| true);
+    fn combine_oldest(&mut self) -> bool {
         // Not by their score: those that keep the most tombstones from going.
-        chosen.clear();
+        let mut chosen = Vec::new();
         let oldest = self.segments.oldest_id();
         for (slot, segment) in self.segments.iter().take(VICTIMS_MAX) {
             if !self.segments.is_cleanable(segment) || segment.live == 0 {
@@ -338,13 +387,23 @@ impl Log {
             if !self.is_covered(&victims, survivors) {
                 return false;
             }
-            if let Some(held) = self.hold(reserve, largest, survivors, u32::MAX) {
+            // Several survivors begun must not be as many as the victims (C3).
+            let more = Prospect::GROUPS as u32 - 1;
+            let grouped = self.config.cleaner.lifetimes && victims.len() as u32 > survivors + more;
+            let unused = u64::from(more * SHARE_SEGLETS.min(self.config.segment_seglets()));
+            let room = reserve + unused * seglet_bytes;
+            let held = grouped
+                .then(|| self.hold(room, largest, survivors + more, u32::MAX))
+                .flatten();
+            let grouped = held.is_some();
+            let held = held.or_else(|| self.hold(reserve, largest, survivors, u32::MAX));
+            if let Some(held) = held {
                 let live: u64 = victims.iter().map(|it| it.live).sum();
                 let slots: Vec<Slot> = victims.iter().map(|it| it.slot).collect();
                 let scanned = |&slot: &Slot| u64::from(self.segments.get(slot).length());
                 let cost = slots.iter().map(scanned).sum::<u64>() + live;
                 self.cleaner.pace.price(cost, gain);
-                self.begin_combination(slots, held);
+                self.begin_combination(slots, held, grouped);
                 return true;
             }
             let gone = victims.pop().expect("not empty");
@@ -376,7 +435,12 @@ impl Log {
             return Some(Vec::new());
         }
         let seglet_bytes = u64::from(self.config.seglet_bytes);
-        let free = self.available().saturating_sub(self.commit_seglets());
+        // The next job may use up what is left for puts only if none is about to give back what it holds.
+        let kept = match self.cleaner.copied.is_empty() {
+            true => self.commit_seglets(),
+            false => self.limit(Class::Put) + self.free_ahead() / 4,
+        };
+        let free = self.available().saturating_sub(kept);
         let min = (largest.max(1) + SEGMENT_HEADER_BYTES as u32).div_ceil(self.config.seglet_bytes);
         let (mut missing, waste) = missing_bytes(bytes, largest, segments);
         let (mut held, mut taken) = (Vec::new(), 0);

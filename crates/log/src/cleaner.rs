@@ -84,6 +84,7 @@ impl Log {
     ///
     /// A slice of 128 KiB takes some 50 to 150 microseconds; choosing the next victims some 10 ns per segment.
     pub fn clean(&mut self, now: ClusterMs, slice_bytes: u64) -> bool {
+        self.clock = self.clock.max(now);
         let mut left = self.due_bytes(now, slice_bytes);
         let may_go_on = left > 0;
         loop {
@@ -96,7 +97,11 @@ impl Log {
                 self.cleaner.pace.spend(worked);
             } else {
                 self.commit();
-                if !may_go_on || !self.choose(now) {
+                if !may_go_on || !self.may_look() {
+                    return false;
+                }
+                if !self.choose() {
+                    self.found_nothing();
                     return false;
                 }
             }

@@ -91,6 +91,12 @@ impl Log {
             offset,
             lease_until: completion.lease_until,
         };
+        self.note_lifetime(
+            offset,
+            Some(completion.lease_until),
+            entry.encoded_len() as u32,
+            true,
+        );
         if let Some(old) = self.completions.insert(key, recorded) {
             self.kill(old.offset);
         }

@@ -6,6 +6,7 @@ use holdfast_format::{
 };
 
 use crate::index::OFFSET_BITS;
+use crate::lifetimes::LIFETIMES_BYTES;
 
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -177,7 +178,7 @@ impl Config {
 }
 
 /// What is kept of one segment besides its bytes, with its place in the order of ids.
-const SEGMENT_TABLE_BYTES: u64 = 320;
+const SEGMENT_TABLE_BYTES: u64 = 320 + LIFETIMES_BYTES;
 
 /// Counters per namespace, slots seen, and small change.
 const FIXED_BYTES: u64 = 32 << 10;

@@ -12,6 +12,7 @@ use holdfast_format::{
 
 use crate::cleaner::Verdict;
 use crate::index::{At, Index, Kind, Spot, Word};
+use crate::lifetimes::{Needed, Prospect};
 use crate::log::{KeyWords, Log};
 use crate::region::{Region, Run};
 use crate::segments::{Owner, Segments, Slot};
@@ -22,6 +23,10 @@ const AHEAD: usize = 12;
 
 /// What dealing with an entry costs besides its bytes, as bytes that could be copied in the time.
 pub(crate) const ENTRY_COST_BYTES: i64 = 200;
+
+/// Seglets that survivors take at once while several are open: 1 MiB, so that for all of them together it is less than
+/// a segment.
+pub(crate) const SHARE_SEGLETS: u32 = 16;
 
 /// Copies of one segment's live entries.
 #[derive(Debug)]
@@ -40,7 +45,9 @@ pub(crate) struct Combination {
     held: Vec<Run>,
     /// In the order in which they were opened.
     pub survivors: Vec<Slot>,
-    open: Option<Slot>,
+    /// One for each group of what lives about equally long.
+    open: [Option<Slot>; Prospect::GROUPS],
+    grouped: bool,
     pub phase: Phase,
 }
 
@@ -99,7 +106,8 @@ enum Pointer {
 #[derive(Clone, Copy, Debug)]
 enum Fate {
     Dead,
-    Keep(Pointer),
+    /// With its deadline, that of the newest touch if it is a session.
+    Keep(Pointer, Option<ClusterMs>),
     Entomb(Spot, KeyWords),
 }
 
@@ -134,7 +142,8 @@ impl Log {
         self.recount_lent();
     }
 
-    pub(crate) fn begin_combination(&mut self, victims: Vec<Slot>, held: Vec<Run>) {
+    /// `grouped`: there is memory for survivors of several groups at once.
+    pub(crate) fn begin_combination(&mut self, victims: Vec<Slot>, held: Vec<Run>, grouped: bool) {
         for &victim in &victims {
             self.segments.get_mut(victim).busy = true;
         }
@@ -143,7 +152,8 @@ impl Log {
             victims,
             held,
             survivors: Vec::new(),
-            open: None,
+            open: [None; Prospect::GROUPS],
+            grouped,
             phase: Phase::Copying,
         });
         self.recount_lent();
@@ -181,7 +191,7 @@ impl Log {
             };
             let pointer = match fate {
                 Fate::Dead => continue,
-                Fate::Keep(pointer) => pointer,
+                Fate::Keep(pointer, _) => pointer,
                 // C4: the sweep writes the tombstone, to the head.
                 Fate::Entomb(spot, _) => Pointer::Word(spot.at, spot.word),
             };
@@ -253,16 +263,20 @@ impl Log {
             }
             match self.fate(&next, now) {
                 Fate::Dead => {}
-                Fate::Keep(pointer) => {
+                Fate::Keep(pointer, deadline) => {
                     worked += i64::from(next.bytes);
                     self.cleaner.cleaned_bytes += u64::from(next.bytes);
-                    let copy = self.copy_surviving(job, victim, &next);
+                    let copy = self.copy_surviving(job, victim, &next, deadline, now);
                     self.repoint(pointer, &next, copy);
                 }
                 Fate::Entomb(_, words) => {
                     let tombstone = self.entombed(words);
                     self.tally_expired(words);
-                    let survivor = self.survivor_with_room(job, tombstone.len() as u32);
+                    let group = match job.grouped {
+                        true => Prospect::of(Needed::Tombstone, None, None, now).group(),
+                        false => 0,
+                    };
+                    let survivor = self.survivor_with_room(job, group, tombstone.len() as u32);
                     let (entry, _) = Entry::decode_trusted(&tombstone).expect("just encoded");
                     let copy = self.append_tombstone(survivor, &entry);
                     let word = Word::new(Kind::Tombstone, copy);
@@ -297,16 +311,42 @@ impl Log {
         oldest.map(|(_, at)| (at, others))
     }
 
-    fn copy_surviving(&mut self, job: &mut Combination, victim: Slot, next: &Ahead) -> u64 {
-        let survivor = self.survivor_with_room(job, next.bytes);
+    fn copy_surviving(
+        &mut self,
+        job: &mut Combination,
+        victim: Slot,
+        next: &Ahead,
+        deadline: Option<ClusterMs>,
+        now: ClusterMs,
+    ) -> u64 {
+        let group = match job.grouped {
+            true => self.group(next, deadline, now),
+            false => 0,
+        };
+        let survivor = self.survivor_with_room(job, group, next.bytes);
         let bytes = next.bytes as usize;
         let copy = self.segments.place(&self.region, survivor, bytes);
         self.copy_bytes(next, copy);
         self.segments.move_live(victim, survivor, bytes);
+        if let Some(deadline) = deadline.filter(|_| self.config.cleaner.lifetimes) {
+            self.segments.take_lifetime(victim, deadline, next.bytes);
+            (self.segments).add_lifetime(survivor, deadline, next.bytes, now);
+        }
         if !matches!(next.what, What::Object { .. } | What::Completion(..)) {
             self.move_tombstone(victim, survivor, copy);
         }
         copy
+    }
+
+    /// Which survivor an entry goes to: those that will live about equally long stay together.
+    fn group(&self, next: &Ahead, deadline: Option<ClusterMs>, now: ClusterMs) -> usize {
+        let (needed, idle_ms) = match self.entry(next.place) {
+            Entry::Object(object) => (Needed::Object, object.expiry.idle_ms),
+            Entry::Touch(_) => (Needed::Touch, None),
+            Entry::Completion(_) => (Needed::Object, None),
+            _ => (Needed::Tombstone, None),
+        };
+        Prospect::of(needed, deadline, idle_ms, now).group()
     }
 
     /// The statistics follow a tombstone; of other entries there are none.
@@ -318,8 +358,8 @@ impl Log {
         }
     }
 
-    fn survivor_with_room(&mut self, job: &mut Combination, bytes: u32) -> Slot {
-        if let Some(open) = job.open {
+    fn survivor_with_room(&mut self, job: &mut Combination, group: usize, bytes: u32) -> Slot {
+        if let Some(open) = job.open[group] {
             if self.segments.get(open).bytes.room() >= bytes {
                 return open;
             }
@@ -334,15 +374,26 @@ impl Log {
         }
         let first = bytes + SEGMENT_HEADER_BYTES as u32;
         let mut run = next_run(&mut job.held, first, self.config.seglet_bytes);
-        cut_run(&mut run, self.config.segment_seglets(), &mut job.held);
+        cut_run(&mut run, self.share(job, first), &mut job.held);
         let open = self.open_side(run, Owner::Cleaner);
         job.survivors.push(open);
-        job.open = Some(open);
+        job.open[group] = Some(open);
         open
+    }
+
+    /// Seglets that a survivor takes at once: several may be open, and what one holds and does not use another one
+    /// lacks.
+    fn share(&self, job: &Combination, bytes: u32) -> u32 {
+        let share = match job.grouped {
+            true => SHARE_SEGLETS.min(self.config.segment_seglets()),
+            false => self.config.segment_seglets(),
+        };
+        share.max(bytes.div_ceil(self.config.seglet_bytes))
     }
 
     fn survivor_run(&mut self, job: &mut Combination, open: Slot, bytes: u32) -> Run {
         let left = self.config.segment_seglets() - self.segments.get(open).bytes.seglets();
+        let left = left.min(self.share(job, bytes));
         let mut run = next_run(&mut job.held, bytes, self.config.seglet_bytes);
         cut_run(&mut run, left, &mut job.held);
         run
@@ -356,7 +407,7 @@ impl Log {
                 "the cleaner left something behind"
             );
         }
-        if let Some(open) = job.open.take() {
+        for open in job.open.iter_mut().filter_map(Option::take) {
             self.segments.close(&mut self.region, open);
         }
         self.give_back_held(&mut job.held, None);
@@ -404,7 +455,7 @@ impl Log {
         let slack_ms = u64::from(self.config.expiry_slack_ms);
         let over = deadline.is_some_and(|deadline| deadline.plus_ms(slack_ms) <= now);
         if spot.is_alone() && !over && !self.flushes.may_cover(namespace, version) {
-            return Fate::Keep(Pointer::Word(spot.at, spot.word));
+            return Fate::Keep(Pointer::Word(spot.at, spot.word), deadline);
         }
         self.fate_of_others(next, now)
     }
@@ -418,7 +469,8 @@ impl Log {
                 match self.completions.get(&key).copied() {
                     Some(recorded) if recorded.offset == place => {
                         if !self.lease_is_over(recorded.lease_until, now) {
-                            return Fate::Keep(Pointer::Completion(client, sequence));
+                            let pointer = Pointer::Completion(client, sequence);
+                            return Fate::Keep(pointer, Some(recorded.lease_until));
                         }
                         self.completions.remove(&key);
                         self.kill(place);
@@ -430,7 +482,7 @@ impl Log {
             What::Flush => match self.flushes.at_mut(place) {
                 None => Fate::Dead,
                 Some(flush) if flush.tombstone.birth >= self.segments.oldest_id() => {
-                    Fate::Keep(Pointer::Flush)
+                    Fate::Keep(Pointer::Flush, None)
                 }
                 Some(_) => {
                     self.flushes.take(|flush| flush.offset == place);
@@ -460,7 +512,14 @@ impl Log {
                 Fate::Dead
             }
             Verdict::Entomb => Fate::Entomb(spot, words),
-            Verdict::Keep | Verdict::DropTouch => Fate::Keep(Pointer::Word(at, word)),
+            Verdict::Keep | Verdict::DropTouch => {
+                let deadline = match word.kind() {
+                    Kind::Object => self.current(words).and_then(|it| it.deadline),
+                    Kind::Touch => self.keyed(next.place).deadline(),
+                    Kind::Tombstone => None,
+                };
+                Fate::Keep(Pointer::Word(at, word), deadline)
+            }
         }
     }
 

@@ -19,7 +19,7 @@ mod extents;
 mod flushes;
 mod index;
 mod invariants;
-pub mod lifetimes;
+mod lifetimes;
 mod log;
 mod memory;
 mod pacing;

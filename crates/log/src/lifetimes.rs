@@ -237,6 +237,19 @@ impl Prospect {
     const IN_USE: Prospect = Prospect(Self::ENDING_GROUPS + 2);
     const LASTING: Prospect = Prospect(Self::ENDING_GROUPS + 3);
 
+    /// Coarser, by who is copied to the same survivor: what ends soon, touches, and what lasts. More survivors at once
+    /// would be many half-empty segments.
+    pub fn group(self) -> usize {
+        match self {
+            it if it < Self::TOUCH => 0,
+            Self::TOUCH => 1,
+            _ => 2,
+        }
+    }
+
+    /// How many groups there are.
+    pub const GROUPS: usize = 3;
+
     /// `idle_ms` is how far a touch moves the session's deadline, if that is known.
     ///
     /// Users come back at intervals much shorter than the idle time (or would be logged out all the time); with

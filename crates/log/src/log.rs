@@ -45,6 +45,8 @@ pub struct Log {
     pub(crate) swept_completion: (holdfast_format::ClientId, u64),
     pub(crate) external_bytes: u64,
     pub(crate) expired_sessions: u64,
+    /// The latest `now` that any call has told.
+    pub(crate) clock: ClusterMs,
 }
 
 /// The index's words for one key.
@@ -106,6 +108,7 @@ impl Log {
             swept_completion: Default::default(),
             external_bytes: 0,
             expired_sessions: 0,
+            clock: ClusterMs(0),
         };
         log.open_head(None, Class::Put)
             .expect("an empty log has room for a head");
@@ -279,6 +282,10 @@ impl Log {
     pub(crate) fn kill(&mut self, offset: u64) {
         let (entry, bytes) = self.sized_entry(offset);
         let is_tombstone = birth(&entry).is_some();
+        if let Entry::Completion(record) = entry {
+            let lease_until = Some(record.lease_until);
+            self.note_lifetime(offset, lease_until, bytes as u32, false);
+        }
         let slot = self.segments.end_live(&self.region, offset, bytes);
         if is_tombstone {
             self.segments.end_tombstone(slot, bytes);
@@ -288,6 +295,9 @@ impl Log {
     /// As `kill`, for what the index pointed at.
     #[inline]
     pub(crate) fn kill_word(&mut self, word: Word) {
+        if word.kind() == Kind::Touch {
+            self.note_touch(word, false);
+        }
         let bytes = self.keyed(word.offset()).length();
         let slot = self.segments.end_live(&self.region, word.offset(), bytes);
         if word.kind() == Kind::Tombstone {
@@ -394,6 +404,7 @@ impl Log {
                 self.grow_index();
             }
         }
+        self.note_touch(touch, true);
         let touch = Some(touch);
         self.tally(KeyWords { touch, ..words }, true);
     }
@@ -410,13 +421,14 @@ impl Log {
         let deadline = touch
             .filter(|touch| touch.version() == version)
             .map_or(object.deadline(), |touch| touch.deadline());
-        if self.flushes.may_cover(namespace, version)
-            && self.flushes.cover(namespace, object.key(), version)
-        {
+        let bytes = object.length() as u64;
+        let flushed = self.flushes.may_cover(namespace, version)
+            && self.flushes.cover(namespace, object.key(), version);
+        self.note_lifetime(main.offset(), deadline, bytes as u32, counts);
+        if flushed {
             return false;
         }
         let with_deadline = u64::from(deadline.is_some());
-        let bytes = object.length() as u64;
         let count = &mut self.counts[usize::from(namespace.0)];
         if counts {
             count.sessions += 1;
@@ -428,6 +440,33 @@ impl Log {
             count.bytes -= bytes;
         }
         true
+    }
+
+    /// Counts live bytes among those that expire at `deadline`, or ends counting them.
+    #[inline]
+    pub(crate) fn note_lifetime(
+        &mut self,
+        offset: u64,
+        deadline: Option<ClusterMs>,
+        bytes: u32,
+        counts: bool,
+    ) {
+        let Some(deadline) = deadline.filter(|_| self.config.cleaner.lifetimes) else {
+            return;
+        };
+        let slot = self.segments.at(&self.region, offset);
+        match counts {
+            true => (self.segments).add_lifetime(slot, deadline, bytes, self.clock),
+            false => self.segments.take_lifetime(slot, deadline, bytes),
+        }
+    }
+
+    /// The same for a touch's own bytes.
+    #[inline]
+    fn note_touch(&mut self, word: Word, counts: bool) {
+        let touch = self.keyed(word.offset());
+        let (deadline, bytes) = (touch.deadline(), touch.length() as u32);
+        self.note_lifetime(word.offset(), deadline, bytes, counts);
     }
 
     /// Notes the slot of a session that is counted.

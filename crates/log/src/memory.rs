@@ -160,6 +160,10 @@ mod tests {
     use super::*;
 
     #[test]
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "what is tested is that a thread of its own may do it"
+    )]
     fn a_toucher_changes_nothing_and_ends() {
         let mut memory = Memory::new(STEP_BYTES * 9 / 2).unwrap();
         memory.bytes_mut()[STEP_BYTES + 7] = 9;

@@ -17,18 +17,31 @@ use crate::log::Log;
 pub(crate) struct Pace {
     /// Bytes appended to heads and by replays since `due_bytes` was asked.
     appended: u64,
-    /// Work that is due and not done. What is done too much at the end of a slice is owed.
+    /// Work that is due and not done. What was done too much is owed, within bounds.
     credit: i64,
     /// Cost of a gained byte at the current job, in 16ths.
     price: u64,
     last: ClusterMs,
+    /// When nothing was found worth doing: what `Log::state` was.
+    nothing_at: Option<[u64; 4]>,
+    appended_in_all: u64,
+    /// Where the present window of time began, as time and bytes appended, and what the last one brought.
+    window: (u64, u64),
+    lately: Option<(u64, u64)>,
 }
+
+/// Windows in which appends are counted, to know how long memory will last.
+const WINDOW_MS: u64 = 1_000;
 
 /// A job that gains nearly nothing must not make one append wait for a whole slice after another.
 const PRICE_MAX: u64 = 64 * 16;
 
 /// What may be saved up: some slices, so that a burst of appends is made good soon after.
 const CREDIT_MAX: i64 = 8 << 20;
+
+/// What may have been done ahead of its time, when all was due. More would be paid back by doing nothing until all
+/// is due again.
+const DEBT_MAX: i64 = 256 << 10;
 
 /// Work that is due in a millisecond while something is short: 100 MB/s, a sixteenth of what a core does.
 const SHORT_BYTES_PER_MS: u64 = 100_000;
@@ -43,6 +56,10 @@ impl Default for Pace {
             credit: 0,
             price: 16,
             last: ClusterMs(0),
+            nothing_at: None,
+            appended_in_all: 0,
+            window: (0, 0),
+            lately: None,
         }
     }
 }
@@ -53,24 +70,64 @@ impl Pace {
         self.appended += bytes as u64;
     }
 
+    /// Bytes appended in some milliseconds that are not long past. In the first window all that is known is what has
+    /// come so far, which rather makes the log seem busy than idle.
+    pub fn lately(&self) -> (u64, u64) {
+        self.lately.unwrap_or_else(|| {
+            let elapsed_ms = self.last.0.saturating_sub(self.window.0);
+            (self.appended_in_all, elapsed_ms.max(1))
+        })
+    }
+
+    fn count_window(&mut self) {
+        let elapsed_ms = self.last.0.saturating_sub(self.window.0);
+        if elapsed_ms >= WINDOW_MS || self.window.0 == 0 {
+            if self.window.0 > 0 {
+                self.lately = Some((self.appended_in_all - self.window.1, elapsed_ms));
+            }
+            self.window = (self.last.0, self.appended_in_all);
+        }
+    }
+
     /// The job that is begun gains so many bytes by so much work.
     pub fn price(&mut self, cost: u64, gain: u64) {
         self.price = (cost * 16 / gain.max(1)).min(PRICE_MAX);
     }
 
     pub fn spend(&mut self, worked: i64) {
-        self.credit -= worked;
+        self.credit = (self.credit - worked).max(-DEBT_MAX);
     }
 }
 
 impl Log {
+    /// Looking for something to do costs some 10 ns per segment, too much to do it again for every append: false
+    /// until enough has happened since it was in vain.
+    pub(crate) fn may_look(&self) -> bool {
+        self.cleaner.pace.nothing_at != Some(self.state())
+    }
+
+    pub(crate) fn found_nothing(&mut self) {
+        self.cleaner.pace.nothing_at = Some(self.state());
+    }
+
+    /// Appended and live bytes in seglets, changes of segments, and time, coarsely.
+    fn state(&self) -> [u64; 4] {
+        let pace = &self.cleaner.pace;
+        let seglet_bytes = u64::from(self.config.seglet_bytes);
+        let appended = pace.appended_in_all / seglet_bytes;
+        let live = self.segments.live() / seglet_bytes;
+        [appended, live, self.segments.change(), pace.last.0 >> 4]
+    }
+
     /// Work for one slice of at most `slice_bytes`.
     pub(crate) fn due_bytes(&mut self, now: ClusterMs, slice_bytes: u64) -> i64 {
         let shortage = self.memory_shortage().max(self.segment_shortage());
         let pace = &mut self.cleaner.pace;
         let appended = std::mem::take(&mut pace.appended);
+        pace.appended_in_all += appended;
         let elapsed_ms = now.0.saturating_sub(pace.last.0).min(100);
-        pace.last = now;
+        pace.last = pace.last.max(now);
+        pace.count_window();
         // Twice as much as keeps the balance when all is used up; a little always, so that jobs end.
         let factor = 32 + u64::from(shortage.0) * 2;
         let mut due = appended * pace.price / 16 * factor / 256;

@@ -81,6 +81,7 @@ impl Log {
         assert!(entries.len() <= u32::MAX as usize, "replicas are segments");
         let mut list = std::mem::take(&mut self.replay_list);
         list.clear();
+        self.clock = self.clock.max(now);
         let mut error = None;
         for located in Entries::new(entries) {
             match located {
@@ -266,6 +267,8 @@ impl Log {
                     lease_until: record.lease_until,
                 };
                 self.completions.insert(known, recorded);
+                let bytes = entry.encoded_len() as u32;
+                self.note_lifetime(offset, Some(record.lease_until), bytes, true);
                 return Ok(true);
             }
             Entry::Touch(_) | Entry::Tombstone(_) => entry.key().expect("these have keys"),

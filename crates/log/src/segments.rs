@@ -22,9 +22,10 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use holdfast_format::{Position, SegmentId};
+use holdfast_format::{ClusterMs, Position, SegmentId};
 
 use crate::extents::Extents;
+use crate::lifetimes::Lifetimes;
 use crate::region::{Region, Run};
 use crate::{ReplayId, SegmentGoal, SegmentKind};
 
@@ -58,6 +59,8 @@ pub(crate) struct Segment {
     /// Those of the live bytes that are tombstones, and the highest birth among them.
     pub tombstones: u32,
     pub births: SegmentId,
+    /// How many of the live bytes expire when; made with the first that do. Estimates.
+    pub lifetimes: Option<Box<Lifetimes>>,
     /// The longest entry ever appended: what an extent may leave unused at its end.
     pub largest: u32,
     pub closed: bool,
@@ -131,6 +134,7 @@ impl Segments {
             live: 0,
             tombstones: 0,
             births: SegmentId(0),
+            lifetimes: None,
             largest: 0,
             closed: false,
             rewrite: 0,
@@ -387,6 +391,22 @@ impl Segments {
     pub fn end_tombstone(&mut self, slot: Slot, bytes: usize) {
         self.get_mut(slot).tombstones -= bytes as u32;
         self.tombstones -= bytes as u64;
+    }
+
+    /// Live bytes of a segment are going to expire. `now`: to begin its statistics with, if these are the first.
+    #[inline]
+    pub fn add_lifetime(&mut self, slot: Slot, deadline: ClusterMs, bytes: u32, now: ClusterMs) {
+        let lifetimes = &mut self.get_mut(slot).lifetimes;
+        let lifetimes = lifetimes.get_or_insert_with(|| Box::new(Lifetimes::new(now)));
+        lifetimes.add(Some(deadline), bytes);
+    }
+
+    /// They have gone, or got another deadline.
+    #[inline]
+    pub fn take_lifetime(&mut self, slot: Slot, deadline: ClusterMs, bytes: u32) {
+        if let Some(lifetimes) = &mut self.get_mut(slot).lifetimes {
+            lifetimes.take(Some(deadline), bytes);
+        }
     }
 
     /// Live bytes of tombstones of both kinds.

@@ -95,6 +95,7 @@ impl Log {
         if value.len() > self.config.value_bytes_max as usize {
             return Err(AppendError::ValueTooLarge);
         }
+        self.clock = self.clock.max(now);
         let hash = KeyHash::of(namespace, key);
         let words = self.words(namespace, key, hash);
         let expiry = expiry.stored();
