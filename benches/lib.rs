@@ -20,3 +20,4 @@ pub mod keys;
 pub mod process;
 pub mod report;
 pub mod servers;
+pub mod through_resp;

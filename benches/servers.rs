@@ -6,6 +6,7 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -252,6 +253,11 @@ impl Server {
 
 /// The release binary, built if it is not up to date. `HOLDFAST_PROGRAM` names another one.
 pub fn holdfast_program() -> Result<PathBuf, String> {
+    static PROGRAM: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    PROGRAM.get_or_init(find_program).clone()
+}
+
+fn find_program() -> Result<PathBuf, String> {
     if let Some(program) = std::env::var_os("HOLDFAST_PROGRAM") {
         return Ok(program.into());
     }

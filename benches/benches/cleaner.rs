@@ -1,10 +1,11 @@
-//! Overwrites at rising utilisation, the engine alone. `docs/benchmarks.md`.
+//! Overwrites at rising utilisation: the engine alone, and a server through RESP. `docs/benchmarks.md`.
 
 use clap::Parser;
 use holdfast_benches::chart::{Chart, Kind, Series};
 use holdfast_benches::cleaner::{Measured, Row, Settings, measure};
 use holdfast_benches::engine;
 use holdfast_benches::report::{self, cell};
+use holdfast_benches::through_resp;
 use serde_json::json;
 
 #[derive(Parser, Debug)]
@@ -25,6 +26,23 @@ struct Arguments {
     /// And for each of the two measurements.
     #[arg(long, default_value_t = 1.0)]
     turns: f64,
+    /// Overwrites per second offered through RESP; 0 leaves that part out.
+    #[arg(long, default_value_t = 20_000.0)]
+    resp_rate: f64,
+    /// Leaves the engine alone.
+    #[arg(long)]
+    resp_only: bool,
+    /// Seconds of each of the measurements through RESP, and how many there are of each cluster.
+    #[arg(long, default_value_t = 10.0)]
+    resp_seconds: f64,
+    #[arg(long, default_value_t = 3)]
+    resp_rounds: usize,
+    /// Memory bound of the cluster at 90 %; the other has three times as much.
+    #[arg(long, default_value_t = 1 << 30)]
+    resp_memory_bytes: u64,
+    /// Replicas, each on a backup process of its own, in the part through RESP.
+    #[arg(long, default_value_t = 0)]
+    replicas: u8,
     /// Also with compaction switched off.
     #[arg(long)]
     one_level: bool,
@@ -33,10 +51,14 @@ struct Arguments {
     bench: bool,
 }
 
-fn main() {
+fn main() -> Result<(), String> {
     let arguments = Arguments::parse();
     let mut rows = Vec::new();
-    for &value_bytes in &arguments.value_bytes {
+    for &value_bytes in arguments
+        .value_bytes
+        .iter()
+        .filter(|_| !arguments.resp_only)
+    {
         for &theta in &arguments.zipf {
             let levels: &[bool] = if arguments.one_level {
                 &[true, false]
@@ -63,13 +85,77 @@ fn main() {
             }
         }
     }
-    print(&rows);
+    if !rows.is_empty() {
+        print(&rows);
+    }
+    let mut through_resp = Vec::new();
+    for &value_bytes in &arguments.value_bytes {
+        if arguments.resp_rate > 0.0 {
+            eprintln!("{value_bytes} B through RESP");
+            through_resp.extend(through_resp::measure(&through_resp::Settings {
+                value_bytes,
+                memory_bytes: arguments.resp_memory_bytes,
+                low: 30.0,
+                high: 90.0,
+                rate: arguments.resp_rate,
+                seconds: arguments.resp_seconds,
+                rounds: arguments.resp_rounds,
+                replicas: arguments.replicas,
+            })?);
+        }
+    }
+    if !through_resp.is_empty() {
+        print_through_resp(&through_resp);
+    }
     let settings = json!({
+        "replicas": arguments.replicas,
         "memory_bytes": arguments.memory_bytes,
         "warm": arguments.warm,
         "turns": arguments.turns,
     });
-    report::write("cleaner", settings, &rows, &charts(&rows));
+    let all = json!({ "engine": rows, "through_resp": through_resp });
+    report::write("cleaner", settings, &all, &charts(&rows));
+    Ok(())
+}
+
+fn print_through_resp(rows: &[through_resp::Row]) {
+    println!(
+        "\nOverwrites through RESP, open loop, the same sessions in more and in less memory; µs, median of the rounds:\n"
+    );
+    let header = [
+        "value",
+        "full %",
+        "per s",
+        "errors",
+        "p50",
+        "p99",
+        "p99.9",
+        "longest",
+        "server CPU",
+        "p50 / first",
+        "p99.9 / first",
+    ];
+    let table: Vec<Vec<String>> = rows
+        .iter()
+        .enumerate()
+        .map(|(i, row)| {
+            let first = &rows[i / 2 * 2];
+            vec![
+                row.value_bytes.to_string(),
+                row.utilisation_percent.to_string(),
+                row.rate.to_string(),
+                row.errors.to_string(),
+                row.p50_us.to_string(),
+                row.p99_us.to_string(),
+                row.p999_us.to_string(),
+                row.max_us.to_string(),
+                format!("{:.2}", row.server_cpu_us),
+                format!("{:.3}", row.p50_us / first.p50_us),
+                format!("{:.2}", row.p999_us / first.p999_us),
+            ]
+        })
+        .collect();
+    report::print_table(&header, &table);
 }
 
 fn print(rows: &[Row]) {
