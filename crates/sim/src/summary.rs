@@ -17,7 +17,7 @@ const SEEDS_TO_JUDGE: u64 = 100;
 const VIOLATIONS_SHOWN: usize = 5;
 
 /// Corners of the code that a batch of seeds should have been in, as the roles count them.
-const CORNERS: [(&str, &str); 12] = [
+const CORNERS: [(&str, &str); 13] = [
     ("holdfast_shard_recoveries_total", "a shard recovered"),
     ("holdfast_shard_cleaned_bytes_total", "bytes cleaned"),
     ("holdfast_shard_epochs_raised_total", "an epoch raised"),
@@ -39,6 +39,10 @@ const CORNERS: [(&str, &str); 12] = [
     ),
     ("holdfast_backup_fetches_failed_total", "a fetch failed"),
     ("holdfast_gateway_given_up_total", "a gateway gave up"),
+    (
+        "holdfast_gateway_beside_total",
+        "executed on the gateway's thread",
+    ),
 ];
 
 /// The sum of many reports.
