@@ -131,11 +131,6 @@ impl Answers {
         }
     }
 
-    /// Up to where everything is durable.
-    pub fn durable_position(&self) -> Position {
-        self.durable
-    }
-
     /// Takes every answer that waits for nothing but a lease, oldest first.
     pub fn release(&mut self) -> VecDeque<Answer> {
         self.held -= self.released.len();

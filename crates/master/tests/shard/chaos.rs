@@ -84,6 +84,9 @@ fn seal(dead: &World) -> Option<Recover> {
 /// What may be found under one key: the last value acknowledged, or any sent since.
 type Possible = BTreeMap<String, BTreeSet<Option<String>>>;
 
+/// With values of some 7 KB, what lives is most of the memory.
+const KEYS: u64 = 90;
+
 /// How often what this is about has happened.
 #[derive(Debug, Default)]
 struct Happened {
@@ -92,22 +95,28 @@ struct Happened {
     epochs_raised: f64,
     replicas_lost: f64,
     freed: usize,
+    copies_begun_again: f64,
     in_doubt: usize,
 }
 
 fn run(seed: u64, happened: &mut Happened) {
     let mut dice = Dice::new(seed * 7919 + 1);
-    // Little memory, so that the cleaner works all the time.
-    let mut world = World::configured(1, 5, 3, |config| config.log.memory_bytes = 1 << 20);
+    // Little memory, so that the cleaner works all the time, mostly in memory.
+    let mut world = World::configured(1, 5, 3, |config| {
+        config.log.memory_bytes = 1 << 20;
+        config.log.replica_expansion_percent = 800;
+    });
     world.view.tablets = vec![tablet(SlotRange::ALL, world.log)];
     world.run(0);
     world.run(300);
     world.chaos = Some(Dice::new(seed + 1));
-    let mut possible: Possible = (0..20).map(|i| (format!("k{i}"), [None].into())).collect();
+    let mut possible: Possible = (0..KEYS)
+        .map(|i| (format!("k{i}"), [None].into()))
+        .collect();
     let mut waiting: Vec<(u64, String, Option<String>)> = Vec::new();
     let mut next_backup = 200;
-    for step in 0..400 {
-        let key = format!("k{}", dice.below(20));
+    for step in 0..600 {
+        let key = format!("k{}", dice.below(KEYS));
         // One write per key at a time, so that the order of answers is that of the writes.
         if waiting.iter().all(|(_, waits, _)| *waits != key) {
             let value = (dice.below(5) > 0).then(|| {
@@ -164,6 +173,7 @@ fn run(seed: u64, happened: &mut Happened) {
     happened.epochs_raised += world.metric("holdfast_shard_epochs_raised_total");
     happened.replicas_lost += world.metric("holdfast_shard_replicas_lost_total");
     happened.freed += world.freed.len();
+    happened.copies_begun_again += world.metric("holdfast_shard_copies_begun_again_total");
     happened.in_doubt += waiting.len();
     // It dies here and now, with whatever is under way. One backup is out of reach for good.
     let ids: Vec<ServerId> = world.backups.keys().copied().collect();
@@ -205,4 +215,5 @@ fn nothing_acknowledged_is_lost_over_a_bad_network() {
         "{happened:?}"
     );
     assert!(happened.freed > 0, "{happened:?}");
+    assert!(happened.copies_begun_again > 10.0, "{happened:?}");
 }

@@ -8,6 +8,7 @@
 mod answers;
 mod chaos;
 mod commands;
+mod compaction;
 mod replication;
 mod takeover;
 mod world;

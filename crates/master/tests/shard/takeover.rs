@@ -18,7 +18,7 @@ const RIGHT: SlotRange = SlotRange {
 };
 
 /// What the coordinator would find on the backups of `dead` after its death (its log was quiet).
-fn plan(dead: &World, ranges: Vec<SlotRange>) -> Recover {
+pub fn plan(dead: &World, ranges: Vec<SlotRange>) -> Recover {
     let mut found: BTreeMap<SegmentId, RecoverSegment> = BTreeMap::new();
     for (id, backup) in &dead.backups {
         for ((log, segment), stored) in &backup.replicas {

@@ -40,6 +40,8 @@ pub struct Stored {
 #[derive(Clone, Debug, Default)]
 pub struct FakeBackup {
     pub replicas: BTreeMap<(LogId, SegmentId), Stored>,
+    /// Begun beside a closed replica of the segment, which stays until this one is closed, too.
+    pub anew: BTreeMap<(LogId, SegmentId), Stored>,
     pub ceilings: BTreeMap<LogId, ClusterMs>,
     pub lease_asked_ms: u32,
     /// Refuses every append so.
@@ -67,6 +69,10 @@ pub struct World {
     opened: BTreeSet<SegmentId>,
     /// Messages between shard and backups are lost, doubled and late.
     pub chaos: Option<Dice>,
+    /// Appends of copies of closed segments are lost.
+    pub stalls_copies: bool,
+    /// Those that were, in the order in which they were sent.
+    pub stalled: Vec<(ServerId, Append)>,
     late: Vec<(u64, Late)>,
     pub stopped: Option<String>,
     /// Fetch parts are damaged on their way from these.
@@ -230,6 +236,8 @@ impl World {
             sealed: BTreeSet::new(),
             opened: BTreeSet::new(),
             chaos: None,
+            stalls_copies: false,
+            stalled: Vec::new(),
             late: Vec::new(),
             stopped: None,
             corrupts: BTreeSet::new(),
@@ -345,6 +353,11 @@ impl World {
 
     fn arrive(&mut self, message: Late, inputs: &mut VecDeque<Input>) {
         match message {
+            Late::ToBackup(to, Message::Append(append))
+                if self.stalls_copies && self.sealed.contains(&append.segment) =>
+            {
+                self.stalled.push((to, append));
+            }
             Late::ToBackup(to, message) => {
                 if !self.mute.contains(&to) && self.backups.contains_key(&to) {
                     for message in self.store(to, message) {
@@ -408,6 +421,7 @@ impl World {
                 let backup = self.backups.get_mut(&to).unwrap();
                 for segment in segments {
                     backup.replicas.remove(&(log, segment));
+                    backup.anew.remove(&(log, segment));
                     self.freed.insert(segment);
                 }
                 Vec::new()
@@ -451,22 +465,60 @@ impl World {
                 lease_ms: append.lease_ms,
             }))
         };
+        let id = (log, segment);
+        let reopen = |length: usize| {
+            let length = length as u32;
+            let why = Refusal::Reopen { length };
+            Some(Message::AppendRefused(AppendRefused { log, segment, why }))
+        };
         let end = append.offset as usize + append.bytes.len();
-        if let Some(stored) = backup.replicas.get_mut(&(log, segment)) {
+        let whole = backup.replicas.get(&id).filter(|stored| stored.closed);
+        if let Some(stored) = whole {
+            if append.epoch < stored.epoch {
+                assert!(chaos, "an epoch was taken back");
+                return None;
+            }
+            if append.close && append.certificate == stored.certificate {
+                assert!(chaos, "nobody asked for this again");
+                return acknowledge(stored);
+            }
+            if !append.open && !backup.anew.contains_key(&id) {
+                assert!(chaos, "appended to what is closed");
+                let held = stored.bytes.len();
+                let older = end < held || end == held && append.certificate.is_none();
+                return if older {
+                    acknowledge(stored)
+                } else {
+                    reopen(0)
+                };
+            }
+        }
+        let beside = whole.is_some();
+        let replicas = match beside {
+            true => &mut backup.anew,
+            false => &mut backup.replicas,
+        };
+        if let Some(stored) = replicas.get_mut(&id) {
             if append.epoch < stored.epoch {
                 assert!(chaos, "an epoch was taken back");
                 return None;
             }
             let held = stored.bytes.len();
+            let same = stored.bytes.get(append.offset as usize..end) == Some(&append.bytes[..]);
             let duplicate = match append.open {
-                true => stored.opened_with == append.bytes.len(),
-                false => end < held || stored.closed,
+                true => stored.opened_with == append.bytes.len() && same,
+                false => end < held,
             };
             if duplicate {
                 assert!(chaos, "nobody asked for this again");
-                assert!(end <= held, "appended to what is closed");
-                assert_eq!(append.bytes, stored.bytes[append.offset as usize..end]);
-                return acknowledge(stored);
+                // Only what was copied without certificate can be of other bytes.
+                assert!(same || stored.certificate.is_none(), "bytes changed");
+                let shorter = append.certificate.is_some() && stored.certificate.is_none();
+                return if shorter {
+                    reopen(held)
+                } else {
+                    acknowledge(stored)
+                };
             }
         }
         if append.open {
@@ -478,19 +530,13 @@ impl World {
                 opened_with: append.bytes.len(),
                 ..Stored::default()
             };
-            backup.replicas.insert((log, segment), stored);
+            replicas.insert(id, stored);
         }
-        let length = backup
-            .replicas
-            .get(&(log, segment))
-            .map_or(0, |stored| stored.bytes.len());
-        let Some(stored) = (backup.replicas.get_mut(&(log, segment)))
+        let length = replicas.get(&id).map_or(0, |stored| stored.bytes.len());
+        let Some(stored) = (replicas.get_mut(&id))
             .filter(|stored| (append.offset as usize..=end).contains(&stored.bytes.len()))
         else {
-            let why = Refusal::Reopen {
-                length: length as u32,
-            };
-            return Some(Message::AppendRefused(AppendRefused { log, segment, why }));
+            return reopen(length);
         };
         assert!(
             stored.certificate.is_none() || append.certificate.is_some(),
@@ -502,18 +548,22 @@ impl World {
         stored.epoch = append.epoch;
         if let Some(certificate) = append.certificate {
             let checksum = crc32c(&stored.bytes);
-            assert_eq!(
-                certificate,
-                Certificate {
-                    length: stored.bytes.len() as u32,
-                    checksum
-                }
-            );
+            let length = stored.bytes.len() as u32;
+            if certificate != (Certificate { length, checksum }) {
+                // Late pieces of older bytes have spoilt the copy.
+                assert!(chaos && stored.certificate.is_none(), "a wrong certificate");
+                replicas.remove(&id);
+                return reopen(0);
+            }
             stored.certificate = Some(certificate);
         }
         assert!(!append.close || stored.certificate.is_some());
         stored.closed = append.close;
         let message = acknowledge(stored);
+        if beside && stored.closed {
+            let stored = backup.anew.remove(&id).expect("it was just closed");
+            backup.replicas.insert(id, stored);
+        }
         let copies = self.copies(segment);
         let (certified, closed) = (
             copies.len(),
