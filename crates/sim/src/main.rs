@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use clap::Parser;
-use holdfast_sim::{Report, Summary, Tells, run};
+use holdfast_sim::{Plan, Report, Summary, Tells, run_plan};
 
 /// Runs a whole Holdfast cluster on one thread, with faults drawn from a seed, and checks what its
 /// clients were told against the promises.
@@ -30,6 +30,9 @@ struct Arguments {
     /// With --seed: print every input and output of every node.
     #[arg(long, requires = "seed")]
     trace: bool,
+    /// Check every shard's log from end to end after every step. Some 4 times slower.
+    #[arg(long)]
+    verify: bool,
     /// Stop after so many seeds that broke a promise about data (being stuck does not count).
     #[arg(long)]
     failures_max: Option<u64>,
@@ -54,7 +57,7 @@ fn main() -> ExitCode {
             (_, true) => Tells::Events,
             _ => Tells::Nothing,
         };
-        match attempt(seed, tells) {
+        match attempt(seed, tells, arguments.verify) {
             Ok(report) => {
                 println!("seed {seed}: trace {}", report.trace);
                 summary.add(report);
@@ -88,7 +91,7 @@ fn run_all(arguments: &Arguments, summary: &mut Summary) {
                     if seed >= arguments.seeds.end || enough {
                         return;
                     }
-                    let result = attempt(seed, Tells::Nothing);
+                    let result = attempt(seed, Tells::Nothing, arguments.verify);
                     if result.as_ref().is_ok_and(Report::broke_data) {
                         failures.fetch_add(1, Ordering::Relaxed);
                     }
@@ -103,7 +106,7 @@ fn run_all(arguments: &Arguments, summary: &mut Summary) {
         match result {
             Ok(report) => {
                 if seed % REPEAT_EVERY == 0 {
-                    let again = attempt(seed, Tells::Nothing);
+                    let again = attempt(seed, Tells::Nothing, arguments.verify);
                     let same = again.is_ok_and(|again| again.trace == report.trace);
                     summary.add_repeat(seed, same);
                 }
@@ -114,8 +117,10 @@ fn run_all(arguments: &Arguments, summary: &mut Summary) {
     }
 }
 
-fn attempt(seed: u64, tells: Tells) -> Result<Report, String> {
-    catch_unwind(AssertUnwindSafe(|| run(seed, tells)))
+fn attempt(seed: u64, tells: Tells, verify: bool) -> Result<Report, String> {
+    let mut plan = Plan::draw(seed);
+    plan.setup.verify = verify;
+    catch_unwind(AssertUnwindSafe(|| run_plan(plan, tells)))
         .map_err(|_| LAST_PANIC.with(|last| last.borrow().clone()))
 }
 

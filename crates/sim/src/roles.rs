@@ -2,11 +2,11 @@
 
 use bytes::Bytes;
 use holdfast_backup::{Backup, BackupConfig};
-use holdfast_cluster::{FrameId, Node, Now};
+use holdfast_cluster::{FrameId, Input, Node, Now, Outputs};
 use holdfast_coordinator::{Coordinator, CoordinatorConfig};
 use holdfast_gateway::{Gateway, GatewayConfig, Mode};
 use holdfast_master::{Shard, ShardConfig};
-use holdfast_wire::Member;
+use holdfast_wire::{Figures, Member};
 
 use crate::setup::Setup;
 
@@ -35,7 +35,44 @@ pub fn shard(setup: &Setup, member: Member, seed: u64) -> Box<dyn Node> {
     config.log.segment_bytes = setup.segment_bytes;
     config.log.seglet_bytes = setup.seglet_bytes;
     config.log.value_bytes_max = setup.value_bytes_max;
-    Box::new(Shard::new(config, seed).expect("the setup makes sense for a shard"))
+    config.log.replica_expansion_percent = setup.replica_expansion_percent;
+    let shard = Shard::new(config, seed).expect("the setup makes sense for a shard");
+    match setup.verify {
+        true => Box::new(Verified(shard)),
+        false => Box::new(shard),
+    }
+}
+
+/// A shard whose log is checked from end to end after everything that it does.
+#[derive(Debug)]
+struct Verified(Shard);
+
+impl Node for Verified {
+    fn step(&mut self, now: Now, input: Input, out: &mut Outputs) {
+        self.0.step(now, input, out);
+        self.0.verify();
+    }
+
+    fn flush(&mut self, now: Now, out: &mut Outputs) {
+        self.0.flush(now, out);
+        self.0.verify();
+    }
+
+    fn wakeup(&self) -> Option<u64> {
+        self.0.wakeup()
+    }
+
+    fn metrics(&self) -> Vec<(&'static str, f64)> {
+        self.0.metrics()
+    }
+
+    fn ready(&self) -> bool {
+        self.0.ready()
+    }
+
+    fn figures(&self) -> Figures {
+        self.0.figures()
+    }
 }
 
 /// A backup with what its store holds.

@@ -83,7 +83,7 @@ impl Plan {
             speakers: chance.between(3, 5) as u32,
             think_us: chance.between(25_000, 60_000),
             cold_keys: chance.between(100, 300) as u32,
-            large_percent: *chance.pick(&[0, 10, 40]),
+            large_percent: *chance.pick(&[5, 30, 50]),
             large_bytes_max: 12 << 10,
         };
         let unsafe_us = chance.between(16_000_000, 32_000_000);

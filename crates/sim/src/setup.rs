@@ -1,7 +1,5 @@
 //! What a world consists of: how many of each role, on which machines, how configured.
 
-use std::collections::BTreeMap;
-
 use holdfast_format::ServerId;
 use holdfast_wire::{ClusterConfig, Member, Role};
 
@@ -17,8 +15,6 @@ pub struct Setup {
     pub shards_per_master: u32,
     pub backups: u32,
     pub gateways: u32,
-    /// Gateway `i` lives on the thread of master `i`'s first shard, as far as there are masters.
-    pub gateways_in_masters: bool,
     /// Master `i` and backup `i` share a machine (and say so by its label).
     pub shared_machines: bool,
     pub config: ClusterConfig,
@@ -26,6 +22,9 @@ pub struct Setup {
     pub memory_bytes: u64,
     pub segment_bytes: u32,
     pub seglet_bytes: u32,
+    /// Segments may be so many on backups, in percent of what fills the memory: the fewer, the sooner a shard cleans
+    /// for replicas' sake; the more, the longer compaction is enough.
+    pub replica_expansion_percent: u32,
     /// Frames of one backup.
     pub frames: u32,
     pub value_bytes_max: u32,
@@ -37,6 +36,8 @@ pub struct Setup {
     pub wall_offset_ms_max: u32,
     /// The next coordinator to start may take it that nobody else is alive.
     pub cold_start: bool,
+    /// Every log is checked from end to end after every step of its shard. Slow; changes nothing else.
+    pub verify: bool,
 }
 
 /// One place of the plan.
@@ -58,7 +59,6 @@ impl Setup {
             shards_per_master: 1,
             backups: 4,
             gateways: 2,
-            gateways_in_masters: false,
             shared_machines: false,
             config: ClusterConfig {
                 cluster: 0x51D,
@@ -71,12 +71,14 @@ impl Setup {
             memory_bytes: 4 << 20,
             segment_bytes: 64 << 10,
             seglet_bytes: 4 << 10,
+            replica_expansion_percent: 200,
             frames: 192,
             value_bytes_max: 16 << 10,
             power_fails: true,
             drift_ppm_max: 0,
             wall_offset_ms_max: 0,
             cold_start: false,
+            verify: false,
         }
     }
 
@@ -93,11 +95,13 @@ impl Setup {
             _ => {}
         }
         setup.gateways = chance.between(1, 3) as u32;
-        setup.gateways_in_masters = seed % 2 == 1;
         setup.config.ack_disk = chance.percent(50);
         setup.config.lease_ms = *chance.pick(&[200, 400, 800, 1_500]);
         // Some shards are so small that they must clean, or refuse writers.
-        setup.memory_bytes = *chance.pick(&[768 << 10, 1 << 20, 2 << 20]);
+        setup.memory_bytes = *chance.pick(&[768 << 10, 768 << 10, 1 << 20, 2 << 20]);
+        // Where there may be few segments they are combined, where there may be many they are compacted.
+        setup.replica_expansion_percent = *chance.pick(&[200, 500, 800]);
+        setup.frames = 1_024;
         setup
     }
 
@@ -110,27 +114,15 @@ impl Setup {
     pub fn places(&self) -> Vec<PlacePlan> {
         let mut places = Vec::new();
         let mut machine = 0;
-        let mut processes = 0;
-        let mut process_of_machine = BTreeMap::new();
+        let mut process = 0;
         let mut add = |name: String, role, on: Option<u32>, first_of_process: bool| {
-            let process = match first_of_process {
-                true => {
-                    processes += 1;
-                    processes
-                }
-                // A gateway comes back to the process of its master.
-                false if role == Role::Gateway => {
-                    on.map_or(processes, |on| process_of_machine[&on])
-                }
-                false => processes,
-            };
+            if first_of_process {
+                process += 1;
+            }
             let on = on.unwrap_or_else(|| {
                 machine += u32::from(first_of_process);
                 machine - 1
             });
-            if role == Role::Shard {
-                process_of_machine.insert(on, process);
-            }
             places.push(PlacePlan {
                 name,
                 role,
@@ -159,10 +151,12 @@ impl Setup {
             add(format!("backup-{}", backup + 1), Role::Backup, on, true);
         }
         for gateway in 0..self.gateways {
-            let on = machines.get(gateway as usize).copied();
-            let on = on.filter(|_| self.gateways_in_masters);
-            let name = format!("gateway-{}", gateway + 1);
-            add(name, Role::Gateway, on, on.is_none());
+            add(
+                format!("gateway-{}", gateway + 1),
+                Role::Gateway,
+                None,
+                true,
+            );
         }
         places
     }
@@ -235,27 +229,6 @@ mod tests {
                 .windows(2)
                 .all(|pair| pair[0].machine != pair[1].machine)
         );
-    }
-
-    #[test]
-    fn gateways_in_masters_share_process_and_machine_with_the_first_shard() {
-        let setup = Setup {
-            shards_per_master: 2,
-            masters: 2,
-            gateways: 3,
-            gateways_in_masters: true,
-            ..Setup::small(1)
-        };
-        let places = setup.places();
-        let gateways: Vec<_> = places.iter().filter(|p| p.role == Role::Gateway).collect();
-        let shards: Vec<_> = places.iter().filter(|p| p.role == Role::Shard).collect();
-        for (gateway, shard) in [(0, 0), (1, 2)] {
-            assert_eq!(gateways[gateway].process, shards[shard].process);
-            assert_eq!(gateways[gateway].machine, shards[shard].machine);
-        }
-        let alone = gateways[2];
-        let others = places.iter().filter(|p| p.process == alone.process);
-        assert_eq!(others.count(), 1, "there is no third master");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::fmt;
 
 use crate::faults::{Fault, FaultCounts};
 use crate::run::Report;
+use crate::world::REPLICAS_OF_COMPACTED;
 
 /// A seed must commit so many operations to have tested anything.
 const OPERATIONS_MIN: u64 = 500;
@@ -17,9 +18,15 @@ const SEEDS_TO_JUDGE: u64 = 100;
 const VIOLATIONS_SHOWN: usize = 5;
 
 /// Corners of the code that a batch of seeds should have been in, as the roles count them.
-const CORNERS: [(&str, &str); 13] = [
+const CORNERS: [(&str, &str); 15] = [
     ("holdfast_shard_recoveries_total", "a shard recovered"),
-    ("holdfast_shard_cleaned_bytes_total", "bytes cleaned"),
+    (COMPACTED, "bytes compacted"),
+    (CLEANED, "bytes cleaned"),
+    (REPLICAS_OF_COMPACTED, "a compacted copy closed"),
+    (
+        "holdfast_shard_copies_begun_again_total",
+        "a copy begun again",
+    ),
     ("holdfast_shard_epochs_raised_total", "an epoch raised"),
     ("holdfast_shard_replicas_lost_total", "a replica made again"),
     ("holdfast_shard_append_resends_total", "an append repeated"),
@@ -39,11 +46,14 @@ const CORNERS: [(&str, &str); 13] = [
     ),
     ("holdfast_backup_fetches_failed_total", "a fetch failed"),
     ("holdfast_gateway_given_up_total", "a gateway gave up"),
-    (
-        "holdfast_gateway_beside_total",
-        "executed on the gateway's thread",
-    ),
 ];
+
+const COMPACTED: &str = "holdfast_shard_compacted_bytes_total";
+const CLEANED: &str = "holdfast_shard_cleaned_bytes_total";
+
+/// Corners without which a batch has not tested cleaning, and in how many of a hundred seeds they must
+/// have been reached.
+const CORNERS_MIN: [(&str, u64); 3] = [(COMPACTED, 30), (CLEANED, 30), (REPLICAS_OF_COMPACTED, 10)];
 
 /// The sum of many reports.
 #[derive(Clone, Debug, Default)]
@@ -137,6 +147,14 @@ impl Summary {
             if with * 100 < self.seeds * FAULT_SEEDS_PERCENT {
                 let name = fault.name();
                 short.push(format!("only {with} of {} seeds had a {name}", self.seeds));
+            }
+        }
+        for (corner, percent) in CORNERS_MIN {
+            let reached = CORNERS.iter().zip(&self.corners);
+            let found = reached.into_iter().find(|((name, _), _)| *name == corner);
+            let ((_, text), (with, _)) = found.expect("these are among the corners");
+            if with * 100 < self.seeds * percent {
+                short.push(format!("only {with} of {} seeds had {text}", self.seeds));
             }
         }
         if self.opinion_unknown * 1_000 > self.opinion_keys {

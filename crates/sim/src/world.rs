@@ -12,7 +12,6 @@
 //!     two of them. Answers are released by a step of their own (`flush`) with a later clock.
 //! W3. A process that dies leaves its machine's store and clock; it returns under a new id (the
 //!     coordinator under 0) and remembers only what the store or the records hold.
-//! W5. A gateway in a shard's process is lent the shard, and shares its pauses and its death.
 //! W4. Every step costs simulated time, stretched as a fault, so that long work can outlive a lease.
 
 use std::cmp::Reverse;
@@ -27,6 +26,7 @@ mod happen;
 
 use crate::chance::Chance;
 use crate::clock::MachineClock;
+use crate::closings::Closings;
 use crate::cluster_time::ClusterTime;
 use crate::faults::FaultCounts;
 use crate::network::{MachineId, Network, PlaceId, Route};
@@ -39,6 +39,9 @@ use crate::trace::TraceHash;
 const BATCH_INPUTS: usize = 16;
 /// A node that asks to be woken at once so often, with nothing to do in between, spins.
 const SPINS_MAX: u32 = 10_000;
+
+/// The tally of replicas that were closed with other bytes than the first of their segment.
+pub const REPLICAS_OF_COMPACTED: &str = "sim_replicas_of_compacted_total";
 
 /// What applications and scenarios get to see.
 #[derive(Debug)]
@@ -105,6 +108,7 @@ pub struct World {
     tells: Tells,
     events: u64,
     filter: Option<Filter>,
+    closings: Closings,
     scratch: Outputs,
 }
 
@@ -311,6 +315,7 @@ impl World {
             tells,
             events: 0,
             filter: None,
+            closings: Closings::default(),
             scratch: Outputs::default(),
             chance: Chance::new(setup.seed, 0x7772),
             setup,
@@ -472,6 +477,8 @@ impl World {
 
     /// Adds what the running processes have counted to the tallies: once, at the end.
     pub fn tally(&mut self) {
+        let others = self.closings.others;
+        *self.tallies.entry(REPLICAS_OF_COMPACTED).or_default() += others;
         for place in &self.places {
             if let Some(running) = &place.running {
                 happen::tally(&mut self.tallies, running.node.as_ref());
@@ -623,17 +630,14 @@ impl World {
         }
     }
 
-    /// The process stands still, with everyone in it; its machine's clock goes on.
+    /// The process stands still; its machine's clock goes on.
     pub fn pause(&mut self, place: PlaceId, for_us: u64) {
         self.tell(Tells::Events, || {
             format!("{place:?} pauses for {for_us} us")
         });
         let until_us = self.now_us + for_us;
-        let process = self.places[place.0].process;
-        for other in self.places.iter_mut().filter(|o| o.process == process) {
-            if let Some(running) = &mut other.running {
-                running.paused_until_us = running.paused_until_us.max(until_us);
-            }
+        if let Some(running) = &mut self.places[place.0].running {
+            running.paused_until_us = running.paused_until_us.max(until_us);
         }
     }
 

@@ -1,5 +1,6 @@
 //! Stories of single failures, told with the real roles: each names what must not happen.
 
+mod cleaning;
 mod stage;
 
 use holdfast_cluster::Call;
