@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! cargo bench -p holdfast-benches --bench index -- find 10000000
-//! cargo bench -p holdfast-benches --bench index -- overwrite
+//! cargo bench -p holdfast-benches --bench index -- overwrite 2000 1000    (MiB, sessions)
 //! cargo bench -p holdfast-benches --bench index -- replay
 //! cargo bench -p holdfast-benches --bench index -- grow 50000000
 //! ```
@@ -38,7 +38,10 @@ fn main() {
     };
     match arguments.first().map(String::as_str) {
         Some("find") => find(number(1, 1_000_000)),
-        Some("overwrite") => overwrite(number(1, 2_000)),
+        Some("overwrite") => {
+            let memory_mib = number(1, 2_000);
+            overwrite(memory_mib, number(2, memory_mib * MIB * 3 / 10 / 177));
+        }
         Some("replay") => {
             replay(number(1, 2_000_000), 104);
             replay(number(1, 2_000_000) / 4, 1_000);
@@ -46,7 +49,7 @@ fn main() {
         Some("grow") => grow(number(1, 1_000_000)),
         None => {
             find(1_000_000);
-            overwrite(500);
+            overwrite(500, 800_000);
             replay(1_000_000, 104);
             replay(250_000, 1_000);
             for entries in [100_000, 1_000_000, 1_400_000, 2_000_000] {
@@ -166,9 +169,8 @@ fn prefetch<const N: usize>(log: &Log, keys: &[[u8; 37]; N]) {
 }
 
 /// Uniform overwrites, appends only: the memory is as large as what is written.
-fn overwrite(memory_mib: u64) {
+fn overwrite(memory_mib: u64, sessions: u64) {
     let writes = memory_mib * MIB * 6 / 10 / 161;
-    let sessions = memory_mib * MIB * 3 / 10 / 177;
     let mut log = new_log(memory_mib * MIB + 64 * MIB);
     for n in 0..sessions {
         log.put(NS, &session_key(n), &[7; 100], Expiry::default(), None, NOW)

@@ -15,6 +15,8 @@ use bytes::Bytes;
 use holdfast_format::ServerId;
 use holdfast_wire::{Command, Figures, Message, Once, Outcome};
 
+use crate::ShardBeside;
+
 /// The machine's time, read by the driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Now {
@@ -218,6 +220,29 @@ pub trait Node {
     /// after the work was done. Nodes without such work do nothing.
     fn flush(&mut self, now: Now, out: &mut Outputs) {
         let _ = (now, out);
+    }
+
+    /// `step` for a node that may ask a shard on its thread; most have no use for one.
+    fn step_beside(
+        &mut self,
+        now: Now,
+        input: Input,
+        shard: Option<&mut dyn ShardBeside>,
+        out: &mut Outputs,
+    ) {
+        let _ = shard;
+        self.step(now, input, out);
+    }
+
+    /// `flush` for such a node. The driver calls it after every flush of the shard, too.
+    fn flush_beside(&mut self, now: Now, shard: Option<&mut dyn ShardBeside>, out: &mut Outputs) {
+        let _ = shard;
+        self.flush(now, out);
+    }
+
+    /// This node as a shard that may be lent to another of its thread.
+    fn as_shard(&mut self) -> Option<&mut dyn ShardBeside> {
+        None
     }
 
     /// When to give `Tick` next, in `Now::mono_us`; `None`: never.

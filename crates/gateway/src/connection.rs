@@ -8,16 +8,21 @@
 //!     request was read.
 //! Q2. While a reply has further commands to submit (`paused_by`), no later request is read:
 //!     otherwise a later command could overtake them.
+//! Q4. What a shard on this thread has answered stands in `out` already and is withheld there: everything
+//!     from the first withheld reply on waits until that one may be heard, or is given up.
 //! Q3. `held_bytes` counts what waits in replies; with `out` it stays below the configured bound, or
 //!     the connection is closed.
 
 use std::collections::VecDeque;
 
 use bytes::{Bytes, BytesMut};
-use holdfast_format::Namespace;
+use holdfast_format::{Namespace, Position};
 use holdfast_wire::redis::{AfterRead, InfoSections, Join, Many, ReplyShape, Scan, write_failure};
 use holdfast_wire::resp::{Protocol, ReplyWriter, RespLimits, RespParser};
 use holdfast_wire::{Failure, Outcome};
+
+/// The most that is allocated for replies before there are any.
+const OUT_BYTES_USUAL_MAX: usize = 16 << 10;
 
 /// Which words failures are told in: cluster clients look for some.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +52,26 @@ pub(crate) struct Connection {
     /// Number of the first of `replies`.
     first: u64,
     out: BytesMut,
+    /// How many bytes have left.
+    sent_bytes: u64,
+    /// In the order of `out` (Q4).
+    withheld: VecDeque<Withheld>,
+    /// What `out` grew to last time, so that it is allocated once.
+    out_bytes_usual: usize,
     held_bytes: usize,
+}
+
+/// Replies in `out` that are not to be heard yet.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Withheld {
+    /// What must be audible first.
+    needs: Position,
+    /// Where they stand, counted from the first byte ever sent.
+    from: u64,
+    to: u64,
+    replies: u32,
+    /// Given up then.
+    until_us: u64,
 }
 
 #[derive(Debug)]
@@ -162,6 +186,9 @@ impl Connection {
             replies: VecDeque::new(),
             first: 0,
             out: BytesMut::new(),
+            sent_bytes: 0,
+            withheld: VecDeque::new(),
+            out_bytes_usual: 0,
             held_bytes: 0,
         }
     }
@@ -286,9 +313,93 @@ impl Connection {
         self.out.len() + self.held_bytes
     }
 
-    /// What is ready to be sent.
-    pub(crate) fn take_output(&mut self) -> Option<Bytes> {
-        (!self.out.is_empty()).then(|| self.out.split().freeze())
+    /// True if an answer written now would stand in the right place.
+    pub(crate) fn is_direct(&self) -> bool {
+        self.replies.is_empty()
+    }
+
+    /// Writes a reply that must not be heard before `needs` is audible.
+    pub(crate) fn withhold(
+        &mut self,
+        needs: Position,
+        until_us: u64,
+        write: impl FnOnce(&mut ReplyWriter<'_>),
+    ) {
+        assert!(self.replies.is_empty(), "a reply overtakes an earlier one");
+        if self.out.capacity() == 0 {
+            self.out.reserve(self.out_bytes_usual);
+        }
+        let from = self.sent_bytes + self.out.len() as u64;
+        write(&mut ReplyWriter::new(&mut self.out, self.protocol));
+        let to = self.sent_bytes + self.out.len() as u64;
+        match self.withheld.back_mut() {
+            // One batch of commands waits as one: it was executed, and will be durable, at once.
+            Some(last) if last.to == from && last.until_us == until_us => {
+                last.to = to;
+                last.needs = last.needs.max(needs);
+                last.replies += 1;
+            }
+            _ => self.withheld.push_back(Withheld {
+                needs,
+                from,
+                to,
+                replies: 1,
+                until_us,
+            }),
+        }
+    }
+
+    /// What the first withheld reply needs, and when it is given up.
+    pub(crate) fn first_withheld(&self) -> Option<(Position, u64)> {
+        self.withheld
+            .front()
+            .map(|first| (first.needs, first.until_us))
+    }
+
+    /// What may be sent when everything up to `audible` may be heard.
+    pub(crate) fn take_output(&mut self, audible: Option<Position>) -> Option<Bytes> {
+        while let Some(first) = self.withheld.front()
+            && audible.is_some_and(|audible| first.needs <= audible)
+        {
+            self.withheld.pop_front();
+        }
+        let bytes = match self.withheld.front() {
+            Some(first) => (first.from - self.sent_bytes) as usize,
+            None => self.out.len(),
+        };
+        if bytes == 0 {
+            return None;
+        }
+        self.sent_bytes += bytes as u64;
+        if bytes < self.out.len() {
+            return Some(self.out.split_to(bytes).freeze());
+        }
+        self.out_bytes_usual = bytes.min(OUT_BYTES_USUAL_MAX);
+        Some(std::mem::take(&mut self.out).freeze())
+    }
+
+    /// Answers by "outcome unknown" what is withheld until `now_us` or before. Says how many replies that were.
+    pub(crate) fn give_up(&mut self, now_us: u64) -> u32 {
+        let mut replies = 0;
+        while let Some(first) = self.withheld.front().copied()
+            && first.until_us <= now_us
+        {
+            self.withheld.pop_front();
+            replies += first.replies;
+            let rest = self.out.split_off((first.to - self.sent_bytes) as usize);
+            self.out.truncate((first.from - self.sent_bytes) as usize);
+            let mut writer = ReplyWriter::new(&mut self.out, self.protocol);
+            for _ in 0..first.replies {
+                write_failure(&Failure::OutcomeUnknown, &mut writer);
+            }
+            let end = self.sent_bytes + self.out.len() as u64;
+            self.out.extend_from_slice(&rest);
+            for later in &mut self.withheld {
+                later.from = later.from - first.to + end;
+                later.to = later.to - first.to + end;
+            }
+        }
+        replies
     }
 }
 

@@ -6,7 +6,7 @@
 
 use bytes::Bytes;
 use holdfast_client::{Core, OrderKey, Scope, Submit};
-use holdfast_cluster::{Call, ConnectionId, Dice, Membership, Now};
+use holdfast_cluster::{Answer, Call, ConnectionId, Dice, Executed, Membership, Now, ShardBeside};
 use holdfast_format::{ClientId, KeyHash, Namespace, ServerId, Slot};
 use holdfast_wire::redis::{
     self, ClientAttribute, Cluster, Hello, InfoSections, Many, Next, ReplyShape, RespError,
@@ -80,11 +80,31 @@ pub(crate) struct Counters {
     pub(crate) connections_closed: u64,
     pub(crate) commands_total: u64,
     pub(crate) calls_total: u64,
+    /// Commands that the shard on this thread has executed.
+    pub(crate) beside: u64,
+    /// Their replies that were given up.
+    pub(crate) withheld_given_up: u64,
     pub(crate) errors_total: u64,
     pub(crate) hits: u64,
     pub(crate) misses: u64,
     pub(crate) input_bytes: u64,
     pub(crate) output_bytes: u64,
+}
+
+impl Counters {
+    pub(crate) fn give_up(&mut self, replies: u32) {
+        self.errors_total += u64::from(replies);
+        self.withheld_given_up += u64::from(replies);
+    }
+
+    fn count(&mut self, outcome: &Outcome) {
+        match outcome {
+            Outcome::Failed(_) => self.errors_total += 1,
+            Outcome::Value { .. } => self.hits += 1,
+            Outcome::Absent { .. } => self.misses += 1,
+            _ => {}
+        }
+    }
 }
 
 /// Commands in the last full second.
@@ -385,6 +405,49 @@ impl Executor {
         }
     }
 
+    /// Has the shard on this thread execute a command and writes its reply, if it may be so; false if the
+    /// command has to go the ordinary way.
+    pub(crate) fn here(
+        &mut self,
+        now: Now,
+        connection: &mut Connection,
+        shard: &mut dyn ShardBeside,
+        command: &Command,
+        shape: ReplyShape,
+    ) -> bool {
+        // An earlier command that is under way as a message may come to the same shard later than this.
+        if !connection.is_direct() || self.too_large(command).is_some() {
+            return false;
+        }
+        let Some(Executed { needs, answer }) = shard.execute(now, command) else {
+            return false;
+        };
+        let face = self.face();
+        let until_us = now.mono_us + u64::from(self.config.retry_ms) * 1_000;
+        let counters = &mut self.counters;
+        counters.beside += 1;
+        match answer {
+            Answer::Value { value, .. } if shape == ReplyShape::Value => {
+                counters.hits += 1;
+                connection.withhold(needs, until_us, |reply| reply.bulk(value));
+            }
+            answer => {
+                let outcome = match answer {
+                    Answer::Value { value, meta } => Outcome::Value {
+                        value: Bytes::copy_from_slice(value),
+                        meta,
+                    },
+                    Answer::Outcome(outcome) => outcome,
+                };
+                counters.count(&outcome);
+                connection.withhold(needs, until_us, |reply| {
+                    write_outcome(face, shape, &outcome, reply);
+                });
+            }
+        }
+        true
+    }
+
     /// Begins the reply to a command on one key, unless the key must not be asked for here.
     fn begin(
         &mut self,
@@ -473,12 +536,7 @@ impl Executor {
     ) {
         let face = self.face();
         let bytes = outcome_bytes(&outcome);
-        match &outcome {
-            Outcome::Failed(_) => self.counters.errors_total += 1,
-            Outcome::Value { .. } => self.counters.hits += 1,
-            Outcome::Absent { .. } => self.counters.misses += 1,
-            _ => {}
-        }
+        self.counters.count(&outcome);
         let Some(reply) = connection.reply(number) else {
             unreachable!("a reply waits for its outcomes");
         };

@@ -5,6 +5,9 @@
 //! Bytes <----- replies in order <--- arrive <--outcome-- Core <--Responses-- shards
 //! ```
 //!
+//! A command on one key of a shard that lives on the same thread takes a shorter way (`Executor::here`): it is
+//! executed at once and its reply is written where it will be sent from, to be withheld there.
+//!
 //! G1. Every request that was read is answered once, in order, or its connection is closed with an
 //!     event that says why.
 //! G2. Every `Call` is answered once.
@@ -16,8 +19,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use holdfast_cluster::{Call, ConnectionId, Heard, Input, Level, Node, Now, Output, Outputs};
-use holdfast_format::{ClientId, ServerId};
+use holdfast_cluster::{
+    Call, ConnectionId, Heard, Input, Level, Node, Now, Output, Outputs, ShardBeside,
+};
+use holdfast_format::{ClientId, Position, ServerId};
 use holdfast_wire::redis::{self, RespError, RespRequest};
 use holdfast_wire::resp::{Args, RespLimits};
 use holdfast_wire::{Failure, Figures, Message, Outcome};
@@ -33,6 +38,9 @@ const REQUESTS_PER_TURN: usize = 1_024;
 /// Rounds of outcomes and what they lead to in one `flush`; the rest waits its turn.
 const ROUNDS_PER_FLUSH: usize = 8;
 
+/// The shard lent for a step, passed down.
+type Beside<'a, 'b> = &'a mut Option<&'b mut dyn ShardBeside>;
+
 /// A gateway: see the module.
 #[derive(Debug)]
 pub struct Gateway {
@@ -42,6 +50,12 @@ pub struct Gateway {
     resume: BTreeSet<ConnectionId>,
     /// Connections that may have bytes to send, or be ready to close.
     dirty: BTreeSet<ConnectionId>,
+    /// The shard on this thread.
+    beside: Option<ServerId>,
+    /// Connections with replies that it must make audible, by what the first of them needs.
+    withheld: BTreeSet<(Position, ConnectionId)>,
+    /// Nothing withheld is given up before this.
+    give_up_us: u64,
     done: Vec<(u64, Outcome)>,
     next_number: u64,
     stopping: bool,
@@ -58,6 +72,9 @@ impl Gateway {
             executor: Executor::new(config, seed),
             resume: BTreeSet::new(),
             dirty: BTreeSet::new(),
+            beside: None,
+            withheld: BTreeSet::new(),
+            give_up_us: u64::MAX,
             done: Vec::new(),
             next_number: 1,
             stopping: false,
@@ -119,7 +136,14 @@ impl Gateway {
         self.connections.insert(id, connection);
     }
 
-    fn received(&mut self, now: Now, id: ConnectionId, bytes: Bytes, out: &mut Outputs) {
+    fn received(
+        &mut self,
+        now: Now,
+        id: ConnectionId,
+        bytes: Bytes,
+        shard: Beside<'_, '_>,
+        out: &mut Outputs,
+    ) {
         // Closed by us, and the driver does not know yet.
         let Some(connection) = self.connections.get_mut(&id) else {
             return;
@@ -130,7 +154,7 @@ impl Gateway {
             return;
         }
         connection.parser.feed(bytes);
-        self.serve(now, id, out);
+        self.serve(now, id, shard, out);
         let limit = self.executor.config.input_bytes_max;
         let Some(connection) = self.connections.get(&id) else {
             return;
@@ -142,9 +166,10 @@ impl Gateway {
     }
 
     /// Reads and executes requests of one connection, as many as may be.
-    fn serve(&mut self, now: Now, id: ConnectionId, out: &mut Outputs) {
+    fn serve(&mut self, now: Now, id: ConnectionId, shard: Beside<'_, '_>, out: &mut Outputs) {
         self.resume.remove(&id);
         self.dirty.insert(id);
+        let mut shard = shard.as_deref_mut().filter(|shard| shard.admits(now));
         let mut args = Args::default();
         for _ in 0..REQUESTS_PER_TURN {
             let Some(connection) = self.connections.get_mut(&id) else {
@@ -175,6 +200,10 @@ impl Gateway {
                 Ok(request) if !connection.authenticated && !request.allowed_before_auth() => {
                     self.executor.refuse(connection, &RespError::AuthRequired);
                 }
+                Ok(RespRequest::One { command, shape })
+                    if shard.as_deref_mut().is_some_and(|shard| {
+                        self.executor.here(now, connection, shard, &command, shape)
+                    }) => {}
                 Ok(RespRequest::ClientList) => self.client_list(now, id),
                 Ok(request) => self.executor.execute(now, id, connection, request),
             }
@@ -257,14 +286,75 @@ impl Gateway {
         self.executor.call(now, token, call);
     }
 
+    /// Notes which shard is there. What another one was to make audible never will be (`ShardBeside`, B3).
+    fn lend(&mut self, shard: &Option<&mut dyn ShardBeside>) {
+        let id = shard.as_ref().map(|shard| shard.id());
+        if id == self.beside {
+            return;
+        }
+        self.beside = id;
+        for (_, id) in std::mem::take(&mut self.withheld) {
+            if let Some(connection) = self.connections.get_mut(&id) {
+                let replies = connection.give_up(u64::MAX);
+                self.executor.counters.give_up(replies);
+            }
+            self.dirty.insert(id);
+        }
+    }
+
+    /// Sends what may be heard, and closes what is done.
+    fn send(&mut self, now: Now, audible: Option<Position>, out: &mut Outputs) {
+        // Those that an acknowledgement or a renewed lease may have released.
+        while let Some(&(needs, id)) = self.withheld.first()
+            && audible.is_some_and(|audible| needs <= audible)
+        {
+            self.withheld.pop_first();
+            self.dirty.insert(id);
+        }
+        if self.give_up_us <= now.mono_us {
+            self.give_up_us = u64::MAX;
+            for (_, id) in std::mem::take(&mut self.withheld) {
+                if let Some(connection) = self.connections.get_mut(&id) {
+                    let replies = connection.give_up(now.mono_us);
+                    self.executor.counters.give_up(replies);
+                }
+                self.dirty.insert(id);
+            }
+        }
+        for id in std::mem::take(&mut self.dirty) {
+            let Some(connection) = self.connections.get_mut(&id) else {
+                continue;
+            };
+            if let Some(bytes) = connection.take_output(audible) {
+                self.executor.counters.output_bytes += bytes.len() as u64;
+                out.push(Output::Bytes {
+                    connection: id,
+                    bytes,
+                });
+            }
+            match connection.first_withheld() {
+                Some((needs, until_us)) => {
+                    self.withheld.insert((needs, id));
+                    self.give_up_us = self.give_up_us.min(until_us);
+                }
+                None if connection.closing && connection.waiting() == 0 => {
+                    self.connections.remove(&id);
+                    out.push(Output::Close { connection: id });
+                }
+                None => {}
+            }
+        }
+    }
+
     /// Ends what has nothing left to do.
     fn finish_shutdown(&mut self, out: &mut Outputs) {
-        if !self.stopping || self.stopped || self.executor.core.figures().pending > 0 {
+        let waiting = self.executor.core.figures().pending > 0 || !self.withheld.is_empty();
+        if !self.stopping || self.stopped || waiting {
             return;
         }
         self.stopped = true;
         for (id, mut connection) in std::mem::take(&mut self.connections) {
-            if let Some(bytes) = connection.take_output() {
+            if let Some(bytes) = connection.take_output(None) {
                 out.push(Output::Bytes {
                     connection: id,
                     bytes,
@@ -286,9 +376,24 @@ fn speaks_http(name: &[u8]) -> bool {
 
 impl Node for Gateway {
     fn step(&mut self, now: Now, input: Input, out: &mut Outputs) {
+        self.step_beside(now, input, None, out);
+    }
+
+    fn flush(&mut self, now: Now, out: &mut Outputs) {
+        self.flush_beside(now, None, out);
+    }
+
+    fn step_beside(
+        &mut self,
+        now: Now,
+        input: Input,
+        mut shard: Option<&mut dyn ShardBeside>,
+        out: &mut Outputs,
+    ) {
         if self.stopped {
             return;
         }
+        self.lend(&shard);
         self.executor.started_us.get_or_insert(now.mono_us);
         self.executor.connections = self.connections.len();
         match input {
@@ -304,7 +409,9 @@ impl Node for Gateway {
             } => {
                 self.connected(now, connection, client_address, out);
             }
-            Input::Received { connection, bytes } => self.received(now, connection, bytes, out),
+            Input::Received { connection, bytes } => {
+                self.received(now, connection, bytes, &mut shard, out);
+            }
             Input::Disconnected { connection } => {
                 self.connections.remove(&connection);
             }
@@ -315,14 +422,20 @@ impl Node for Gateway {
         }
     }
 
-    fn flush(&mut self, now: Now, out: &mut Outputs) {
+    fn flush_beside(
+        &mut self,
+        now: Now,
+        mut shard: Option<&mut dyn ShardBeside>,
+        out: &mut Outputs,
+    ) {
         if self.stopped {
             return;
         }
+        self.lend(&shard);
         // Outcomes can lead to further commands and let connections read on: another round.
         for _ in 0..ROUNDS_PER_FLUSH {
             for id in std::mem::take(&mut self.resume) {
-                self.serve(now, id, out);
+                self.serve(now, id, &mut shard, out);
             }
             let cluster_time = self.executor.membership.cluster_time(now);
             self.executor.core.flush(now, cluster_time, out);
@@ -336,22 +449,7 @@ impl Node for Gateway {
             }
             self.done = done;
         }
-        for id in std::mem::take(&mut self.dirty) {
-            let Some(connection) = self.connections.get_mut(&id) else {
-                continue;
-            };
-            if let Some(bytes) = connection.take_output() {
-                self.executor.counters.output_bytes += bytes.len() as u64;
-                out.push(Output::Bytes {
-                    connection: id,
-                    bytes,
-                });
-            }
-            if connection.closing && connection.waiting() == 0 {
-                self.connections.remove(&id);
-                out.push(Output::Close { connection: id });
-            }
-        }
+        self.send(now, shard.and_then(|shard| shard.audible(now)), out);
         self.executor
             .rate
             .note(now.mono_us, self.executor.counters.commands_total);
@@ -367,7 +465,8 @@ impl Node for Gateway {
         }
         let core = self.executor.core.wakeup();
         let membership = self.executor.membership.wakeup();
-        core.into_iter().chain(membership).min()
+        let give_up = (!self.withheld.is_empty()).then_some(self.give_up_us);
+        core.into_iter().chain(membership).chain(give_up).min()
     }
 
     fn metrics(&self) -> Vec<(&'static str, f64)> {
@@ -406,7 +505,11 @@ impl Node for Gateway {
             ("holdfast_gateway_busy_total", core.refused_busy),
             ("holdfast_gateway_retries_total", core.repeated),
             ("holdfast_gateway_streams_restarted_total", core.restarts),
-            ("holdfast_gateway_given_up_total", core.given_up),
+            (
+                "holdfast_gateway_given_up_total",
+                core.given_up + counters.withheld_given_up,
+            ),
+            ("holdfast_gateway_beside_total", counters.beside),
         ]
         .map(|(name, value)| (name, value as f64))
         .to_vec()

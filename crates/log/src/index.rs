@@ -3,7 +3,8 @@
 //! ```text
 //! bucket (64 bytes, one cache line)
 //! | word | word | word | word | word | word | word | word or link |
-//! word:  tag 22 | kind 2 | offset 40        link -> | word | word | word | word or link |   overflow bucket
+//! word:  tag 22 | kind 2 | offset 40           link -> | word | word | word | word or link |   overflow bucket
+//! link:  filter 22 | 0 | number + 1
 //! ```
 //!
 //! The bucket of a hash is `floor(hash * buckets / 2^64)`: the hash's top bits, so that hash order
@@ -24,7 +25,9 @@
 //! I2. `offset`s are those of live entries of the region; whoever moves or kills one says so here.
 //! I3. Before every `insert`, `make_room` has said that there is an overflow bucket to spare.
 //! I4. A key's touch stands before its main word, so that a look-up may end there.
-//! I5. A bucket's hashes span at most half of what tags of its table can tell apart.
+//! I5. A link's filter has the bit of every word behind it. So a look-up of what is not there, as the cleaner's of
+//!     garbage, seldom goes on to the next bucket.
+//! I6. A bucket's hashes span at most half of what tags of its table can tell apart.
 
 use std::num::NonZeroU64;
 use std::ops::Range;
@@ -109,9 +112,16 @@ impl Raw {
     fn new(word: Word, tag: u32) -> Raw {
         Raw(u64::from(tag) << TAG_AT | word.0.get())
     }
+    /// A link to an overflow bucket with the words of `filter`.
     #[inline]
-    fn to(overflow: u64) -> Raw {
-        Raw(overflow + 1)
+    fn to(overflow: u64, filter: u64) -> Raw {
+        Raw(filter | (overflow + 1))
+    }
+    /// The bit of words with this tag in a link's filter; from the low bits of the tag, because the high ones
+    /// are those of the bucket.
+    #[inline]
+    fn filter(tag: u32) -> u64 {
+        1 << (TAG_AT + (((tag & 0x3FF) * TAG_BITS) >> 10))
     }
     #[inline]
     fn tag(self) -> u32 {
@@ -128,7 +138,12 @@ impl Raw {
     /// The overflow bucket that a link leads to.
     #[inline]
     fn link(self) -> Option<u64> {
-        (self.0 != 0 && self.word().is_none()).then(|| self.0 - 1)
+        (self.0 != 0 && self.word().is_none()).then(|| u64::from(self.0 as u32) - 1)
+    }
+    /// As `link`, if words with this tag may be behind it (I5).
+    #[inline]
+    fn link_for(self, tag: u32) -> Option<u64> {
+        self.link().filter(|_| self.0 & Raw::filter(tag) != 0)
     }
 }
 
@@ -142,7 +157,7 @@ struct Rule {
 
 impl Rule {
     fn of(buckets: u64) -> Rule {
-        // I5: with at least 2^bits buckets their hashes span at most 2^(64 - bits).
+        // I6: with at least 2^bits buckets their hashes span at most 2^(64 - bits).
         let bits = match buckets.ilog2() {
             36.. => 36,
             26.. => 26,
@@ -255,7 +270,7 @@ impl Index {
             0 => raw_in(line, WORDS - 1),
             found => raw_in(line, u64::from(found.trailing_zeros())),
         };
-        match (raw.word(), raw.link()) {
+        match (raw.word(), raw.link_for(tag)) {
             (Some(word), _) if found != 0 => {
                 // Header and key seldom end in the line in which they begin.
                 region.prefetch(word.offset());
@@ -521,9 +536,10 @@ impl Index {
         self.overflow_used -= 1;
     }
 
-    /// The end of the chain that begins at `bucket`.
+    /// The end of the chain that begins at `home`.
     #[inline]
-    fn tail(&self, region: &Region, mut bucket: u64) -> Tail {
+    fn tail(&self, region: &Region, home: u64) -> Tail {
+        let mut bucket = home;
         let mut words = WORDS;
         while let Some(link) = read(region, bucket + WORD_BYTES * (words - 1)).link() {
             bucket = self.overflow_offset(region, link);
@@ -532,6 +548,7 @@ impl Index {
         // I1: as many words as there are places that are not empty.
         let filled = (0..words).filter(|i| read(region, bucket + WORD_BYTES * i) != Raw::NONE);
         Tail {
+            home,
             next: bucket + WORD_BYTES * filled.count() as u64,
             end: bucket + WORD_BYTES * words,
         }
@@ -541,17 +558,37 @@ impl Index {
     #[inline]
     fn append(&mut self, region: &mut Region, tail: &mut Tail, raw: Raw) {
         if tail.next == tail.end {
-            assert!(self.overflow_spare() > 0, "I3: make_room was asked");
-            let number = self.take_overflow(region);
-            let overflow = self.overflow_offset(region, number);
-            let last_at = tail.end - WORD_BYTES;
-            write(region, overflow, read(region, last_at));
-            write(region, last_at, Raw::to(number));
-            tail.next = overflow + WORD_BYTES;
-            tail.end = overflow + OVERFLOW_BYTES;
+            self.lengthen(region, tail);
         }
         write(region, tail.next, raw);
         tail.next += WORD_BYTES;
+        if tail.end != tail.home + BUCKET_BYTES {
+            self.let_through(region, tail.home, raw.tag());
+        }
+    }
+
+    /// Makes the last word of a chain the first one of a new bucket.
+    fn lengthen(&mut self, region: &mut Region, tail: &mut Tail) {
+        assert!(self.overflow_spare() > 0, "I3: make_room was asked");
+        let number = self.take_overflow(region);
+        let overflow = self.overflow_offset(region, number);
+        let last_at = tail.end - WORD_BYTES;
+        let last = read(region, last_at);
+        write(region, overflow, last);
+        write(region, last_at, Raw::to(number, Raw::filter(last.tag())));
+        tail.next = overflow + WORD_BYTES;
+        tail.end = overflow + OVERFLOW_BYTES;
+    }
+
+    /// Has all links of a chain let look-ups of this tag through (I5).
+    fn let_through(&self, region: &mut Region, home: u64, tag: u32) {
+        let mut link_at = home + WORD_BYTES * (WORDS - 1);
+        loop {
+            let raw = read(region, link_at);
+            let Some(link) = raw.link() else { return };
+            write(region, link_at, Raw(raw.0 | Raw::filter(tag)));
+            link_at = self.overflow_offset(region, link) + WORD_BYTES * (OVERFLOW_WORDS - 1);
+        }
     }
 
     /// Copies the last word of a chain, at `last`, to the hole at `hole`.
@@ -617,7 +654,7 @@ impl Index {
     fn new_place(&self, region: &Region, first: KeyHash, last: KeyHash, raw: Raw) -> (u64, Raw) {
         let shift = self.rule.tag_shift;
         if shift == self.to.tag_shift {
-            // The only hashes in the bucket with this tag (I5).
+            // The only hashes in the bucket with this tag (I6).
             let ahead = u64::from(raw.tag()).wrapping_sub(first.0 >> shift);
             let quantum = (first.0 >> shift) + (ahead & ((1 << TAG_BITS) - 1));
             assert!(quantum <= last.0 >> shift, "a word in the wrong bucket");
@@ -686,6 +723,8 @@ impl Index {
 /// The end of a chain: where its next word goes, and where its last bucket ends.
 #[derive(Clone, Copy, Debug)]
 struct Tail {
+    /// The chain's first bucket.
+    home: u64,
     next: u64,
     end: u64,
 }
@@ -737,10 +776,17 @@ impl<'a> Probe<'a> {
     }
 
     /// Goes on to the next bucket of the chain. False if there is none.
+    #[inline]
     fn follow(&mut self) -> bool {
-        let Some(link) = read(self.region, self.link_at).link() else {
-            return false;
+        let raw = read(self.region, self.link_at);
+        let link = match self.tag {
+            Some(tag) => raw.link_for(tag),
+            None => raw.link(),
         };
+        link.is_some_and(|link| self.enter(link))
+    }
+
+    fn enter(&mut self, link: u64) -> bool {
         self.bucket = self.index.overflow_offset(self.region, link);
         self.link_at = self.bucket + WORD_BYTES * (OVERFLOW_WORDS - 1);
         self.left = (0..OVERFLOW_WORDS)
@@ -756,7 +802,7 @@ impl<'a> Probe<'a> {
 impl Iterator for Probe<'_> {
     type Item = (At, Word);
 
-    #[inline]
+    #[inline(always)]
     fn next(&mut self) -> Option<(At, Word)> {
         loop {
             while self.left != 0 {

@@ -306,7 +306,7 @@ impl Log {
     }
 
     /// The words of a key.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn words(&self, namespace: Namespace, key: &[u8], hash: KeyHash) -> KeyWords {
         let mut words = KeyWords::default();
         for (at, word) in self.index.probe(&self.region, hash) {
@@ -324,7 +324,7 @@ impl Log {
     }
 
     /// The session that the words stand for, live or not; `None` without an object.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn current(&self, words: KeyWords) -> Option<Current<'_>> {
         let object = self.object(words.main.filter(|word| word.kind() == Kind::Object)?);
         let touch = words

@@ -131,6 +131,11 @@ impl Answers {
         }
     }
 
+    /// Up to where everything is durable.
+    pub fn durable_position(&self) -> Position {
+        self.durable
+    }
+
     /// Takes every answer that waits for nothing but a lease, oldest first.
     pub fn release(&mut self) -> VecDeque<Answer> {
         self.held -= self.released.len();

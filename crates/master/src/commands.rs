@@ -37,12 +37,14 @@ pub(crate) struct Context<'a> {
     pub owned: &'a [SlotRange],
 }
 
-/// What a command did.
-#[derive(Debug)]
-pub(crate) struct Executed {
-    pub outcome: Outcome,
-    /// Something was appended, about the key or (`Flush`) about the whole namespace.
-    pub appended: bool,
+/// By what a repetition of a write would be known.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Identity<'a> {
+    Once(&'a Once),
+    /// It should have one: a write is refused.
+    Missing,
+    /// It cannot be repeated: whoever asks does so once, on this thread.
+    Unneeded,
 }
 
 /// Executes a command whose slot this shard owns. Work is bounded by one value, or one part of a scan.
@@ -50,26 +52,34 @@ pub(crate) fn execute(
     log: &mut Log,
     context: Context<'_>,
     command: &Command,
-    once: Option<&Once>,
-) -> Executed {
+    identity: Identity<'_>,
+) -> Outcome {
     if let Some(failure) = over_limit(log, command) {
-        return unchanged(Outcome::Failed(failure));
+        return Outcome::Failed(failure);
     }
     if !command.op.is_write() {
-        return unchanged(read(log, context, command));
+        return read(log, context, command);
     }
-    let Some(once) = once else {
-        let text = "a write must carry a client id and a sequence number";
-        return unchanged(Outcome::Failed(Failure::Invalid(text.to_owned())));
+    let once = match identity {
+        Identity::Once(once) => Some(once),
+        Identity::Unneeded => None,
+        Identity::Missing => {
+            let text = "a write must carry a client id and a sequence number";
+            return Outcome::Failed(Failure::Invalid(text.to_owned()));
+        }
     };
-    if let Some(failure) = refuse_once(context.now, once) {
-        return unchanged(Outcome::Failed(failure));
+    if let Some(once) = once {
+        if let Some(failure) = refuse_once(context.now, once) {
+            return Outcome::Failed(failure);
+        }
+        if let Some(outcome) = replayed(log, once) {
+            return outcome;
+        }
     }
-    if let Some(outcome) = replayed(log, once) {
-        return unchanged(outcome);
-    }
-    let slot = match (command.op.is_keyspace(), context.owned.first()) {
-        (true, Some(range)) => range.first,
+    let slot = match (once, command.op.is_keyspace(), context.owned.first()) {
+        // Only completion records are filed under it.
+        (None, ..) => Slot::default(),
+        (_, true, Some(range)) => range.first,
         _ => Slot::of(&command.key),
     };
     let write = Write {
@@ -102,18 +112,8 @@ pub(crate) fn execute(
         }
     };
     match done {
-        Ok(outcome) => Executed {
-            outcome,
-            appended: true,
-        },
-        Err(error) => unchanged(Outcome::Failed(failure(log, command, error))),
-    }
-}
-
-fn unchanged(outcome: Outcome) -> Executed {
-    Executed {
-        outcome,
-        appended: false,
+        Ok(outcome) => outcome,
+        Err(error) => Outcome::Failed(failure(log, command, error)),
     }
 }
 
@@ -235,7 +235,7 @@ fn scan(
     Outcome::Scanned { keys, next }
 }
 
-fn meta(version: Version, expiry: Expiry, now: ClusterMs) -> Meta {
+pub(crate) fn meta(version: Version, expiry: Expiry, now: ClusterMs) -> Meta {
     Meta {
         version,
         deadline: expiry.deadline,
@@ -348,7 +348,8 @@ struct Write<'a> {
     namespace: Namespace,
     key: &'a [u8],
     slot: Slot,
-    once: &'a Once,
+    /// `None`: nothing has to be remembered of it.
+    once: Option<&'a Once>,
 }
 
 impl Write<'_> {
@@ -359,7 +360,20 @@ impl Write<'_> {
         change: ExpiryChange,
         return_old: bool,
     ) -> Result<Outcome, AppendError> {
-        let current = self.current(return_old, compared(condition));
+        // A plain SET asks nothing of what there was.
+        let blind = *condition == Condition::Always
+            && !return_old
+            && matches!(
+                change,
+                // None of these can be over already, which would make it a delete.
+                ExpiryChange::Clear
+                    | ExpiryChange::In { ms: 1.. }
+                    | ExpiryChange::Session { absolute: None, .. }
+            );
+        let current = match blind {
+            true => None,
+            false => self.current(return_old, compared(condition)),
+        };
         if !holds(condition, current.as_ref()) {
             return self.refused(current);
         }
@@ -368,6 +382,13 @@ impl Write<'_> {
             When::Expiry(expiry) => expiry.stored(),
         };
         let old = current.and_then(|current| current.value);
+        if self.once.is_none() {
+            let version = self
+                .log
+                .put(self.namespace, self.key, value, expiry, None, self.now)?;
+            let meta = meta(version, expiry, self.now);
+            return Ok(Outcome::Done { meta, old });
+        }
         let version = self
             .log
             .put_version(self.namespace, self.key, value, expiry, self.now);
@@ -375,8 +396,8 @@ impl Write<'_> {
             meta: meta(version, expiry, self.now),
             old,
         };
-        let bytes = encoded(&outcome);
-        let completion = Some(self.completion(&bytes));
+        let bytes = self.encoded(&outcome);
+        let completion = self.completion(&bytes);
         let put = self.log.put(
             self.namespace,
             self.key,
@@ -393,7 +414,7 @@ impl Write<'_> {
     }
 
     fn touch(
-        self,
+        mut self,
         condition: &TouchCondition,
         change: ExpiryChange,
         return_value: bool,
@@ -450,8 +471,8 @@ impl Write<'_> {
                 .log
                 .put_version(self.namespace, self.key, &value, expiry, self.now);
             let outcome = outcome(version, Some(value.clone()));
-            let bytes = encoded(&outcome);
-            let completion = Some(self.completion(&bytes));
+            let bytes = self.encoded(&outcome);
+            let completion = self.completion(&bytes);
             let put = self.log.put(
                 self.namespace,
                 self.key,
@@ -467,16 +488,16 @@ impl Write<'_> {
             return Ok(outcome);
         }
         let outcome = outcome(current.version, current.value);
-        let bytes = encoded(&outcome);
+        let bytes = self.encoded(&outcome);
         let completion = self.completion(&bytes);
         if expiry.deadline == current.expiry.deadline {
-            self.log.record(completion)?;
+            self.record(&outcome)?;
         } else {
             let found = self.log.touch(
                 self.namespace,
                 self.key,
                 expiry.deadline,
-                Some(completion),
+                completion,
                 self.now,
             )?;
             assert!(found, "a session found a moment ago");
@@ -496,8 +517,8 @@ impl Write<'_> {
 
     fn flush(self, ranges: &[SlotRange]) -> Result<Outcome, AppendError> {
         let outcome = Outcome::Flushed;
-        let bytes = encoded(&outcome);
-        let completion = Some(self.completion(&bytes));
+        let bytes = self.encoded(&outcome);
+        let completion = self.completion(&bytes);
         self.log
             .flush(self.namespace, ranges, completion, self.now)?;
         Ok(outcome)
@@ -506,19 +527,19 @@ impl Write<'_> {
     /// Removes what there is, if anything; `answer` makes the outcome of the tombstone's meta and the
     /// old value.
     fn remove(
-        self,
+        mut self,
         current: Option<Current>,
         answer: impl FnOnce(Meta, Option<Bytes>) -> Outcome,
     ) -> Result<Outcome, AppendError> {
         let Some(current) = current else {
             let outcome = answer(gone(self.log.last_version()), None);
-            self.log.record(self.completion(&encoded(&outcome)))?;
+            self.record(&outcome)?;
             return Ok(outcome);
         };
         let version = self.log.next_version();
         let outcome = answer(gone(version), current.value);
-        let bytes = encoded(&outcome);
-        let completion = Some(self.completion(&bytes));
+        let bytes = self.encoded(&outcome);
+        let completion = self.completion(&bytes);
         let deleted = self
             .log
             .delete(self.namespace, self.key, completion, self.now)?;
@@ -526,15 +547,15 @@ impl Write<'_> {
         Ok(outcome)
     }
 
-    fn absent(self) -> Result<Outcome, AppendError> {
+    fn absent(mut self) -> Result<Outcome, AppendError> {
         let outcome = Outcome::Absent {
             version: self.log.last_version(),
         };
-        self.log.record(self.completion(&encoded(&outcome)))?;
+        self.record(&outcome)?;
         Ok(outcome)
     }
 
-    fn refused(self, current: Option<Current>) -> Result<Outcome, AppendError> {
+    fn refused(mut self, current: Option<Current>) -> Result<Outcome, AppendError> {
         let outcome = Outcome::Refused {
             version: self.log.last_version(),
             current: current
@@ -542,7 +563,7 @@ impl Write<'_> {
                 .map(|c| meta(c.version, c.expiry, self.now)),
             old: current.and_then(|current| current.value),
         };
-        self.log.record(self.completion(&encoded(&outcome)))?;
+        self.record(&outcome)?;
         Ok(outcome)
     }
 
@@ -556,13 +577,31 @@ impl Write<'_> {
         })
     }
 
-    fn completion<'o>(&self, outcome: &'o [u8]) -> Completion<'o> {
-        Completion {
-            client: self.once.client,
-            sequence: self.once.sequence,
-            lease_until: self.once.lease_until,
+    fn completion<'o>(&self, outcome: &'o [u8]) -> Option<Completion<'o>> {
+        self.once.map(|once| Completion {
+            client: once.client,
+            sequence: once.sequence,
+            lease_until: once.lease_until,
             slot: self.slot,
             outcome,
+        })
+    }
+
+    /// What a completion record is to hold; nothing if there will be none.
+    fn encoded(&self, outcome: &Outcome) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        if self.once.is_some() {
+            encode_outcome(outcome, &mut bytes);
+        }
+        bytes
+    }
+
+    /// Remembers the outcome of a write that changed nothing.
+    fn record(&mut self, outcome: &Outcome) -> Result<(), AppendError> {
+        let bytes = self.encoded(outcome);
+        match self.completion(&bytes) {
+            Some(completion) => self.log.record(completion),
+            None => Ok(()),
         }
     }
 }
@@ -588,10 +627,4 @@ fn holds(condition: &Condition, current: Option<&Current>) -> bool {
 /// The usual answer of a write.
 fn done(meta: Meta, old: Option<Bytes>) -> Outcome {
     Outcome::Done { meta, old }
-}
-
-fn encoded(outcome: &Outcome) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    encode_outcome(outcome, &mut bytes);
-    bytes
 }

@@ -350,6 +350,15 @@ impl Recoveries {
                 .any(|running| running.recover.ranges.iter().any(contains))
     }
 
+    /// False if `withholds` holds for no slot at all.
+    pub fn withholds_some(&self, now: Now) -> bool {
+        !self.running.is_empty()
+            || self
+                .leased
+                .iter()
+                .any(|(_, until_us)| now.mono_us < *until_us)
+    }
+
     /// True if nothing may be said about all that this shard owns: `withholds` holds for a slot of
     /// these ranges, or others may have seen a view that gives it more. A view names a recovery master
     /// once it has committed, and may reach clients long before it comes here.

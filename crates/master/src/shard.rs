@@ -20,17 +20,23 @@
 //! that finds `queued_requests_max` answers (or `queued_bytes_max` of them) withheld, is refused as `Busy`. So with fewer than R backups
 //! writers wait, up to that bound.
 
+mod beside;
+
 use std::collections::BTreeMap;
 
-use holdfast_cluster::{Heard, Input, Level, Membership, Node, Now, Output, Outputs, ViewExt};
+use holdfast_cluster::{
+    Heard, Input, Level, Membership, Node, Now, Output, Outputs, ShardBeside, ViewExt,
+};
 use holdfast_format::{
     ClientId, ClusterMs, KeyHash, LogId, Namespace, Position, ServerId, Slot, SlotRange,
 };
 use holdfast_log::{Log, Toucher};
-use holdfast_wire::{Failure, Figures, Message, Outcome, Request, Requests, Response, Responses};
+use holdfast_wire::{
+    Command, Failure, Figures, Message, Outcome, Request, Requests, Response, Responses,
+};
 
 use crate::answers::{Answer, Answers, Concern};
-use crate::commands::{Context, execute, refuse_once};
+use crate::commands::{Context, Identity, execute, refuse_once};
 use crate::config::{ConfigError, ShardConfig};
 use crate::recovery::Recoveries;
 use crate::replicas::{Replicas, Surroundings};
@@ -121,6 +127,8 @@ pub struct Shard {
     life: Life,
     counts: Counts,
     process: ProcessMemory,
+    /// A gateway of this thread has had something executed since the last flush.
+    used: bool,
 }
 
 /// What a shard cannot know of the process it lives in.
@@ -160,6 +168,7 @@ impl Shard {
             life: Life::Serving,
             counts: Counts::default(),
             process: ProcessMemory::default(),
+            used: false,
             config,
         })
     }
@@ -305,8 +314,11 @@ impl Shard {
         request: &Request,
     ) -> Option<Failure> {
         let command = &request.command;
-        if self.streams.is_put_off(client, stream) || self.life != Life::Serving {
+        if self.streams.is_put_off(client, stream) {
             return Some(Failure::NotReady);
+        }
+        if let Some(failure) = self.unready(now) {
+            return Some(failure);
         }
         if command.op.is_keyspace() {
             if self.owned.is_empty() {
@@ -324,6 +336,14 @@ impl Shard {
                 return Some(Failure::NotReady);
             }
         }
+        (command.op.is_write() && self.is_behind()).then_some(Failure::Busy)
+    }
+
+    /// Why nothing at all is executed now, if so.
+    fn unready(&self, now: Now) -> Option<Failure> {
+        if self.life != Life::Serving {
+            return Some(Failure::NotReady);
+        }
         // Without a lease nothing could be answered. A short lapse is bridged: what is executed
         // meanwhile waits for the lease to come back.
         let Some(config) = self.membership.config() else {
@@ -340,18 +360,19 @@ impl Shard {
         }
         let full = self.answers.held() >= self.config.queued_requests_max as usize
             || self.answers.held_bytes() >= self.config.queued_bytes_max;
-        let behind = self.unreplicated >= self.config.unreplicated_bytes_max;
-        (full || (behind && command.op.is_write())).then_some(Failure::Busy)
+        full.then_some(Failure::Busy)
+    }
+
+    /// Writers wait for replicas to catch up.
+    fn is_behind(&self) -> bool {
+        self.unreplicated >= self.config.unreplicated_bytes_max
     }
 
     /// Executes a command; also says what must be durable before its outcome may be heard.
     fn execute(&mut self, client: ClientId, request: &Request) -> (Position, Outcome) {
         let command = &request.command;
         let is_write = command.op.is_write();
-        match is_write {
-            true => self.counts.writes += 1,
-            false => self.counts.reads += 1,
-        }
+        self.count(is_write);
         if let Some(once) = request.once.as_ref().filter(|_| is_write) {
             // Nothing of what will be refused may be remembered (S5).
             if let Some(failure) = refuse_once(self.clock, once) {
@@ -374,13 +395,22 @@ impl Shard {
                 return (Position::default(), Outcome::Failed(Failure::StaleClient));
             }
         }
+        let identity = match &request.once {
+            Some(once) => Identity::Once(once),
+            None => Identity::Missing,
+        };
+        self.run(command, identity)
+    }
+
+    /// Executes a command and notes what it concerned.
+    fn run(&mut self, command: &Command, identity: Identity<'_>) -> (Position, Outcome) {
         let before = self.log.end();
         let context = Context {
             now: self.clock,
             owned: &self.owned,
         };
-        let executed = execute(&mut self.log, context, command, request.once.as_ref());
-        if let Outcome::Failed(failure) = &executed.outcome {
+        let outcome = execute(&mut self.log, context, command, identity);
+        if let Outcome::Failed(failure) = &outcome {
             self.counts.failed += 1;
             // D4.
             assert!(
@@ -393,7 +423,7 @@ impl Shard {
         }
         let (namespace, end) = (command.namespace, self.log.end());
         let hash = KeyHash::of(namespace, &command.key);
-        if executed.appended {
+        if end != before {
             self.note_appended(before, end);
             let concern = match command.op.is_keyspace() {
                 true => Concern::Namespace(namespace),
@@ -405,7 +435,7 @@ impl Shard {
             true => end,
             false => self.answers.needs(namespace, hash),
         };
-        (needs, executed.outcome)
+        (needs, outcome)
     }
 
     fn note_appended(&mut self, before: Position, end: Position) {
@@ -414,6 +444,13 @@ impl Shard {
             false => end.offset,
         };
         self.unreplicated += u64::from(bytes);
+    }
+
+    fn count(&mut self, is_write: bool) {
+        match is_write {
+            true => self.counts.writes += 1,
+            false => self.counts.reads += 1,
+        }
     }
 
     fn count_refusal(&mut self, failure: &Failure) {
@@ -596,6 +633,10 @@ impl Node for Shard {
         self.set_clock(now);
         self.release(now, out);
         self.stop_if_done(now, out);
+    }
+
+    fn as_shard(&mut self) -> Option<&mut dyn ShardBeside> {
+        Some(self)
     }
 
     fn wakeup(&self) -> Option<u64> {

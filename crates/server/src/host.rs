@@ -11,6 +11,8 @@
 //! H2. What nodes of this thread say to each other never wakes anything: the next round takes it.
 //! H3. A node that reports `Stopped` is dropped before anything else reaches it. If it was declared
 //!     dead its seat is taken by a new incarnation.
+//! H4. A gateway is lent the shard of its thread for every step and flush, and is flushed after each flush of
+//!     the shard (`holdfast_cluster::ShardBeside`).
 //!
 //! A panic anywhere ends the process (see `main`): an assertion that failed is a promise broken, and
 //! the rest of the cluster is built to survive a process that ends.
@@ -20,7 +22,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use holdfast_cluster::{Input, Level, Node, Now, Output, Outputs};
+use holdfast_cluster::{Input, Level, Node, Now, Output, Outputs, ShardBeside};
 use holdfast_format::ServerId;
 use holdfast_wire::handshake::ClusterSecret;
 use holdfast_wire::{Message, Outcome};
@@ -272,16 +274,7 @@ impl Loop {
                 self.step(now, id, Input::Tick);
             }
         }
-        // The clock is read again for each: leases are judged by the moment of the release.
-        let mut index = 0;
-        while index < self.nodes.len() {
-            if std::mem::take(&mut self.nodes[index].stepped) {
-                let id = self.nodes[index].id;
-                let now = clock::now();
-                self.drive(now, id, |node, out| node.flush(now, out));
-            }
-            index += 1;
-        }
+        self.flush();
         self.refill_seats(now);
         self.deliver();
         self.account(now);
@@ -292,6 +285,31 @@ impl Loop {
             .chain(self.empty_seats.values().copied())
             .min()
             .map(|at| at.saturating_sub(now.mono_us))
+    }
+
+    /// Flushes whoever was stepped. The clock is read again for each: leases are judged by the moment of the
+    /// release. Shards go first, because gateways beside them (H4) wait for what they make audible.
+    fn flush(&mut self) {
+        for beside in [false, true] {
+            let mut index = 0;
+            while index < self.nodes.len() {
+                let node = &mut self.nodes[index];
+                index += 1;
+                if node.role.asks_beside() != beside || !std::mem::take(&mut node.stepped) {
+                    continue;
+                }
+                let (id, is_shard) = (node.id, matches!(node.role, Role::Shard(_)));
+                if is_shard {
+                    for gateway in self.nodes.iter_mut().filter(|n| n.role.asks_beside()) {
+                        gateway.stepped = true;
+                    }
+                }
+                let now = clock::now();
+                self.drive(now, id, |node, shard, out| {
+                    node.flush_beside(now, shard, out)
+                });
+            }
+        }
     }
 
     fn take_letter(&mut self, now: Now, letter: Letter) {
@@ -357,17 +375,35 @@ impl Loop {
         if let Some(node) = self.nodes.iter_mut().find(|node| node.id == id) {
             node.stepped = true;
         }
-        self.drive(now, id, |node, out| node.step(now, input, out));
+        self.drive(now, id, |node, shard, out| {
+            node.step_beside(now, input, shard, out);
+        });
     }
 
     /// Runs one step or flush and applies what came out of it.
-    fn drive(&mut self, now: Now, id: ServerId, act: impl FnOnce(&mut Role, &mut Outputs)) {
+    fn drive(
+        &mut self,
+        now: Now,
+        id: ServerId,
+        act: impl FnOnce(&mut Role, Option<&mut dyn ShardBeside>, &mut Outputs),
+    ) {
         // Inputs for a node that has stopped meanwhile are for nobody.
         let Some(index) = self.nodes.iter().position(|node| node.id == id) else {
             return;
         };
         let mut out = std::mem::take(&mut self.scratch);
-        act(&mut self.nodes[index].role, &mut out);
+        match self.shard_beside(index) {
+            Some(shard) => {
+                let [node, shard] = self
+                    .nodes
+                    .get_disjoint_mut([index, shard])
+                    .expect("a shard is beside others, not itself");
+                let lent = shard.role.as_shard();
+                act(&mut node.role, lent, &mut out);
+                shard.stepped |= shard.role.as_shard().is_some_and(ShardBeside::take_used);
+            }
+            None => act(&mut self.nodes[index].role, None, &mut out),
+        }
         for output in out.list.drain(..) {
             if let Output::Stopped { reason } = output {
                 self.dismiss(now, index, &reason);
@@ -376,6 +412,18 @@ impl Loop {
             self.apply(index, output);
         }
         self.scratch = out;
+    }
+
+    /// The shard that is lent to a gateway (H4): a cluster port's own, else the first of the thread.
+    fn shard_beside(&self, index: usize) -> Option<usize> {
+        let node = &self.nodes[index];
+        if !node.role.asks_beside() {
+            return None;
+        }
+        let is_flat = matches!(node.role, Role::Gateway(_));
+        self.nodes.iter().position(|shard| {
+            matches!(shard.role, Role::Shard(_)) && (is_flat || shard.seat == node.seat)
+        })
     }
 
     fn apply(&mut self, index: usize, output: Output) {

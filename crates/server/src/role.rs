@@ -1,7 +1,7 @@
 //! The four roles behind one type, so that a host thread can drive any mixture of them.
 
 use holdfast_backup::Backup;
-use holdfast_cluster::{Input, Node, Now, Outputs};
+use holdfast_cluster::{Input, Node, Now, Outputs, ShardBeside};
 use holdfast_coordinator::Coordinator;
 use holdfast_gateway::Gateway;
 use holdfast_master::Shard;
@@ -65,6 +65,11 @@ impl Role {
         }
     }
 
+    /// True for nodes that are lent the shard of their thread.
+    pub fn asks_beside(&self) -> bool {
+        matches!(self, Role::Gateway(_) | Role::ClusterGateway(_))
+    }
+
     fn node(&self) -> &dyn Node {
         match self {
             Role::Coordinator(node) => node.as_ref(),
@@ -90,6 +95,21 @@ impl Node for Role {
     }
     fn flush(&mut self, now: Now, out: &mut Outputs) {
         self.node_mut().flush(now, out);
+    }
+    fn step_beside(
+        &mut self,
+        now: Now,
+        input: Input,
+        shard: Option<&mut dyn ShardBeside>,
+        out: &mut Outputs,
+    ) {
+        self.node_mut().step_beside(now, input, shard, out);
+    }
+    fn flush_beside(&mut self, now: Now, shard: Option<&mut dyn ShardBeside>, out: &mut Outputs) {
+        self.node_mut().flush_beside(now, shard, out);
+    }
+    fn as_shard(&mut self) -> Option<&mut dyn ShardBeside> {
+        self.node_mut().as_shard()
     }
     fn wakeup(&self) -> Option<u64> {
         self.node().wakeup()

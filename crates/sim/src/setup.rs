@@ -1,5 +1,7 @@
 //! What a world consists of: how many of each role, on which machines, how configured.
 
+use std::collections::BTreeMap;
+
 use holdfast_format::ServerId;
 use holdfast_wire::{ClusterConfig, Member, Role};
 
@@ -15,6 +17,8 @@ pub struct Setup {
     pub shards_per_master: u32,
     pub backups: u32,
     pub gateways: u32,
+    /// Gateway `i` lives on the thread of master `i`'s first shard, as far as there are masters.
+    pub gateways_in_masters: bool,
     /// Master `i` and backup `i` share a machine (and say so by its label).
     pub shared_machines: bool,
     pub config: ClusterConfig,
@@ -59,6 +63,7 @@ impl Setup {
             shards_per_master: 1,
             backups: 4,
             gateways: 2,
+            gateways_in_masters: false,
             shared_machines: false,
             config: ClusterConfig {
                 cluster: 0x51D,
@@ -95,6 +100,7 @@ impl Setup {
             _ => {}
         }
         setup.gateways = chance.between(1, 3) as u32;
+        setup.gateways_in_masters = seed % 2 == 1;
         setup.config.ack_disk = chance.percent(50);
         setup.config.lease_ms = *chance.pick(&[200, 400, 800, 1_500]);
         // Some shards are so small that they must clean, or refuse writers.
@@ -114,15 +120,27 @@ impl Setup {
     pub fn places(&self) -> Vec<PlacePlan> {
         let mut places = Vec::new();
         let mut machine = 0;
-        let mut process = 0;
+        let mut processes = 0;
+        let mut process_of_machine = BTreeMap::new();
         let mut add = |name: String, role, on: Option<u32>, first_of_process: bool| {
-            if first_of_process {
-                process += 1;
-            }
+            let process = match first_of_process {
+                true => {
+                    processes += 1;
+                    processes
+                }
+                // A gateway comes back to the process of its master.
+                false if role == Role::Gateway => {
+                    on.map_or(processes, |on| process_of_machine[&on])
+                }
+                false => processes,
+            };
             let on = on.unwrap_or_else(|| {
                 machine += u32::from(first_of_process);
                 machine - 1
             });
+            if role == Role::Shard {
+                process_of_machine.insert(on, process);
+            }
             places.push(PlacePlan {
                 name,
                 role,
@@ -151,12 +169,10 @@ impl Setup {
             add(format!("backup-{}", backup + 1), Role::Backup, on, true);
         }
         for gateway in 0..self.gateways {
-            add(
-                format!("gateway-{}", gateway + 1),
-                Role::Gateway,
-                None,
-                true,
-            );
+            let on = machines.get(gateway as usize).copied();
+            let on = on.filter(|_| self.gateways_in_masters);
+            let name = format!("gateway-{}", gateway + 1);
+            add(name, Role::Gateway, on, on.is_none());
         }
         places
     }
@@ -229,6 +245,27 @@ mod tests {
                 .windows(2)
                 .all(|pair| pair[0].machine != pair[1].machine)
         );
+    }
+
+    #[test]
+    fn gateways_in_masters_share_process_and_machine_with_the_first_shard() {
+        let setup = Setup {
+            shards_per_master: 2,
+            masters: 2,
+            gateways: 3,
+            gateways_in_masters: true,
+            ..Setup::small(1)
+        };
+        let places = setup.places();
+        let gateways: Vec<_> = places.iter().filter(|p| p.role == Role::Gateway).collect();
+        let shards: Vec<_> = places.iter().filter(|p| p.role == Role::Shard).collect();
+        for (gateway, shard) in [(0, 0), (1, 2)] {
+            assert_eq!(gateways[gateway].process, shards[shard].process);
+            assert_eq!(gateways[gateway].machine, shards[shard].machine);
+        }
+        let alone = gateways[2];
+        let others = places.iter().filter(|p| p.process == alone.process);
+        assert_eq!(others.count(), 1, "there is no third master");
     }
 
     #[test]

@@ -18,7 +18,7 @@ const SEEDS_TO_JUDGE: u64 = 100;
 const VIOLATIONS_SHOWN: usize = 5;
 
 /// Corners of the code that a batch of seeds should have been in, as the roles count them.
-const CORNERS: [(&str, &str); 15] = [
+const CORNERS: [(&str, &str); 16] = [
     ("holdfast_shard_recoveries_total", "a shard recovered"),
     (COMPACTED, "bytes compacted"),
     (CLEANED, "bytes cleaned"),
@@ -46,6 +46,10 @@ const CORNERS: [(&str, &str); 15] = [
     ),
     ("holdfast_backup_fetches_failed_total", "a fetch failed"),
     ("holdfast_gateway_given_up_total", "a gateway gave up"),
+    (
+        "holdfast_gateway_beside_total",
+        "executed on the gateway's thread",
+    ),
 ];
 
 const COMPACTED: &str = "holdfast_shard_compacted_bytes_total";

@@ -12,6 +12,7 @@
 //!     two of them. Answers are released by a step of their own (`flush`) with a later clock.
 //! W3. A process that dies leaves its machine's store and clock; it returns under a new id (the
 //!     coordinator under 0) and remembers only what the store or the records hold.
+//! W5. A gateway in a shard's process is lent the shard, and shares its pauses and its death.
 //! W4. Every step costs simulated time, stretched as a fault, so that long work can outlive a lease.
 
 use std::cmp::Reverse;
@@ -630,14 +631,17 @@ impl World {
         }
     }
 
-    /// The process stands still; its machine's clock goes on.
+    /// The process stands still, with everyone in it; its machine's clock goes on.
     pub fn pause(&mut self, place: PlaceId, for_us: u64) {
         self.tell(Tells::Events, || {
             format!("{place:?} pauses for {for_us} us")
         });
         let until_us = self.now_us + for_us;
-        if let Some(running) = &mut self.places[place.0].running {
-            running.paused_until_us = running.paused_until_us.max(until_us);
+        let process = self.places[place.0].process;
+        for other in self.places.iter_mut().filter(|o| o.process == process) {
+            if let Some(running) = &mut other.running {
+                running.paused_until_us = running.paused_until_us.max(until_us);
+            }
         }
     }
 

@@ -148,7 +148,7 @@ impl World {
         self.apply(out);
     }
 
-    fn apply(&mut self, out: Outputs) {
+    pub fn apply(&mut self, out: Outputs) {
         for output in out.list {
             match output {
                 Output::Send { to, message } => self.sent(to, message),

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use holdfast_cluster::{
     ConnectionId, DiskDone, DiskError, DiskOp, Input, Level, Node, Now, Output, Outputs,
+    ShardBeside,
 };
 use holdfast_format::ServerId;
 use holdfast_wire::{Message, Role};
@@ -209,11 +210,13 @@ impl World {
     pub(super) fn turn_soon(&mut self, place: PlaceId) {
         let now_us = self.now_us;
         let incarnation = self.places[place.0].incarnation;
+        let shard_busy_until_us = self.shard_busy_until_us(place);
         let Some(running) = self.places[place.0].running.as_mut() else {
             return;
         };
         let at_us = now_us
             .max(running.busy_until_us)
+            .max(shard_busy_until_us)
             .max(running.paused_until_us);
         if running.turn_at_us.is_none_or(|turn_us| turn_us > at_us) {
             running.turn_at_us = Some(at_us);
@@ -225,6 +228,7 @@ impl World {
     fn turn(&mut self, place: PlaceId, incarnation: u64) {
         let now_us = self.now_us;
         let stretch = self.places[place.0].stretch;
+        let shard_busy_until_us = self.shard_busy_until_us(place);
         let Some(running) = self.running(place, incarnation) else {
             return;
         };
@@ -232,7 +236,8 @@ impl World {
             return; // A turn that was put earlier has made this one superfluous.
         }
         running.turn_at_us = None;
-        if running.paused_until_us > now_us || running.busy_until_us > now_us {
+        let busy_until_us = running.busy_until_us.max(shard_busy_until_us);
+        if running.paused_until_us > now_us || busy_until_us > now_us {
             return self.turn_soon(place);
         }
         if !running.held.is_empty() {
@@ -243,7 +248,10 @@ impl World {
         } else if running.flush_due {
             running.flush_due = false;
             let cost_us = 2 * stretch;
-            self.step_node(place, cost_us, |node, now, out| node.flush(now, out));
+            self.step_node(place, cost_us, |node, now, shard, out| {
+                node.flush_beside(now, shard, out);
+            });
+            self.flush_gateways_beside(place);
         } else {
             running.flush_due = true;
             let mut cost_us = 0;
@@ -262,7 +270,9 @@ impl World {
                     _ => running.spins = 0,
                 }
                 cost_us += content::cost_us(&input) * stretch;
-                self.step_node(place, cost_us, |node, now, out| node.step(now, input, out));
+                self.step_node(place, cost_us, |node, now, shard, out| {
+                    node.step_beside(now, input, shard, out);
+                });
             }
         }
         let now_us = self.now_us;
@@ -304,7 +314,7 @@ impl World {
         &mut self,
         place: PlaceId,
         cost_us: u64,
-        step: impl FnOnce(&mut dyn Node, Now, &mut Outputs),
+        step: impl FnOnce(&mut dyn Node, Now, Option<&mut dyn ShardBeside>, &mut Outputs),
     ) {
         let machine = self.places[place.0].machine;
         // The clock is read when the work begins; its effects leave when it has ended.
@@ -321,10 +331,71 @@ impl World {
             .as_mut()
             .expect("a running process steps");
         running.busy_until_us = self.now_us + cost_us;
-        step(running.node.as_mut(), now, &mut out);
+        match self.shard_beside(place) {
+            Some(beside) => {
+                let [here, there] = self
+                    .places
+                    .get_disjoint_mut([place.0, beside.0])
+                    .expect("a shard is beside others, not itself");
+                let running = here.running.as_mut().expect("looked up above");
+                let shard = there.running.as_mut().expect("only a running one is lent");
+                step(running.node.as_mut(), now, shard.node.as_shard(), &mut out);
+                if shard.node.as_shard().is_some_and(ShardBeside::take_used) {
+                    // One thread does the work of both.
+                    shard.busy_until_us = shard.busy_until_us.max(self.now_us + cost_us);
+                    shard.flush_due = true;
+                    self.turn_soon(beside);
+                }
+            }
+            None => {
+                let running = self.places[place.0].running.as_mut();
+                let node = running.expect("looked up above").node.as_mut();
+                step(node, now, None, &mut out);
+            }
+        }
         let outputs: VecDeque<Output> = out.list.drain(..).collect();
         self.scratch = out;
         self.apply(place, outputs, cost_us);
+    }
+
+    /// The shard that a gateway is lent (W5).
+    fn shard_beside(&self, place: PlaceId) -> Option<PlaceId> {
+        let here = &self.places[place.0];
+        if here.role != Role::Gateway {
+            return None;
+        }
+        let at = self.places.iter().position(|there| {
+            there.process == here.process
+                && there.role == Role::Shard
+                && there
+                    .running
+                    .as_ref()
+                    .is_some_and(|shard| shard.held.is_empty())
+        })?;
+        Some(PlaceId(at))
+    }
+
+    /// Until when a gateway's thread is busy for the shard that it is lent.
+    fn shard_busy_until_us(&self, place: PlaceId) -> u64 {
+        self.shard_beside(place)
+            .and_then(|shard| self.places[shard.0].running.as_ref())
+            .map_or(0, |shard| shard.busy_until_us)
+    }
+
+    /// A shard has flushed: those it is lent to may have something to say.
+    fn flush_gateways_beside(&mut self, place: PlaceId) {
+        if self.places[place.0].role != Role::Shard {
+            return;
+        }
+        for gateway in self.all_places() {
+            let there = &mut self.places[gateway.0];
+            if there.role == Role::Gateway && there.process == self.places[place.0].process {
+                if let Some(running) = &mut self.places[gateway.0].running {
+                    running.flush_due = true;
+                }
+                self.turn_soon(gateway);
+            }
+        }
     }
 
     /// Applies outputs one at a time (W2). False if the process is gone afterwards.

@@ -1,0 +1,201 @@
+//! A gateway that is lent the shard of its thread: order, withholding, and what becomes of a reply that can no
+//! longer be made audible.
+
+#[path = "../../client/tests/support/shard.rs"]
+#[allow(dead_code, reason = "these are the shards that messages go to")]
+mod shard;
+#[path = "support/world.rs"]
+#[allow(dead_code, reason = "each test file uses its part of the world")]
+mod world;
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use holdfast_cluster::{Answer, ConnectionId, Executed, Input, Node, Now, Outputs, ShardBeside};
+use holdfast_format::{Position, SegmentId, ServerId, Version};
+use holdfast_gateway::Mode;
+use holdfast_wire::{Command, Meta, Op, Outcome};
+
+use world::{A, World, request};
+
+/// Takes every key that begins with `here`, and needs one position more for each write.
+#[derive(Default)]
+struct Beside {
+    values: BTreeMap<Bytes, Bytes>,
+    written: u32,
+    audible: Option<u32>,
+    used: bool,
+}
+
+fn at(offset: u32) -> Position {
+    Position {
+        segment: SegmentId(1),
+        offset,
+    }
+}
+
+impl ShardBeside for Beside {
+    fn id(&self) -> ServerId {
+        A
+    }
+
+    fn admits(&self, _: Now) -> bool {
+        true
+    }
+
+    fn execute(&mut self, _: Now, command: &Command) -> Option<Executed<'_>> {
+        if !command.key.starts_with(b"here") {
+            return None;
+        }
+        self.used = true;
+        let answer = match &command.op {
+            Op::Put { value, .. } => {
+                self.written += 1;
+                self.values.insert(command.key.clone(), value.clone());
+                Answer::Outcome(Outcome::Done {
+                    meta: Meta::default(),
+                    old: None,
+                })
+            }
+            Op::Get => match self.values.get(&command.key) {
+                Some(value) => Answer::Value {
+                    value,
+                    meta: Meta::default(),
+                },
+                None => Answer::Outcome(Outcome::Absent {
+                    version: Version(0),
+                }),
+            },
+            _ => return None,
+        };
+        let needs = at(self.written);
+        Some(Executed { needs, answer })
+    }
+
+    fn audible(&self, _: Now) -> Option<Position> {
+        self.audible.map(at)
+    }
+
+    fn take_used(&mut self) -> bool {
+        std::mem::take(&mut self.used)
+    }
+}
+
+struct Pair {
+    world: World,
+    shard: Beside,
+}
+
+impl Pair {
+    fn new() -> Pair {
+        let mut world = World::new(Mode::Flat);
+        world.connect(1);
+        Pair {
+            world,
+            shard: Beside::default(),
+        }
+    }
+
+    /// Sends requests, lets the gateway flush, and says what the client has been sent since.
+    fn send(&mut self, lines: &[&str]) -> String {
+        let bytes: Vec<u8> = lines.iter().flat_map(|line| request(line)).collect();
+        let input = Input::Received {
+            connection: ConnectionId(1),
+            bytes: bytes.into(),
+        };
+        let mut out = Outputs::default();
+        let now = self.world.now;
+        self.world
+            .gateway
+            .step_beside(now, input, Some(&mut self.shard), &mut out);
+        self.heard(out)
+    }
+
+    /// The same without sending.
+    fn flush(&mut self) -> String {
+        self.heard(Outputs::default())
+    }
+
+    fn heard(&mut self, mut out: Outputs) -> String {
+        let now = self.world.now;
+        let shard: &mut dyn ShardBeside = &mut self.shard;
+        self.world.gateway.flush_beside(now, Some(shard), &mut out);
+        self.texts(out)
+    }
+
+    fn texts(&mut self, out: Outputs) -> String {
+        self.world.apply(out);
+        self.world.take(1)
+    }
+}
+
+#[test]
+fn what_is_executed_beside_is_withheld_until_it_is_audible() {
+    let mut pair = Pair::new();
+    pair.shard.audible = Some(0);
+    assert_eq!(pair.send(&["SET here:1 one"]), "");
+    assert_eq!(
+        pair.send(&["GET here:1", "PING"]),
+        "",
+        "it waits behind the SET"
+    );
+    pair.shard.audible = Some(1);
+    assert_eq!(pair.flush(), "+OK\n$3\none\n+PONG\n");
+    assert_eq!(pair.send(&["GET here:1"]), "$3\none\n");
+    pair.shard.audible = None;
+    assert_eq!(pair.send(&["GET here:1"]), "", "there is no lease");
+    assert!(pair.world.requests.is_empty(), "no message was needed");
+}
+
+#[test]
+fn what_is_declined_keeps_its_place_among_what_is_not() {
+    let mut pair = Pair::new();
+    pair.shard.audible = Some(9);
+    let heard = pair.send(&["SET here:1 a", "SET there b", "SET here:1 c", "GET here:1"]);
+    assert_eq!(heard, "+OK\n", "the second is on its way to a shard");
+    assert_eq!(pair.shard.written, 1, "nothing overtakes it");
+    let sent: usize = pair.world.requests.iter().map(|(_, r)| r.items.len()).sum();
+    assert!(sent >= 2, "what follows goes the same way");
+}
+
+#[test]
+fn replies_of_a_shard_that_is_gone_are_of_unknown_outcome() {
+    let mut pair = Pair::new();
+    pair.shard.audible = Some(0);
+    assert_eq!(pair.send(&["SET here:1 one", "SET here:2 two", "PING"]), "");
+    let mut out = Outputs::default();
+    pair.world
+        .gateway
+        .flush_beside(pair.world.now, None, &mut out);
+    let heard = pair.texts(out);
+    let lines: Vec<&str> = heard.lines().collect();
+    assert_eq!(lines.len(), 3, "{heard}");
+    assert!(
+        lines[..2]
+            .iter()
+            .all(|line| line.starts_with("-ERR outcome unknown"))
+    );
+    assert_eq!(lines[2], "+PONG");
+}
+
+#[test]
+fn what_stays_inaudible_is_given_up_in_time() {
+    let mut pair = Pair::new();
+    pair.shard.audible = Some(0);
+    assert_eq!(pair.send(&["SET here:1 one"]), "");
+    pair.world.now.mono_us += 1_000;
+    assert_eq!(pair.send(&["SET here:2 two"]), "");
+    let due_us = pair.world.gateway.wakeup().expect("it gives up some time");
+    pair.world.now.mono_us = pair.world.now.mono_us.max(due_us) + 100_000;
+    loop {
+        let heard = pair.flush();
+        if !heard.is_empty() {
+            assert_eq!(heard.matches("-ERR outcome unknown").count(), 2, "{heard}");
+            break;
+        }
+        pair.world.now.mono_us += 1_000_000;
+        assert!(pair.world.now.mono_us < 1_000_000_000, "never given up");
+    }
+    pair.shard.audible = Some(9);
+    assert_eq!(pair.flush(), "", "each is answered once");
+}

@@ -1,0 +1,74 @@
+//! The shard as a gateway of its own thread has it (`holdfast_cluster::ShardBeside`).
+//!
+//! The rules are those of `Shard::requests`, without what only messages need: there is no stream, because nothing
+//! arrives twice or out of order, and no completion record, because nothing is asked again. D1 to D4 hold as
+//! they do there; the gateway withholds the answer instead of `Answers`.
+
+use holdfast_cluster::{Answer, Executed, Now, ShardBeside};
+use holdfast_format::{KeyHash, Position, ServerId, Slot, SlotRange};
+use holdfast_wire::{Command, Op};
+
+use super::{Life, Shard};
+use crate::commands::{Identity, meta};
+
+impl ShardBeside for Shard {
+    fn id(&self) -> ServerId {
+        self.membership.member().id
+    }
+
+    fn admits(&self, now: Now) -> bool {
+        !self.owned.is_empty() && self.unready(now).is_none()
+    }
+
+    fn execute(&mut self, now: Now, command: &Command) -> Option<Executed<'_>> {
+        let is_write = command.op.is_write();
+        if (is_write && self.is_behind())
+            || command.op.is_keyspace()
+            || !self.serves(now, &command.key)
+            || self.unready(now).is_some()
+        {
+            return None;
+        }
+        self.used = true;
+        self.count(is_write);
+        if command.op != Op::Get {
+            let (needs, outcome) = self.run(command, Identity::Unneeded);
+            let answer = Answer::Outcome(outcome);
+            return Some(Executed { needs, answer });
+        }
+        let hash = KeyHash::of(command.namespace, &command.key);
+        let needs = self.answers.needs(command.namespace, hash);
+        let found = self.log.find(command.namespace, &command.key, self.clock);
+        let answer = match found {
+            Some(found) => Answer::Value {
+                value: found.value,
+                meta: meta(found.version, found.expiry, self.clock),
+            },
+            None => Answer::Outcome(holdfast_wire::Outcome::Absent {
+                version: self.log.last_version(),
+            }),
+        };
+        Some(Executed { needs, answer })
+    }
+
+    fn audible(&self, now: Now) -> Option<Position> {
+        // Not the lease of the last flush: a replica may have been lost since.
+        let leased = now.mono_us < self.replicas.standing().lease_until_us;
+        (leased && self.life != Life::Stopped).then(|| self.answers.durable_position())
+    }
+
+    fn take_used(&mut self) -> bool {
+        std::mem::take(&mut self.used)
+    }
+}
+
+impl Shard {
+    /// D1.
+    fn serves(&self, now: Now, key: &[u8]) -> bool {
+        if self.owned.as_slice() == [SlotRange::ALL] && !self.recoveries.withholds_some(now) {
+            return true;
+        }
+        let slot = Slot::of(key);
+        self.owned.iter().any(|range| range.contains(slot)) && !self.recoveries.withholds(now, slot)
+    }
+}
