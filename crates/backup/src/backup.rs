@@ -565,7 +565,8 @@ impl Node for Backup {
             | Input::Connected { .. }
             | Input::Received { .. }
             | Input::Disconnected { .. }
-            | Input::Call { .. } => {}
+            | Input::Call { .. }
+            | Input::Order { .. } => {}
         }
         if !matches!(self.stage, Stage::Joining | Stage::Stopped) {
             self.serve_fetch(out);

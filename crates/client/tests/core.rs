@@ -90,6 +90,7 @@ impl World {
                 })
                 .collect(),
             recovering: Vec::new(),
+            namespaces: Vec::new(),
         };
         self.core.view_changed(self.now, &self.view);
     }

@@ -16,7 +16,8 @@
 
 use holdfast_format::{ClusterMs, LogId, ServerId};
 use holdfast_wire::{
-    ClusterConfig, Enlist, Figures, Heartbeat, HeartbeatReply, Member, Message, Role, View,
+    ClusterConfig, Enlist, Figures, Heartbeat, HeartbeatReply, Member, Message, NamespaceUse, Role,
+    View,
 };
 
 use crate::clock::ClusterClock;
@@ -64,6 +65,7 @@ pub struct Membership {
     clock: ClusterClock,
     prober: Prober,
     figures: Figures,
+    namespaces: Vec<NamespaceUse>,
 }
 
 impl Membership {
@@ -87,6 +89,7 @@ impl Membership {
             clock: ClusterClock::new(),
             prober: Prober::new(),
             figures: Figures::default(),
+            namespaces: Vec::new(),
         }
     }
 
@@ -98,6 +101,11 @@ impl Membership {
     /// What the next heartbeat reports. The clock's error bound is filled in here.
     pub fn set_figures(&mut self, figures: Figures) {
         self.figures = figures;
+    }
+
+    /// Shards: what the next heartbeat reports of namespaces.
+    pub fn set_namespaces(&mut self, namespaces: Vec<NamespaceUse>) {
+        self.namespaces = namespaces;
     }
 
     pub fn id(&self) -> ServerId {
@@ -249,6 +257,7 @@ impl Membership {
                 clock_error_us,
                 ..self.figures
             },
+            namespaces: self.namespaces.clone(),
         };
         out.send(ServerId::COORDINATOR, Message::Heartbeat(heartbeat));
         self.stage = Stage::Enlisted {

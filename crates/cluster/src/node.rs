@@ -12,8 +12,8 @@
 //! N3. After every step the driver asks `wakeup` and gives `Tick` no earlier than that.
 
 use bytes::Bytes;
-use holdfast_format::ServerId;
-use holdfast_wire::{Command, Figures, Message, Once, Outcome};
+use holdfast_format::{Namespace, ServerId};
+use holdfast_wire::{Command, Figures, Message, NamespacePolicy, NamespaceUse, Once, Outcome};
 
 use crate::ShardBeside;
 
@@ -67,8 +67,22 @@ pub enum Input {
         token: u64,
         call: Call,
     },
+    /// Coordinator: an operator's order. Answered by `Output::Obeyed` once it is durable.
+    Order {
+        token: u64,
+        order: Order,
+    },
     /// Finish what is under way and stop; the node answers with `Output::Stopped`.
     Shutdown,
+}
+
+/// What an operator may order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Order {
+    /// From now on the namespace has these limits, and no others.
+    SetNamespace(NamespacePolicy),
+    /// From now on it has none.
+    UnsetNamespace(Namespace),
 }
 
 /// A command from the gRPC face. `once` is the caller's own; without it the gateway uses its own.
@@ -111,6 +125,10 @@ pub enum Output {
     Answer {
         token: u64,
         outcome: Outcome,
+    },
+    /// An order is durable, and on its way to everyone.
+    Obeyed {
+        token: u64,
     },
     /// Something an operator may want to read; the driver logs it and may count it.
     Event(Event),
@@ -256,6 +274,11 @@ pub trait Node {
 
     fn figures(&self) -> Figures {
         Figures::default()
+    }
+
+    /// Shards: what there is of each namespace that has anything, by number.
+    fn namespaces(&self) -> Vec<NamespaceUse> {
+        Vec::new()
     }
 }
 

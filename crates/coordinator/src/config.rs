@@ -1,6 +1,6 @@
 //! What an operator decides, and why a coordinator refuses to start.
 
-use holdfast_wire::ClusterConfig;
+use holdfast_wire::{ClusterConfig, NamespacePolicy};
 
 use crate::records::RecordError;
 
@@ -23,6 +23,9 @@ pub struct CoordinatorConfig {
     /// so long, from the start, before its head is chosen. Where memory acknowledges, what a power
     /// failure left may show an older head as open: those who come back first must not decide alone.
     pub settle_ms: u32,
+    /// Limits that the operator has written down: they replace those that are recorded of the same
+    /// namespaces.
+    pub namespaces: Vec<NamespacePolicy>,
     /// Enlisting is refused beyond so many members that are up.
     pub members_max: u32,
 }
@@ -37,6 +40,7 @@ impl CoordinatorConfig {
             dead_ms: 1_000,
             cold_start: false,
             settle_ms: 5_000,
+            namespaces: Vec::new(),
             members_max: 4_096,
         }
     }

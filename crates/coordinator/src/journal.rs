@@ -8,12 +8,12 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use holdfast_cluster::{Output, Outputs, RecordWrite};
-use holdfast_format::{ClusterMs, LogId, ServerId, SlotRange};
-use holdfast_wire::Member;
+use holdfast_format::{ClusterMs, LogId, Namespace, ServerId, SlotRange};
+use holdfast_wire::{Member, NamespaceLimits};
 
 use crate::records::{
     IDENTITY_KEY, Identity, LogRecord, Ownership, START_KEY, Start, Value, gone_key, log_key,
-    server_key, tablet_key,
+    namespace_key, server_key, tablet_key,
 };
 
 /// Collects the changes of each step and keeps one write under way at a time, so that a slow
@@ -83,6 +83,16 @@ impl Journal {
 
     pub(crate) fn remove_tablet(&mut self, range: SlotRange) {
         self.staged.insert(tablet_key(range), None);
+    }
+
+    pub(crate) fn put_namespace(&mut self, namespace: Namespace, limits: &NamespaceLimits) {
+        let mut value = Value::new();
+        value.limits(limits);
+        self.put(namespace_key(namespace), value);
+    }
+
+    pub(crate) fn remove_namespace(&mut self, namespace: Namespace) {
+        self.staged.insert(namespace_key(namespace), None);
     }
 
     pub(crate) fn put_gone(&mut self, id: ServerId, ordinal: u64) {

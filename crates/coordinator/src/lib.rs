@@ -29,10 +29,11 @@ mod tablets;
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use holdfast_cluster::{Dice, Input, Level, Node, Now, Output, Outputs, ViewExt};
-use holdfast_format::{ClusterMs, Epoch, LogId, ServerId};
+use holdfast_cluster::{Dice, Input, Level, Node, Now, Order, Output, Outputs, ViewExt};
+use holdfast_format::{ClusterMs, Epoch, LogId, Namespace, ServerId};
 use holdfast_wire::{
-    Enlist, Enlisted, Heartbeat, HeartbeatReply, Inventory, Member, Message, Role, Tablet, View,
+    Enlist, Enlisted, Heartbeat, HeartbeatReply, Inventory, Member, Message, NamespaceLimits,
+    NamespacePolicy, Role, Tablet, View,
 };
 
 use clock::ClockSource;
@@ -74,6 +75,8 @@ pub struct Coordinator {
     live: BTreeMap<LogId, LiveLog>,
     recoveries: BTreeMap<LogId, Recovery>,
     tablets: Tablets,
+    /// Limits that operators have set.
+    namespaces: BTreeMap<Namespace, NamespaceLimits>,
     finished: Finished,
     declared_dead: u64,
 
@@ -94,6 +97,8 @@ pub struct Coordinator {
     view_stale: bool,
     owed_enlisted: BTreeSet<ServerId>,
     owed_epochs: BTreeSet<LogId>,
+    /// Orders that have been obeyed but for telling so.
+    owed_orders: Vec<u64>,
     dial: Vec<ServerId>,
     hang_up: Vec<ServerId>,
 }
@@ -118,6 +123,12 @@ impl Coordinator {
                 }
                 let (cluster, replicas) = (config.cluster.cluster, config.cluster.replicas);
                 journal.put_identity(Identity { cluster, replicas });
+            }
+        }
+        let mut namespaces = recorded.namespaces;
+        for NamespacePolicy { namespace, limits } in &config.namespaces {
+            if namespaces.insert(*namespace, *limits) != Some(*limits) {
+                journal.put_namespace(*namespace, limits);
             }
         }
         let clock = ClockSource::new(now, recorded.start.clock_ceiling);
@@ -156,6 +167,7 @@ impl Coordinator {
             live,
             recoveries,
             tablets: Tablets::new(recorded.tablets),
+            namespaces,
             finished: Finished::default(),
             declared_dead: 0,
             started: false,
@@ -172,6 +184,7 @@ impl Coordinator {
             view_stale: true,
             owed_enlisted: BTreeSet::new(),
             owed_epochs: BTreeSet::new(),
+            owed_orders: Vec::new(),
             dial,
             hang_up: Vec::new(),
             config,
@@ -183,6 +196,7 @@ impl Coordinator {
         let member = |server: &Server| MemberStatus {
             member: server.member.clone(),
             figures: server.figures,
+            namespaces: server.namespaces.clone(),
             suspect: server.is_suspect(),
             heard_ms_ago: now.mono_us.saturating_sub(server.heard_us) / 1_000,
         };
@@ -194,6 +208,7 @@ impl Coordinator {
             view_version: self.view.version,
             members: self.servers.iter().map(member).collect(),
             tablets: self.tablet_view(),
+            namespaces: self.policies(),
             recoveries: self.recoveries.iter().map(recovery).collect(),
             finished: self.finished.to_vec(),
             waiting_for: self.waiting_for(),
@@ -209,6 +224,7 @@ impl Coordinator {
             }
             Input::PeerLost { peer, ended } => self.take_suspicion(now, peer, ended, out),
             Input::RecordsWritten { .. } | Input::Tick => {}
+            Input::Order { token, order } => self.order(token, order, out),
             Input::Shutdown => {
                 self.stopped = true;
                 out.push(Output::Stopped {
@@ -277,6 +293,37 @@ impl Coordinator {
             // says that somebody else than its sender sent it.
             _ => {}
         }
+    }
+
+    /// Does what an operator wants. Doing it again changes nothing, and is answered all the same.
+    fn order(&mut self, token: u64, order: Order, out: &mut Outputs) {
+        match order {
+            Order::SetNamespace(NamespacePolicy { namespace, limits }) => {
+                if self.namespaces.insert(namespace, limits) != Some(limits) {
+                    self.journal.put_namespace(namespace, &limits);
+                    self.view_stale = true;
+                    let text = format!("namespace {} has new limits: {limits:?}", namespace.0);
+                    out.event(Level::Info, text);
+                }
+            }
+            Order::UnsetNamespace(namespace) => {
+                if self.namespaces.remove(&namespace).is_some() {
+                    self.journal.remove_namespace(namespace);
+                    self.view_stale = true;
+                    let text = format!("namespace {} has no limits any more", namespace.0);
+                    out.event(Level::Info, text);
+                }
+            }
+        }
+        self.owed_orders.push(token);
+    }
+
+    fn policies(&self) -> Vec<NamespacePolicy> {
+        let policy = |(&namespace, &limits): (&Namespace, &NamespaceLimits)| NamespacePolicy {
+            namespace,
+            limits,
+        };
+        self.namespaces.iter().map(policy).collect()
     }
 
     // ---- members ----
@@ -401,6 +448,7 @@ impl Coordinator {
         let known = match self.servers.get_mut(heartbeat.from) {
             Some(server) => {
                 server.figures = heartbeat.figures;
+                server.namespaces = heartbeat.namespaces;
                 server.view_version = server.view_version.max(heartbeat.view_version);
                 true
             }
@@ -666,6 +714,9 @@ impl Coordinator {
             let epoch = self.live[&log].minimum_epoch;
             out.send(log.shard(), Message::EpochRecorded { log, epoch });
         }
+        for token in std::mem::take(&mut self.owed_orders) {
+            out.push(Output::Obeyed { token });
+        }
         for (log, backup) in self.gone.announcements_due(now.mono_us) {
             out.send(backup, Message::LogGone { log });
         }
@@ -693,6 +744,7 @@ impl Coordinator {
                 .collect(),
             tablets: self.tablet_view(),
             recovering: self.recoveries.keys().copied().collect(),
+            namespaces: self.policies(),
         };
         for server in self.servers.iter() {
             if !self.owed_enlisted.contains(&server.member.id) {

@@ -15,7 +15,7 @@
 use std::collections::BTreeMap;
 
 use holdfast_format::{LogId, ServerId};
-use holdfast_wire::{Figures, Member, Role};
+use holdfast_wire::{Figures, Member, NamespaceUse, Role};
 
 use crate::journal::Journal;
 use crate::records::GONE_MAX;
@@ -35,6 +35,7 @@ const GONE_ANNOUNCED_AT_START: usize = 64;
 pub(crate) struct Server {
     pub member: Member,
     pub figures: Figures,
+    pub namespaces: Vec<NamespaceUse>,
     /// When it enlisted, or when this coordinator started.
     pub since_us: u64,
     pub heard_us: u64,
@@ -72,6 +73,7 @@ impl Servers {
     pub(crate) fn add(&mut self, member: Member, now_us: u64, heard: bool) {
         let server = Server {
             figures: Figures::default(),
+            namespaces: Vec::new(),
             since_us: now_us,
             heard_us: now_us,
             heard,

@@ -7,19 +7,20 @@
 //! | `server/<id>` | a shard or backup that is up | it has not been declared dead |
 //! | `log/<id>` | a live log's minimum epoch and stores, or a dead one's recovery | it is not gone |
 //! | `tablet/<first slot>` | a slot range, its owner and epoch | slots have been dealt out |
+//! | `namespace/<n>` | the limits of a namespace | an operator wants them |
 //! | `gone/<id>` | the ordinal of a death | it is among the newest `GONE_MAX` |
 //!
 //! A value is: format version (1 byte), fields in little-endian order, CRC32C of all before it.
-//! Ids in keys are 16 hexadecimal digits, slots 5 decimal ones, so that keys sort as they should
+//! Ids in keys are 16 hexadecimal digits, slots 5 decimal ones and namespaces 3, so that keys sort as they should
 //! and a person can read them.
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use holdfast_format::{
-    ClusterMs, Epoch, LogId, SLOTS, SegmentId, ServerId, Slot, SlotRange, crc32c,
+    ClusterMs, Epoch, LogId, Namespace, SLOTS, SegmentId, ServerId, Slot, SlotRange, crc32c,
 };
-use holdfast_wire::{Member, Role};
+use holdfast_wire::{Eviction, Member, NamespaceLimits, Role};
 
 /// The only format of values so far.
 const VALUE_VERSION: u8 = 1;
@@ -131,6 +132,7 @@ pub(crate) struct Recorded {
     pub servers: BTreeMap<ServerId, Member>,
     pub logs: BTreeMap<LogId, LogRecord>,
     pub tablets: Vec<Ownership>,
+    pub namespaces: BTreeMap<Namespace, NamespaceLimits>,
     pub gone: BTreeMap<ServerId, u64>,
 }
 
@@ -177,6 +179,10 @@ impl Recorded {
                     owner: LogId(fields.u64()?),
                     epoch: Epoch(fields.u64()?),
                 });
+            }
+            ("namespace", number) => {
+                let number: u8 = number.parse().map_err(|_| RecordFault::UnknownKey)?;
+                self.namespaces.insert(Namespace(number), fields.limits()?);
             }
             ("gone", id) => {
                 self.gone.insert(ServerId(parse_id(id)?), fields.u64()?);
@@ -270,6 +276,9 @@ pub(crate) fn log_key(log: LogId) -> String {
 pub(crate) fn tablet_key(range: SlotRange) -> String {
     format!("tablet/{:05}", range.first.0)
 }
+pub(crate) fn namespace_key(namespace: Namespace) -> String {
+    format!("namespace/{:03}", namespace.0)
+}
 pub(crate) fn gone_key(id: ServerId) -> String {
     format!("gone/{:016x}", id.0)
 }
@@ -335,6 +344,21 @@ impl Value {
         self.text(&member.resp_cluster);
         self.text(&member.name);
         self.u64(member.store);
+    }
+    fn limit(&mut self, limit: Option<u64>) {
+        self.u8(u8::from(limit.is_some()));
+        if let Some(limit) = limit {
+            self.u64(limit);
+        }
+    }
+    pub(crate) fn limits(&mut self, limits: &NamespaceLimits) {
+        self.limit(limits.sessions);
+        self.limit(limits.bytes);
+        self.limit(limits.value_bytes.map(u64::from));
+        self.u8(match limits.evict {
+            Eviction::Never => 0,
+            Eviction::OldestIdle => 1,
+        });
     }
     pub(crate) fn log(&mut self, record: &LogRecord) {
         match record {
@@ -450,6 +474,26 @@ impl<'a> Fields<'a> {
             store: self.u64()?,
         })
     }
+    fn limit(&mut self) -> Result<Option<u64>, RecordFault> {
+        match self.flag()? {
+            true => self.u64().map(Some),
+            false => Ok(None),
+        }
+    }
+    fn limits(&mut self) -> Result<NamespaceLimits, RecordFault> {
+        let (sessions, bytes) = (self.limit()?, self.limit()?);
+        let value_bytes = self.limit()?.map(u32::try_from).transpose();
+        Ok(NamespaceLimits {
+            sessions,
+            bytes,
+            value_bytes: value_bytes.map_err(|_| RecordFault::Nonsense("no value is so large"))?,
+            evict: match self.u8()? {
+                0 => Eviction::Never,
+                1 => Eviction::OldestIdle,
+                _ => return Err(RecordFault::Nonsense("no way to evict that is known here")),
+            },
+        })
+    }
     fn log(&mut self) -> Result<LogRecord, RecordFault> {
         match self.u8()? {
             1 => Ok(LogRecord::Live(LiveLog {
@@ -551,6 +595,15 @@ mod tests {
             .collect()
     }
 
+    fn limits() -> NamespaceLimits {
+        NamespaceLimits {
+            sessions: Some(1_000),
+            bytes: None,
+            value_bytes: Some(7),
+            evict: Eviction::OldestIdle,
+        }
+    }
+
     fn everything() -> Vec<(String, Bytes)> {
         let mut journal = Journal::default();
         journal.put_identity(Identity {
@@ -575,6 +628,7 @@ mod tests {
                 epoch: Epoch(1),
             });
         }
+        journal.put_namespace(Namespace(3), &limits());
         journal.put_gone(ServerId(7), 31);
         written(&mut journal)
     }
@@ -600,6 +654,7 @@ mod tests {
         assert_eq!(found.logs[&LogId(2)], LogRecord::Recovering(dead()));
         assert_eq!(found.tablets.len(), 2);
         assert_eq!(found.gone[&ServerId(7)], 31);
+        assert_eq!(found.namespaces[&Namespace(3)], limits());
         let keys: Vec<String> = everything().into_iter().map(|(key, _)| key).collect();
         assert!(
             keys.contains(&"server/0000000000000001".to_string()),

@@ -3,7 +3,10 @@
 use std::collections::VecDeque;
 
 use holdfast_format::{ClusterMs, LogId, ServerId, SlotRange};
-use holdfast_wire::{ClusterConfig, Figures, Member, RecoveryFailure, ReplayTimings, Tablet};
+use holdfast_wire::{
+    ClusterConfig, Figures, Member, NamespacePolicy, NamespaceUse, RecoveryFailure, ReplayTimings,
+    Tablet,
+};
 
 use crate::inventory::Hold;
 use crate::records::Seal;
@@ -22,6 +25,8 @@ pub struct Status {
     pub view_version: u64,
     pub members: Vec<MemberStatus>,
     pub tablets: Vec<Tablet>,
+    /// Limits, by number.
+    pub namespaces: Vec<NamespacePolicy>,
     pub recoveries: Vec<RecoveryStatus>,
     /// The last 16, oldest first.
     pub finished: Vec<RecoveryStatus>,
@@ -35,6 +40,7 @@ pub struct Status {
 pub struct MemberStatus {
     pub member: Member,
     pub figures: Figures,
+    pub namespaces: Vec<NamespaceUse>,
     /// Suspected of being dead; the coordinator is finding out.
     pub suspect: bool,
     pub heard_ms_ago: u64,

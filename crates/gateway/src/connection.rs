@@ -111,7 +111,6 @@ pub(crate) enum Progress {
     },
     Info {
         sections: InfoSections,
-        missing: u32,
     },
 }
 

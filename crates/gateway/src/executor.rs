@@ -12,7 +12,7 @@ use holdfast_wire::redis::{
     self, ClientAttribute, Cluster, Hello, InfoSections, Many, Next, ReplyShape, RespError,
     RespRequest, Scan, Scripts, glob_matches,
 };
-use holdfast_wire::{Command, Failure, Op, Outcome};
+use holdfast_wire::{Command, Eviction, Failure, NamespacePolicy, Op, Outcome, Usage};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
@@ -21,19 +21,18 @@ use crate::config::{GatewayConfig, Mode};
 use crate::connection::{
     Connection, Face, ManyProgress, Progress, Reply, outcome_bytes, write_outcome,
 };
-use crate::info::{self, Facts};
+use crate::info::{self, Facts, Settings};
 
 /// Keys of one request that are on their way at a time.
 const MANY_WINDOW: usize = 128;
 /// Keys that KEYS asks for at a time.
 const KEYS_PER_SCAN: u32 = 1_000;
-/// INFO may tell counts this old; each refresh asks every shard.
-const COUNTS_AGE_MAX_US: u64 = 1_000_000;
+/// INFO may tell figures of the shards this old; each refresh asks every one.
+const USAGE_AGE_MAX_US: u64 = 1_000_000;
 /// What INFO tells while tablets are recovered: the goal for a recovery.
 const LOADING_ETA_S: u64 = 1;
 /// The longest that a call may ask to be retried; completion records are not kept for longer.
 const CALL_WITHIN_MS_MAX: u32 = 60_000;
-const NAMESPACES: usize = redis::NAMESPACES as usize;
 
 /// See the module.
 #[derive(Debug)]
@@ -44,8 +43,10 @@ pub(crate) struct Executor {
     pub(crate) scripts: Scripts,
     pub(crate) waiters: Waiters,
     pub(crate) slots_reply: SlotsReply,
-    pub(crate) counts: [(u64, u64); NAMESPACES],
-    pub(crate) counts_at_us: Option<u64>,
+    /// What the shards last told, when, and the most memory they ever told.
+    pub(crate) usage: Usage,
+    pub(crate) usage_at_us: Option<u64>,
+    pub(crate) used_peak_bytes: u64,
     /// Open ones.
     pub(crate) connections: usize,
     pub(crate) started_us: Option<u64>,
@@ -131,8 +132,9 @@ impl Executor {
             scripts: Scripts::new(),
             waiters: Waiters::default(),
             slots_reply: SlotsReply::default(),
-            counts: [(0, 0); NAMESPACES],
-            counts_at_us: None,
+            usage: Usage::default(),
+            usage_at_us: None,
+            used_peak_bytes: 0,
             started_us: None,
             connections: 0,
             counters: Counters::default(),
@@ -382,11 +384,13 @@ impl Executor {
             RespRequest::Info(sections) => self.info(now, id, connection, sections),
             RespRequest::Cluster(request) => self.cluster(connection, &request),
             RespRequest::ConfigGet { patterns } => {
-                let config = &self.config;
-                connection.write(|reply| {
-                    let (value, clients) = (config.value_bytes_max, config.connections_max);
-                    info::write_config(&patterns, value, clients, reply);
-                });
+                let settings = Settings {
+                    value_bytes_max: self.config.value_bytes_max,
+                    clients_max: self.config.connections_max,
+                    memory_bytes_max: self.usage.limit_bytes,
+                    evicts: self.evicts(),
+                };
+                connection.write(|reply| info::write_config(&patterns, &settings, reply));
             }
             RespRequest::Time => match self.membership.cluster_time(now) {
                 Some(time) => connection.write(|reply| {
@@ -667,21 +671,13 @@ impl Executor {
                     });
                 }
             }
-            Progress::Info { sections, missing } => {
-                if let Outcome::Counted {
-                    sessions,
-                    with_deadline,
-                } = outcome
-                {
-                    self.counts[part as usize] = (sessions, with_deadline);
-                    self.counts_at_us = Some(now.mono_us);
+            Progress::Info { sections } => {
+                let sections = sections.clone();
+                if let Outcome::Usage(usage) = outcome {
+                    self.note_usage(now, usage);
                 }
-                *missing -= 1;
-                if *missing == 0 {
-                    let sections = sections.clone();
-                    let text = info::info_text(&self.facts(now), &sections);
-                    connection.settle(number, |reply| reply.verbatim(&text));
-                }
+                let text = info::info_text(&self.facts(now), &sections);
+                connection.settle(number, |reply| reply.verbatim(&text));
             }
             Progress::Ready(_) | Progress::Outcome { .. } => {
                 unreachable!("a complete reply waits for nothing, in {protocol:?} or otherwise")
@@ -743,20 +739,25 @@ impl Executor {
         sections: InfoSections,
     ) {
         let fresh = self
-            .counts_at_us
-            .is_some_and(|at| now.mono_us < at + COUNTS_AGE_MAX_US);
+            .usage_at_us
+            .is_some_and(|at| now.mono_us < at + USAGE_AGE_MAX_US);
         // Never waits for a recovery: clients ask INFO to learn that there is one.
-        if fresh || self.loading() || !sections.wants("keyspace") {
+        let told = ["memory", "stats", "keyspace"];
+        let asks = told.iter().any(|section| sections.wants(section));
+        if fresh || self.loading() || !asks {
             let text = info::info_text(&self.facts(now), &sections);
             return connection.write(|reply| reply.verbatim(&text));
         }
-        let missing = u32::from(redis::NAMESPACES);
-        let reply = connection.begin(Progress::Info { sections, missing });
-        for part in 0..missing {
-            // All at once: in the order of the connection they would wait for each other.
-            let command = key_space(Namespace(part as u8), Op::Count);
-            self.ask_in_order(now, None, (id, reply, part), command);
-        }
+        let reply = connection.begin(Progress::Info { sections });
+        // In no order: it must not wait for what the connection has asked before.
+        let command = key_space(Namespace(0), Op::Usage);
+        self.ask_in_order(now, None, (id, reply, 0), command);
+    }
+
+    fn note_usage(&mut self, now: Now, usage: Usage) {
+        self.used_peak_bytes = self.used_peak_bytes.max(usage.used_bytes);
+        self.usage = usage;
+        self.usage_at_us = Some(now.mono_us);
     }
 
     fn loading(&self) -> bool {
@@ -769,7 +770,14 @@ impl Executor {
         }
     }
 
-    fn facts(&self, now: Now) -> Facts {
+    /// True if some namespace evicts at its limit or the cluster's.
+    fn evicts(&self) -> bool {
+        let policies = &self.membership.view().namespaces;
+        let evicts = |policy: &NamespacePolicy| policy.limits.evict != Eviction::Never;
+        policies.iter().any(evicts)
+    }
+
+    fn facts(&self, now: Now) -> Facts<'_> {
         let (core, counters) = (self.core.figures(), &self.counters);
         let port = match self.config.mode {
             Mode::Cluster { .. } if self.config.resp_port == 0 => {
@@ -791,7 +799,9 @@ impl Executor {
             waiting: core.pending,
             loading: self.loading(),
             loading_eta_s: LOADING_ETA_S,
-            used_memory: core.pending_bytes,
+            usage: &self.usage,
+            used_peak_bytes: self.used_peak_bytes,
+            evicts: self.evicts(),
             replicas: self.membership.config().map_or(0, |config| config.replicas),
             connections_total: counters.connections_total,
             connections_rejected: counters.connections_rejected,
@@ -802,7 +812,6 @@ impl Executor {
             misses: counters.misses,
             input_bytes: counters.input_bytes,
             output_bytes: counters.output_bytes,
-            keyspace: self.counts.to_vec(),
         }
     }
 

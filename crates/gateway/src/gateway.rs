@@ -418,7 +418,7 @@ impl Node for Gateway {
             Input::Call { token, call } => self.call(now, token, call, out),
             Input::Shutdown => self.stopping = true,
             // Effects of other roles.
-            Input::Disk(_) | Input::RecordsWritten { .. } => {}
+            Input::Disk(_) | Input::RecordsWritten { .. } | Input::Order { .. } => {}
         }
     }
 

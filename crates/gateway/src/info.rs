@@ -1,7 +1,7 @@
 //! What a gateway tells about itself: INFO, HELLO, CLIENT LIST, CONFIG GET.
 //!
-//! The fields are those that clients and exporters parse; a figure that a gateway cannot know (the
-//! memory of the shards, say) is told of the gateway itself.
+//! The fields are those that clients and exporters parse. Memory, expiry, eviction and the key space are those
+//! of all shards together, as they told a second ago at most.
 
 use std::fmt::Write as _;
 
@@ -9,13 +9,14 @@ use holdfast_wire::redis::{InfoSections, glob_matches};
 use holdfast_wire::resp::ReplyWriter;
 
 use crate::connection::Connection;
+use holdfast_wire::Usage;
 
 /// Claimed so that clients use what 7.2 brought (CLIENT SETINFO) and try nothing of Redis 8.
 pub(crate) const REDIS_VERSION: &str = "7.4.0";
 
 /// Everything INFO tells.
-#[derive(Debug, Default)]
-pub(crate) struct Facts {
+#[derive(Debug)]
+pub(crate) struct Facts<'a> {
     /// `standalone` or `cluster`.
     pub(crate) redis_mode: &'static str,
     pub(crate) run_id: String,
@@ -30,7 +31,10 @@ pub(crate) struct Facts {
     pub(crate) loading: bool,
     /// How long a recovery usually lasts, for clients that wait it out.
     pub(crate) loading_eta_s: u64,
-    pub(crate) used_memory: u64,
+    pub(crate) usage: &'a Usage,
+    pub(crate) used_peak_bytes: u64,
+    /// Some namespace evicts.
+    pub(crate) evicts: bool,
     pub(crate) replicas: u8,
     pub(crate) connections_total: u64,
     pub(crate) connections_rejected: u64,
@@ -41,12 +45,10 @@ pub(crate) struct Facts {
     pub(crate) misses: u64,
     pub(crate) input_bytes: u64,
     pub(crate) output_bytes: u64,
-    /// (sessions, of these with a deadline) by namespace.
-    pub(crate) keyspace: Vec<(u64, u64)>,
 }
 
 /// The text of INFO.
-pub(crate) fn info_text(facts: &Facts, sections: &InfoSections) -> String {
+pub(crate) fn info_text(facts: &Facts<'_>, sections: &InfoSections) -> String {
     let mut text = String::new();
     let cluster_enabled = u8::from(facts.redis_mode == "cluster");
     let mut section = |name: &str, fields: &[(&str, String)]| {
@@ -91,11 +93,13 @@ pub(crate) fn info_text(facts: &Facts, sections: &InfoSections) -> String {
     section(
         "Memory",
         &[
-            ("used_memory", number(facts.used_memory)),
-            ("used_memory_rss", number(facts.used_memory)),
-            ("used_memory_peak", number(facts.used_memory)),
-            ("maxmemory", number(0)),
-            ("maxmemory_policy", "noeviction".into()),
+            ("used_memory", number(facts.usage.used_bytes)),
+            // A shard's memory stays with its process once it was used.
+            ("used_memory_rss", number(facts.usage.used_bytes)),
+            ("used_memory_peak", number(facts.used_peak_bytes)),
+            ("used_memory_dataset", number(facts.usage.live_bytes)),
+            ("maxmemory", number(facts.usage.limit_bytes)),
+            ("maxmemory_policy", policy(facts.evicts).into()),
             ("mem_fragmentation_ratio", "1.00".into()),
         ],
     );
@@ -119,8 +123,8 @@ pub(crate) fn info_text(facts: &Facts, sections: &InfoSections) -> String {
             ("total_net_input_bytes", number(facts.input_bytes)),
             ("total_net_output_bytes", number(facts.output_bytes)),
             ("rejected_connections", number(facts.connections_rejected)),
-            ("expired_keys", number(0)),
-            ("evicted_keys", number(0)),
+            ("expired_keys", number(facts.usage.expired)),
+            ("evicted_keys", number(facts.usage.evicted)),
             ("keyspace_hits", number(facts.hits)),
             ("keyspace_misses", number(facts.misses)),
             ("total_error_replies", number(facts.errors_total)),
@@ -142,14 +146,12 @@ pub(crate) fn info_text(facts: &Facts, sections: &InfoSections) -> String {
         "Cluster",
         &[("cluster_enabled", number(u64::from(cluster_enabled)))],
     );
-    let databases: Vec<(String, String)> = facts
-        .keyspace
-        .iter()
-        .enumerate()
-        .filter(|(_, (sessions, _))| *sessions > 0)
-        .map(|(namespace, (sessions, with_deadline))| {
+    let databases: Vec<(String, String)> = (facts.usage.namespaces.iter())
+        .filter(|used| used.sessions > 0)
+        .map(|used| {
+            let (sessions, with_deadline) = (used.sessions, used.with_deadline);
             let line = format!("keys={sessions},expires={with_deadline},avg_ttl=0");
-            (format!("db{namespace}"), line)
+            (format!("db{}", used.namespace.0), line)
         })
         .collect();
     let databases: Vec<(&str, String)> = databases
@@ -158,6 +160,11 @@ pub(crate) fn info_text(facts: &Facts, sections: &InfoSections) -> String {
         .collect();
     section("Keyspace", &databases);
     text
+}
+
+/// In Redis's words: what happens to sessions when memory, or a namespace, is full.
+fn policy(evicts: bool) -> &'static str {
+    if evicts { "allkeys-lru" } else { "noeviction" }
 }
 
 /// The reply to HELLO.
@@ -204,21 +211,33 @@ pub(crate) fn client_line(connection: &Connection, now_us: u64) -> String {
     )
 }
 
+/// What CONFIG GET tells that is not always the same.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Settings {
+    pub(crate) value_bytes_max: u32,
+    pub(crate) clients_max: usize,
+    /// As the shards last told; 0 before they have.
+    pub(crate) memory_bytes_max: u64,
+    pub(crate) evicts: bool,
+}
+
 /// CONFIG GET: the settings that clients ask for, of those that match a pattern.
 pub(crate) fn write_config(
     patterns: &[bytes::Bytes],
-    value_bytes_max: u32,
-    clients_max: usize,
+    settings: &Settings,
     reply: &mut ReplyWriter<'_>,
 ) {
-    let (value_bytes_max, clients_max) = (value_bytes_max.to_string(), clients_max.to_string());
+    let value_bytes_max = settings.value_bytes_max.to_string();
+    let clients_max = settings.clients_max.to_string();
+    let memory_bytes_max = settings.memory_bytes_max.to_string();
+    let policy = policy(settings.evicts);
     let settings: [(&str, &str); 13] = [
         ("appendfsync", "always"),
         ("appendonly", "yes"),
         ("databases", "16"),
         ("maxclients", &clients_max),
-        ("maxmemory", "0"),
-        ("maxmemory-policy", "noeviction"),
+        ("maxmemory", &memory_bytes_max),
+        ("maxmemory-policy", policy),
         ("notify-keyspace-events", ""),
         ("proto-max-bulk-len", &value_bytes_max),
         ("replica-read-only", "yes"),

@@ -541,6 +541,7 @@ fn nonsense(world: &mut World, token: u64, outcome: u8) {
         },
         3 => Outcome::Failed(Failure::Invalid("no\r\nsense".into())),
         4 => Outcome::Failed(Failure::NotOwner),
+        5 => Outcome::Usage(Default::default()),
         _ => Outcome::Value {
             value: Bytes::from_static(b"v"),
             meta: Default::default(),

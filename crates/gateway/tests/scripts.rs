@@ -409,6 +409,11 @@ fn info_tells_what_clients_look_for() {
         "cluster_enabled:0",
         "total_connections_received:1",
         "db0:keys=2,expires=1,avg_ttl=0",
+        "used_memory:2000",
+        "maxmemory:8000",
+        "maxmemory_policy:noeviction",
+        "expired_keys:10",
+        "evicted_keys:14",
     ] {
         assert!(
             info.lines().any(|l| l == line),

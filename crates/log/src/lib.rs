@@ -5,7 +5,8 @@
 //!
 //! Where to begin: `log` has the whole, `space` who gets memory and how heads follow each other, `session` what clients
 //! do, `segments` and `extents` how a segment lives and where its bytes are, `index` and `region` the two structures
-//! underneath, `cleaner` and `sweep` what goes on in the background, `replay` recovery.
+//! underneath, `cleaner` and `sweep` what goes on in the background, `evict` who
+//! makes room, `replay` recovery.
 //!
 //! Whoever drives a log calls `clean` and `sweep` often, with small budgets, and replicates what `goals` says.
 //! While it has time it calls `touch_ahead` until that is done, or has a `Toucher` do it on another thread.
@@ -15,6 +16,7 @@ mod cleaner;
 mod completions;
 mod config;
 mod copying;
+mod evict;
 mod extents;
 mod flushes;
 mod index;
@@ -33,7 +35,7 @@ mod sweep;
 mod tags;
 
 pub use holdfast_format::Expiry;
-use holdfast_format::{ClientId, ClusterMs, EntryError, SegmentId, Slot, Version};
+use holdfast_format::{ClientId, ClusterMs, EntryError, KeyHash, SegmentId, Slot, Version};
 
 pub use crate::config::{CleanerOptions, Config, ConfigError};
 pub use crate::log::Log;
@@ -150,6 +152,14 @@ pub struct MemoryUse {
     pub huge_pages: bool,
     /// Sessions found expired and forgotten since start.
     pub expired_sessions: u64,
+}
+
+/// A session that made room for others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Evicted {
+    pub hash: KeyHash,
+    /// What its namespace counted for it.
+    pub bytes: u64,
 }
 
 /// What a namespace has; expired sessions count until the sweep has met them.

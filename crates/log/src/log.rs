@@ -10,6 +10,7 @@ use holdfast_format::{
 use crate::cleaner::Cleaner;
 use crate::completions::Completions;
 use crate::config::{Config, ConfigError};
+use crate::evict::Pools;
 use crate::flushes::Flushes;
 use crate::index::{At, Index, Kind, Word};
 use crate::memory::Toucher;
@@ -47,6 +48,7 @@ pub struct Log {
     pub(crate) expired_sessions: u64,
     /// The latest `now` that any call has told.
     pub(crate) clock: ClusterMs,
+    pub(crate) pools: Pools,
 }
 
 /// The index's words for one key.
@@ -109,6 +111,7 @@ impl Log {
             external_bytes: 0,
             expired_sessions: 0,
             clock: ClusterMs(0),
+            pools: Pools::new(),
         };
         log.open_head(None, Class::Put)
             .expect("an empty log has room for a head");

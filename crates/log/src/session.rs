@@ -275,6 +275,14 @@ impl Log {
         self.counts[usize::from(namespace.0)]
     }
 
+    /// What the namespace counts for a key: the bytes of its session, expired or not, until the sweep
+    /// has met it.
+    pub fn counted_bytes(&self, namespace: Namespace, key: &[u8]) -> Option<u64> {
+        let words = self.words(namespace, key, KeyHash::of(namespace, key));
+        let current = self.current(words).filter(|current| !current.flushed)?;
+        Some(current.object.encoded_len() as u64)
+    }
+
     // ---- private ----
 
     /// True if replicas may still hold what the tombstone hides.

@@ -40,7 +40,7 @@ impl Log {
         lease_until.plus_ms(u64::from(self.config.expiry_slack_ms)) < now
     }
 
-    fn sweep_word(&mut self, word: Word, now: ClusterMs) {
+    pub(crate) fn sweep_word(&mut self, word: Word, now: ClusterMs) {
         let (hash, words) = self.words_at(word.offset());
         // Both words of a key are seen; the first has decided for both.
         if words.main.or(words.touch) != Some(word) || self.is_replaying(words) {

@@ -121,3 +121,49 @@ fn settle_now_and_then(log: &mut Log, i: u32) {
         settle(log);
     }
 }
+
+/// The sample is a good one: who goes is old, and nobody of another namespace or slot goes.
+#[test]
+fn those_who_are_evicted_are_old() {
+    let mut log = Log::new(LogId(1), Config::for_testing()).unwrap();
+    let sessions = 8_000;
+    let idle_ms = 1_800_000;
+    let session = |age: u32| Expiry {
+        deadline: Some(NOW.plus_ms(u64::from(idle_ms - age))),
+        idle_ms: Some(idle_ms),
+        absolute: None,
+    };
+    for i in 0..sessions {
+        let (key, value) = (format!("session:{i}"), [7; 40]);
+        log.put(NS, key.as_bytes(), &value, session(i), None, NOW)
+            .unwrap();
+        let other = Namespace(4);
+        log.put(other, key.as_bytes(), &value, session(i), None, NOW)
+            .unwrap();
+        settle_now_and_then(&mut log, i);
+    }
+    let nobody = holdfast_format::KeyHash(0);
+    let evict = |log: &mut Log, owned: bool| log.evict(NS, nobody, NOW, &|_| owned).unwrap();
+    assert_eq!(evict(&mut log, false), None, "in no slot of ours");
+    let mut evicted = 0;
+    while evicted < 500 {
+        evicted += u32::from(evict(&mut log, true).is_some());
+        settle_now_and_then(&mut log, evicted);
+    }
+    assert_eq!(log.evicted(NS), 500);
+    let gone: Vec<u32> = (0..sessions)
+        .filter(|i| {
+            log.find(NS, format!("session:{i}").as_bytes(), NOW)
+                .is_none()
+        })
+        .collect();
+    assert_eq!(gone.len(), 500);
+    // `i` is how long a session was idle.
+    let oldest = gone.iter().filter(|&&i| i >= sessions * 7 / 8).count();
+    assert!(
+        oldest > 400,
+        "only {oldest} of 500 are of the oldest eighth"
+    );
+    assert_eq!(log.count(Namespace(4)).sessions, u64::from(sessions));
+    log.verify();
+}

@@ -11,12 +11,13 @@ use bytes::Bytes;
 use holdfast_format::{ClusterMs, KeyHash, Namespace, Slot, SlotRange, Version};
 use holdfast_log::{AppendError, Completion, Expiry, Log};
 use holdfast_wire::{
-    AbsoluteDeadline, Command, Condition, ExpiryChange, Failure, Meta, Once, Op, Outcome,
-    TouchCondition,
+    AbsoluteDeadline, Command, Condition, ExpiryChange, Failure, Meta, NamespaceUse, Once, Op,
+    Outcome, TouchCondition, Usage,
 };
 
 use holdfast_wire::codec::{decode_outcome, encode_outcome};
 
+use crate::limits::{Limits, Wish};
 use crate::streams::CLIENT_LEASE_MAX_MS;
 
 /// Most keys in one part of a scan, whatever the client asks for.
@@ -37,6 +38,19 @@ pub(crate) struct Context<'a> {
     pub owned: &'a [SlotRange],
 }
 
+/// Why a write changed nothing.
+#[derive(Debug)]
+enum Undone {
+    Log(AppendError),
+    Limit(Failure),
+}
+
+impl From<AppendError> for Undone {
+    fn from(error: AppendError) -> Undone {
+        Undone::Log(error)
+    }
+}
+
 /// By what a repetition of a write would be known.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Identity<'a> {
@@ -47,18 +61,21 @@ pub(crate) enum Identity<'a> {
     Unneeded,
 }
 
-/// Executes a command whose slot this shard owns. Work is bounded by one value, or one part of a scan.
+/// Executes a command whose slot this shard owns. Work is bounded by one value, or one part of a scan. Sessions
+/// that had to make room go to `evicted`, even if the command failed all the same.
 pub(crate) fn execute(
     log: &mut Log,
+    limits: &mut Limits,
     context: Context<'_>,
     command: &Command,
     identity: Identity<'_>,
+    evicted: &mut Vec<KeyHash>,
 ) -> Outcome {
     if let Some(failure) = over_limit(log, command) {
         return Outcome::Failed(failure);
     }
     if !command.op.is_write() {
-        return read(log, context, command);
+        return read(log, limits, context, command);
     }
     let once = match identity {
         Identity::Once(once) => Some(once),
@@ -84,6 +101,9 @@ pub(crate) fn execute(
     };
     let write = Write {
         log,
+        limits,
+        owned: context.owned,
+        evicted,
         now: context.now,
         namespace: command.namespace,
         key: &command.key,
@@ -107,13 +127,14 @@ pub(crate) fn execute(
             return_old,
         } => write.delete(condition, *return_old),
         Op::Flush => write.flush(context.owned),
-        Op::Get | Op::Stat | Op::Scan { .. } | Op::Count => {
+        Op::Get | Op::Stat | Op::Scan { .. } | Op::Count | Op::Usage => {
             unreachable!("reads were answered above")
         }
     };
     match done {
         Ok(outcome) => outcome,
-        Err(error) => Outcome::Failed(failure(log, command, error)),
+        Err(Undone::Log(error)) => Outcome::Failed(failure(log, command, error)),
+        Err(Undone::Limit(failure)) => Outcome::Failed(failure),
     }
 }
 
@@ -178,7 +199,7 @@ fn failure(log: &Log, command: &Command, error: AppendError) -> Failure {
     }
 }
 
-fn read(log: &Log, context: Context<'_>, command: &Command) -> Outcome {
+fn read(log: &Log, limits: &Limits, context: Context<'_>, command: &Command) -> Outcome {
     let now = context.now;
     match command.op {
         Op::Get | Op::Stat => match log.find(command.namespace, &command.key, now) {
@@ -200,9 +221,41 @@ fn read(log: &Log, context: Context<'_>, command: &Command) -> Outcome {
                 with_deadline: count.with_deadline,
             }
         }
+        Op::Usage => Outcome::Usage(usage(log, limits)),
         Op::Scan { from, limit } => scan(log, context, command.namespace, from, limit as usize),
         _ => unreachable!("writes are executed with their identity"),
     }
+}
+
+/// What there is in memory.
+fn usage(log: &Log, limits: &Limits) -> Usage {
+    let memory = log.memory();
+    Usage {
+        used_bytes: memory.used_bytes,
+        limit_bytes: memory.limit_bytes,
+        live_bytes: memory.live_bytes,
+        expired: memory.expired_sessions,
+        evicted: limits.evicted(),
+        namespaces: namespace_uses(log),
+    }
+}
+
+/// What there is of each namespace that has anything, or has evicted something.
+pub(crate) fn namespace_uses(log: &Log) -> Vec<NamespaceUse> {
+    (0..=u8::MAX)
+        .map(Namespace)
+        .map(|namespace| {
+            let count = log.count(namespace);
+            NamespaceUse {
+                namespace,
+                sessions: count.sessions,
+                with_deadline: count.with_deadline,
+                bytes: count.bytes,
+                evicted: log.evicted(namespace),
+            }
+        })
+        .filter(|used| used.sessions > 0 || used.evicted > 0)
+        .collect()
 }
 
 fn scan(
@@ -344,6 +397,9 @@ fn touched(change: ExpiryChange, current: Expiry, now: ClusterMs) -> When {
 /// One write under way.
 struct Write<'a> {
     log: &'a mut Log,
+    limits: &'a mut Limits,
+    owned: &'a [SlotRange],
+    evicted: &'a mut Vec<KeyHash>,
     now: ClusterMs,
     namespace: Namespace,
     key: &'a [u8],
@@ -359,7 +415,7 @@ impl Write<'_> {
         condition: &Condition,
         change: ExpiryChange,
         return_old: bool,
-    ) -> Result<Outcome, AppendError> {
+    ) -> Result<Outcome, Undone> {
         // A plain SET asks nothing of what there was.
         let blind = *condition == Condition::Always
             && !return_old
@@ -381,6 +437,16 @@ impl Write<'_> {
             When::Past => return self.remove(current, done),
             When::Expiry(expiry) => expiry.stored(),
         };
+        let wish = Wish {
+            namespace: self.namespace,
+            key: self.key,
+            value,
+            expiry,
+        };
+        let owned = |slot: Slot| self.owned.iter().any(|range| range.contains(slot));
+        self.limits
+            .admit(self.log, wish, self.now, &owned, self.evicted)
+            .map_err(Undone::Limit)?;
         let old = current.and_then(|current| current.value);
         if self.once.is_none() {
             let version = self
@@ -418,7 +484,7 @@ impl Write<'_> {
         condition: &TouchCondition,
         change: ExpiryChange,
         return_value: bool,
-    ) -> Result<Outcome, AppendError> {
+    ) -> Result<Outcome, Undone> {
         let value_is = match condition {
             TouchCondition::ValueIs(bytes) => Some(&bytes[..]),
             _ => None,
@@ -505,7 +571,7 @@ impl Write<'_> {
         Ok(outcome)
     }
 
-    fn delete(self, condition: &Condition, return_old: bool) -> Result<Outcome, AppendError> {
+    fn delete(self, condition: &Condition, return_old: bool) -> Result<Outcome, Undone> {
         let Some(current) = self.current(return_old, compared(condition)) else {
             return self.absent();
         };
@@ -515,7 +581,7 @@ impl Write<'_> {
         self.remove(Some(current), done)
     }
 
-    fn flush(self, ranges: &[SlotRange]) -> Result<Outcome, AppendError> {
+    fn flush(self, ranges: &[SlotRange]) -> Result<Outcome, Undone> {
         let outcome = Outcome::Flushed;
         let bytes = self.encoded(&outcome);
         let completion = self.completion(&bytes);
@@ -530,7 +596,7 @@ impl Write<'_> {
         mut self,
         current: Option<Current>,
         answer: impl FnOnce(Meta, Option<Bytes>) -> Outcome,
-    ) -> Result<Outcome, AppendError> {
+    ) -> Result<Outcome, Undone> {
         let Some(current) = current else {
             let outcome = answer(gone(self.log.last_version()), None);
             self.record(&outcome)?;
@@ -547,7 +613,7 @@ impl Write<'_> {
         Ok(outcome)
     }
 
-    fn absent(mut self) -> Result<Outcome, AppendError> {
+    fn absent(mut self) -> Result<Outcome, Undone> {
         let outcome = Outcome::Absent {
             version: self.log.last_version(),
         };
@@ -555,7 +621,7 @@ impl Write<'_> {
         Ok(outcome)
     }
 
-    fn refused(mut self, current: Option<Current>) -> Result<Outcome, AppendError> {
+    fn refused(mut self, current: Option<Current>) -> Result<Outcome, Undone> {
         let outcome = Outcome::Refused {
             version: self.log.last_version(),
             current: current

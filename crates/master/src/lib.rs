@@ -19,6 +19,7 @@ mod answers;
 mod commands;
 mod config;
 mod frees;
+mod limits;
 mod placement;
 mod recovery;
 mod replica;

@@ -32,12 +32,14 @@ use holdfast_format::{
 };
 use holdfast_log::{Log, Toucher};
 use holdfast_wire::{
-    Command, Failure, Figures, Message, Outcome, Request, Requests, Response, Responses,
+    Command, Failure, Figures, Message, NamespaceUse, Outcome, Request, Requests, Response,
+    Responses,
 };
 
 use crate::answers::{Answer, Answers, Concern};
-use crate::commands::{Context, Identity, execute, refuse_once};
+use crate::commands::{Context, Identity, execute, namespace_uses, refuse_once};
 use crate::config::{ConfigError, ShardConfig};
+use crate::limits::Limits;
 use crate::recovery::Recoveries;
 use crate::replicas::{Replicas, Surroundings};
 use crate::streams::{Admission, Streams};
@@ -52,6 +54,10 @@ const SWEEP_BUCKETS: u32 = 256;
 
 /// One slice of the cleaner: some 50 to 150 microseconds of reading and copying. How many are due the log says.
 const CLEAN_SLICE_BYTES: u64 = 128 << 10;
+
+/// While a namespace has all that it may, expired sessions may be in somebody's way: then the sweep is this much
+/// more eager, and a million buckets are passed in 16 s.
+const FULL_SWEEP_US: u64 = 4_000;
 
 /// Slices in one flush, so that answers wait at most about a millisecond for the cleaner. A flush in which more than
 /// that became due had as much more to do itself.
@@ -107,6 +113,7 @@ pub struct Shard {
     refusals: Vec<Answer>,
     /// Ranges that the view gives to this shard's log, available.
     owned: Vec<SlotRange>,
+    limits: Limits,
     clock: ClusterMs,
     /// The highest ceiling told to any backup.
     ceiling: ClusterMs,
@@ -121,6 +128,7 @@ pub struct Shard {
     clean_more: bool,
     recover_more: bool,
     tick_due_us: u64,
+    sweep_due_us: u64,
     /// Memory is left that was never touched.
     touch_more: bool,
     touch_due_us: u64,
@@ -154,6 +162,7 @@ impl Shard {
             answers: Answers::default(),
             refusals: Vec::new(),
             owned: Vec::new(),
+            limits: Limits::default(),
             clock: ClusterMs::default(),
             ceiling: ClusterMs::default(),
             lease_until_us: 0,
@@ -164,6 +173,7 @@ impl Shard {
             recover_more: false,
             tick_due_us: 0,
             touch_more: config.touch_memory,
+            sweep_due_us: 0,
             touch_due_us: 0,
             life: Life::Serving,
             counts: Counts::default(),
@@ -240,6 +250,7 @@ impl Shard {
             .filter(|tablet| tablet.available)
             .map(|tablet| tablet.range)
             .collect();
+        self.limits.set(&view.namespaces, &self.owned);
         self.replicas.view_changed(view, out);
     }
 
@@ -409,7 +420,15 @@ impl Shard {
             now: self.clock,
             owned: &self.owned,
         };
-        let outcome = execute(&mut self.log, context, command, identity);
+        let mut evicted = Vec::new();
+        let outcome = execute(
+            &mut self.log,
+            &mut self.limits,
+            context,
+            command,
+            identity,
+            &mut evicted,
+        );
         if let Outcome::Failed(failure) = &outcome {
             self.counts.failed += 1;
             // D4.
@@ -423,6 +442,9 @@ impl Shard {
         }
         let (namespace, end) = (command.namespace, self.log.end());
         let hash = KeyHash::of(namespace, &command.key);
+        for hash in evicted {
+            self.answers.appended(Concern::Key(hash), end);
+        }
         if end != before {
             self.note_appended(before, end);
             let concern = match command.op.is_keyspace() {
@@ -487,9 +509,13 @@ impl Shard {
             Ok(more) => self.recover_more = more,
             Err(lost) => return self.stop(lost.to_string(), out),
         }
+        if self.sweep_due_us <= now.mono_us {
+            let full = self.limits.any_full(&self.log);
+            self.sweep_due_us = now.mono_us + if full { FULL_SWEEP_US } else { TICK_US };
+            self.log.sweep(self.clock, SWEEP_BUCKETS);
+        }
         if self.tick_due_us <= now.mono_us {
             self.tick_due_us = now.mono_us + TICK_US;
-            self.log.sweep(self.clock, SWEEP_BUCKETS);
         }
         if self.may_touch() && self.touch_due_us <= now.mono_us {
             self.touch_due_us = now.mono_us + TOUCH_US;
@@ -593,6 +619,7 @@ impl Node for Shard {
             Input::Message { from, message } => self.message(now, from, message, out),
             Input::Tick => {
                 self.membership.set_figures(self.figures());
+                self.membership.set_namespaces(self.namespaces());
                 self.membership.tick(now, out);
             }
             Input::PeerLost { peer, ended } => {
@@ -614,7 +641,8 @@ impl Node for Shard {
             | Input::Connected { .. }
             | Input::Received { .. }
             | Input::Disconnected { .. }
-            | Input::Call { .. } => {}
+            | Input::Call { .. }
+            | Input::Order { .. } => {}
         }
     }
 
@@ -726,6 +754,7 @@ impl Node for Shard {
                 "holdfast_shard_expired_total",
                 memory.expired_sessions as f64,
             ),
+            ("holdfast_shard_evicted_total", self.limits.evicted() as f64),
             ("holdfast_shard_segments", memory.segments as f64),
             (
                 "holdfast_shard_cleaned_bytes_total",
@@ -799,6 +828,10 @@ impl Node for Shard {
             && !self.membership.view().tablets.is_empty()
     }
 
+    fn namespaces(&self) -> Vec<NamespaceUse> {
+        namespace_uses(&self.log)
+    }
+
     fn figures(&self) -> Figures {
         let memory = self.log.memory();
         Figures {
@@ -816,6 +849,7 @@ impl Node for Shard {
             bytes_external: memory.external_bytes,
             bytes_huge: self.process.huge_bytes,
             expired: memory.expired_sessions,
+            evicted: self.limits.evicted(),
             ..Figures::default()
         }
     }

@@ -1,5 +1,8 @@
 //! `holdfast ctl`: what the coordinator says, for people and for scripts.
 
+pub mod memory;
+pub mod namespaces;
+
 use std::fmt::Write;
 
 use comfy_table::{CellAlignment, Table, presets};
@@ -15,7 +18,29 @@ use crate::tls::ClientKeys;
 
 /// `holdfast ctl status`.
 pub fn status(client: &ClientArgs, json: bool) -> Outcome<()> {
-    let status = block_on(async {
+    let status = ask(client)?;
+    if json {
+        let text = serde_json::to_string_pretty(&StatusJson::of(&status));
+        println!("{}", text.expect("strings and numbers are JSON"));
+    } else {
+        print!("{}", tables(&status));
+    }
+    Ok(())
+}
+
+/// `holdfast ctl memory`.
+pub fn memory(client: &ClientArgs, json: bool) -> Outcome<()> {
+    let status = ask(client)?;
+    if json {
+        println!("{}", memory::json(&status));
+    } else {
+        print!("{}", memory::text(&status));
+    }
+    Ok(())
+}
+
+fn ask(client: &ClientArgs) -> Outcome<ClusterStatus> {
+    block_on(async {
         let password = client.password()?;
         let keys = client.tls.keys()?;
         let tls = keys.as_ref().map(ClientKeys::for_grpc);
@@ -26,14 +51,7 @@ pub fn status(client: &ClientArgs, json: bool) -> Outcome<()> {
             .status()
             .await
             .context(|| format!("{}: no status", client.grpc))
-    })?;
-    if json {
-        let text = serde_json::to_string_pretty(&StatusJson::of(&status));
-        println!("{}", text.expect("strings and numbers are JSON"));
-    } else {
-        print!("{}", tables(&status));
-    }
-    Ok(())
+    })
 }
 
 /// Runs a client's command on a small runtime.
@@ -342,12 +360,12 @@ fn rounded(bytes: u64) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use holdfast_format::{Epoch, LogId, SlotRange};
     use holdfast_wire::{Member, Tablet, View};
 
-    fn sample() -> ClusterStatus {
+    pub fn sample() -> ClusterStatus {
         let member = Member {
             id: ServerId(0xab),
             role: Role::Shard,
@@ -380,7 +398,9 @@ mod tests {
                 members: vec![member],
                 tablets: vec![tablet(0xab), tablet(0xcd)],
                 recovering: vec![],
+                namespaces: vec![],
             },
+            namespaces: vec![],
             figures: vec![(ServerId(0xab), figures)],
             recoveries: vec![],
             not_ready_because: vec!["one segment lacks a replica".to_string()],

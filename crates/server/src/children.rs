@@ -356,6 +356,9 @@ fn roles(dev: &Dev, options: &DevOptions) -> Outcome<(Vec<Role>, ReadyFile)> {
                 arguments.extend(words(&[(flag, value.to_string())]));
             }
         }
+        for namespace in options.namespace.iter().flatten() {
+            arguments.extend(["--namespace".to_string(), namespace.to_string()]);
+        }
         arguments.insert(0, "coordinator".to_string());
         arguments.extend(password.clone());
         roles.push(Role {

@@ -63,7 +63,7 @@ enum Command {
     #[command(after_help = "Examples:\n  \
         holdfast gateway --coordinator 10.0.0.1:7390 --cluster-secret-file /etc/holdfast/secret")]
     Gateway(GatewayOptions),
-    /// Look at a running cluster.
+    /// Look at a running cluster, and set limits.
     Ctl(CtlArgs),
     /// Read and write sessions over gRPC.
     #[command(after_help = "Examples:\n  \
@@ -105,6 +105,25 @@ enum CtlCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Where the memory of each shard is.
+    #[command(
+        after_help = "Examples:\n  holdfast ctl memory\n  holdfast ctl memory --json | jq .total"
+    )]
+    Memory {
+        /// One JSON object instead of a table.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Limits of namespaces, and what they use.
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  \
+            holdfast ctl namespace set 3 --sessions 1000000 --bytes 2GiB --value-bytes 64KiB\n  \
+            holdfast ctl namespace set 3 --evict oldest-idle\n  \
+            holdfast ctl namespace list\n  \
+            holdfast ctl namespace unset 3"
+    )]
+    Namespace(admin::namespaces::NamespaceCommand),
 }
 
 /// How a command reaches the cluster.
@@ -233,10 +252,11 @@ fn run(command: Command) -> Outcome<()> {
             start_logging(options.log, options.log_level.as_deref())?;
             roles::gateway(options)
         }
-        Command::Ctl(CtlArgs {
-            client,
-            command: CtlCommand::Status { json },
-        }) => admin::status(&client, json),
+        Command::Ctl(CtlArgs { client, command }) => match command {
+            CtlCommand::Status { json } => admin::status(&client, json),
+            CtlCommand::Memory { json } => admin::memory(&client, json),
+            CtlCommand::Namespace(command) => admin::namespaces::run(&client, command),
+        },
         Command::Session(args) => session::run(args),
         Command::Bench(BenchCommand::Load(args)) => admin::block_on(async {
             bench::load::run(args)

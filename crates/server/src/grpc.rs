@@ -5,14 +5,14 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
-use holdfast_cluster::Call;
+use holdfast_cluster::{Call, Order};
 use holdfast_coordinator::{MemberStatus, Phase, Status};
-use holdfast_format::{ClientId, ClusterMs, ServerId};
+use holdfast_format::{ClientId, ClusterMs, Namespace, ServerId};
 use holdfast_wire::grpc::{
     AdminClient, AdminHandler, ClientGrant, ClusterStatus, GrpcConfig, RecoveryPhase,
     RecoveryStatus, SessionCall, SessionsHandler, admin_server, sessions_server,
 };
-use holdfast_wire::{Failure, Member, Outcome, Role, View};
+use holdfast_wire::{Failure, Member, NamespacePolicy, Outcome, Role, View, add_uses};
 use tokio::sync::oneshot;
 use tonic::server::NamedService;
 use tonic_health::ServingStatus;
@@ -222,6 +222,56 @@ impl AdminHandler for Administration {
             Admin::Nobody => Err(Failure::Unreachable),
         }
     }
+
+    async fn set_namespace(&self, policy: NamespacePolicy) -> Result<(), Failure> {
+        self.order(Order::SetNamespace(policy)).await
+    }
+
+    async fn unset_namespace(&self, namespace: Namespace) -> Result<(), Failure> {
+        self.order(Order::UnsetNamespace(namespace)).await
+    }
+}
+
+impl Administration {
+    /// Has the coordinator do something, here or where it is.
+    async fn order(&self, order: Order) -> Result<(), Failure> {
+        match &self.admin {
+            Admin::Here => {
+                for inbox in self.world.switchboard.inboxes() {
+                    let (reply, done) = oneshot::channel();
+                    inbox.post(Letter::Order { order, reply });
+                    match tokio::time::timeout(STATUS_PATIENCE, done).await {
+                        Ok(Ok(())) => return Ok(()),
+                        // Not the coordinator's thread.
+                        Ok(Err(_)) => {}
+                        Err(_) => return Err(Failure::OutcomeUnknown),
+                    }
+                }
+                Err(Failure::Unreachable)
+            }
+            Admin::At(address) => {
+                let keys = self.world.tls.as_ref().map(|tls| tls.as_client());
+                let tls = keys.as_ref().map(ClientKeys::for_grpc);
+                let ordering = async {
+                    let password = self.password.as_deref();
+                    let mut client = AdminClient::connect(address, password, tls).await?;
+                    match order {
+                        Order::SetNamespace(policy) => client.set_namespace(policy).await,
+                        Order::UnsetNamespace(namespace) => client.unset_namespace(namespace).await,
+                    }
+                };
+                match tokio::time::timeout(STATUS_PATIENCE, ordering).await {
+                    Ok(Ok(())) => Ok(()),
+                    Ok(Err(error)) => {
+                        tracing::debug!("the coordinator did not take an order: {error}");
+                        Err(Failure::Unreachable)
+                    }
+                    Err(_) => Err(Failure::OutcomeUnknown),
+                }
+            }
+            Admin::Nobody => Err(Failure::Unreachable),
+        }
+    }
 }
 
 /// The coordinator's status as the wire tells it. The coordinator is no member of its own view, but
@@ -270,6 +320,14 @@ fn told(status: Status) -> ClusterStatus {
                 .iter()
                 .map(|recovery| recovery.log)
                 .collect(),
+            namespaces: status.namespaces.clone(),
+        },
+        namespaces: {
+            let mut all = Vec::new();
+            for member in &status.members {
+                add_uses(&mut all, &member.namespaces);
+            }
+            all
         },
         figures: status
             .members

@@ -152,6 +152,7 @@ struct Hosted {
     /// Stepped since its last flush.
     stepped: bool,
     calls: BTreeMap<u64, oneshot::Sender<Outcome>>,
+    orders: BTreeMap<u64, oneshot::Sender<()>>,
 }
 
 struct Loop {
@@ -354,6 +355,17 @@ impl Loop {
                     }
                 }
             }
+            Letter::Order { order, reply } => {
+                let is_coordinator = |node: &&mut Hosted| node.role.kind() == RoleKind::Coordinator;
+                // Dropping `reply` tells that there is no coordinator here.
+                if let Some(coordinator) = self.nodes.iter_mut().find(is_coordinator) {
+                    let token = self.next_call;
+                    self.next_call += 1;
+                    coordinator.orders.insert(token, reply);
+                    let id = coordinator.id;
+                    self.step(now, id, Input::Order { token, order });
+                }
+            }
             Letter::Shutdown { phase, reply } => {
                 self.stopping.push((phase, reply));
                 self.stopped_phases.push(phase);
@@ -448,6 +460,11 @@ impl Loop {
                 if let Some(reply) = node.calls.remove(&token) {
                     // The caller may have given up meanwhile.
                     let _ = reply.send(outcome);
+                }
+            }
+            Output::Obeyed { token } => {
+                if let Some(reply) = node.orders.remove(&token) {
+                    let _ = reply.send(());
                 }
             }
             Output::Disk(op) => match &node.effects {
@@ -567,6 +584,7 @@ impl Loop {
             effects,
             stepped: false,
             calls: BTreeMap::new(),
+            orders: BTreeMap::new(),
         });
         // Its first tick makes it enlist.
         self.local.push(id, Input::Tick);
@@ -652,6 +670,7 @@ impl Hosted {
             name: self.name.clone(),
             metrics: self.role.metrics(),
             figures: self.role.figures(),
+            namespaces: self.role.namespaces(),
             ready: self.role.ready(),
         }
     }

@@ -9,10 +9,10 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use holdfast_cluster::Call;
+use holdfast_cluster::{Call, Order};
 use holdfast_coordinator::Status;
 use holdfast_format::ServerId;
-use holdfast_wire::{Figures, Message, Op, Outcome};
+use holdfast_wire::{Figures, Message, NamespaceUse, Op, Outcome};
 use tokio::sync::{Notify, oneshot};
 
 /// Bytes of payload that may wait for one thread. The roles bound what they have under way (one
@@ -40,6 +40,11 @@ pub enum Letter {
     },
     /// For the thread that hosts the coordinator.
     Status { reply: oneshot::Sender<Status> },
+    /// The same; answered when it is durable.
+    Order {
+        order: Order,
+        reply: oneshot::Sender<()>,
+    },
     /// Stop the nodes of these roles (see `Phase`); answered when they have stopped.
     Shutdown {
         phase: Phase,
@@ -62,6 +67,7 @@ pub struct NodeReport {
     pub name: String,
     pub metrics: Vec<(&'static str, f64)>,
     pub figures: Figures,
+    pub namespaces: Vec<NamespaceUse>,
     pub ready: bool,
 }
 

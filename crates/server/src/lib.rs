@@ -25,6 +25,7 @@ pub mod local;
 pub mod logging;
 pub mod memory;
 pub mod metrics;
+pub mod namespace;
 pub mod options;
 pub mod pipe;
 pub mod process;

@@ -35,6 +35,16 @@ impl Families {
             for (name, value) in &report.metrics {
                 families.add(name, &words(name), &labels, *value);
             }
+            for used in &report.namespaces {
+                let labels = format!("{labels},namespace=\"{}\"", used.namespace.0);
+                for (name, value) in [
+                    ("namespace_sessions", used.sessions),
+                    ("namespace_bytes", used.bytes),
+                    ("namespace_evicted_total", used.evicted),
+                ] {
+                    families.add(name, &words(name), &labels, value as f64);
+                }
+            }
         }
         let labels = format!("process=\"{}\"", escaped(process));
         let usage = ProcessUsage::read();
@@ -184,6 +194,7 @@ mod tests {
             name: name.to_string(),
             metrics: vec![("sessions", sessions), ("appends_total", 7.0)],
             figures: Figures::default(),
+            namespaces: Vec::new(),
             ready: true,
         }
     }

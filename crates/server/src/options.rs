@@ -12,6 +12,7 @@ use clap::{Args, ValueEnum};
 use serde::{Deserialize, Deserializer};
 
 use crate::error::{Context, Fatal, Outcome};
+use crate::namespace::NamespaceSpec;
 use crate::tls::{ClientCertificates, TlsFiles};
 
 /// A number of bytes, as people write it: `512MiB`, `64KiB`, `1GB`, `1048576`.
@@ -236,6 +237,10 @@ options! {
         /// How long a gateway tries again before it says that an outcome is unknown [default: 2000].
         #[arg(long, env = "HOLDFAST_RETRY_MS", value_name = "MS", help_heading = "Limits and times")]
         retry_ms: u32,
+        /// Limits of a namespace, such as `3:sessions=1000,bytes=1GiB,value-bytes=64KiB,evict=oldest-idle`; may be
+        /// given several times. In the file: `[[namespace]]` tables. They replace those set at run time.
+        #[arg(long, env = "HOLDFAST_NAMESPACE", value_name = "N:LIMITS", value_delimiter = ';', help_heading = "Limits and times")]
+        namespace: Vec<NamespaceSpec>,
         /// Largest value [default: 1MiB].
         #[arg(long, env = "HOLDFAST_VALUE_BYTES_MAX", value_name = "SIZE", help_heading = "Limits and times")]
         value_bytes_max: ByteSize,
@@ -276,6 +281,10 @@ options! {
         /// Nobody of this cluster can be alive (power is back after an outage): recover at once.
         #[arg(long, env = "HOLDFAST_COLD_START", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
         cold_start: bool,
+        /// Limits of a namespace, such as `3:sessions=1000,bytes=1GiB,value-bytes=64KiB,evict=oldest-idle`; may be
+        /// given several times. In the file: `[[namespace]]` tables. They replace those set at run time.
+        #[arg(long, env = "HOLDFAST_NAMESPACE", value_name = "N:LIMITS", value_delimiter = ';', help_heading = "Limits")]
+        namespace: Vec<NamespaceSpec>,
         /// Administration by gRPC (`holdfast ctl`) [default: 127.0.0.1:7391].
         #[arg(long, env = "HOLDFAST_GRPC", value_name = "ADDR")]
         grpc: SocketAddr,

@@ -105,6 +105,7 @@ mod tests {
                 under_replicated,
                 ..Figures::default()
             },
+            namespaces: Vec::new(),
             ready,
         };
         let readiness = Readiness::of(&[report("master-1", true, 0), report("master-2", false, 3)]);

@@ -5,7 +5,7 @@ use holdfast_cluster::{Input, Node, Now, Outputs, ShardBeside};
 use holdfast_coordinator::Coordinator;
 use holdfast_gateway::Gateway;
 use holdfast_master::Shard;
-use holdfast_wire::Figures;
+use holdfast_wire::{Figures, NamespaceUse};
 
 /// A node of any role. Boxed: they are large, few, and moved now and then.
 #[derive(Debug)]
@@ -122,5 +122,8 @@ impl Node for Role {
     }
     fn figures(&self) -> Figures {
         self.node().figures()
+    }
+    fn namespaces(&self) -> Vec<NamespaceUse> {
+        self.node().namespaces()
     }
 }

@@ -17,6 +17,7 @@ use crate::grpc::Admin;
 use crate::host::{HostPlan, World};
 use crate::inbox::Switchboard;
 use crate::memory::Held;
+use crate::namespace::NamespaceSpec;
 use crate::options::{
     Ack, BackupOptions, ByteSize, CoordinatorOptions, DevOptions, GatewayOptions, MasterOptions,
     check_exposure, read_secret,
@@ -114,6 +115,7 @@ pub fn dev(options: DevOptions) -> Outcome<()> {
         dev.replicas,
         shards,
         options.ack,
+        options.namespace.as_deref().unwrap_or_default(),
     )?;
     // We hold the lock of the directory, so nobody of this cluster can be alive.
     config.cold_start = true;
@@ -235,6 +237,7 @@ pub fn coordinator(options: CoordinatorOptions) -> Outcome<()> {
         options.replicas.unwrap_or(3),
         options.initial_shards.unwrap_or(1),
         options.ack,
+        options.namespace.as_deref().unwrap_or_default(),
     )?;
     config.cold_start = options.cold_start.unwrap_or(false);
     let listener = bind("listen", listen)?;
@@ -748,6 +751,7 @@ fn coordinator_config(
     replicas: u8,
     initial_shards: u32,
     ack: Option<Ack>,
+    namespaces: &[NamespaceSpec],
 ) -> Outcome<CoordinatorConfig> {
     let cluster = ClusterConfig {
         // Decided at the first start; afterwards the records know it.
@@ -779,6 +783,9 @@ fn coordinator_config(
     let config = CoordinatorConfig {
         confirm_ms,
         dead_ms,
+        namespaces: (namespaces.iter())
+            .map(|spec| spec.policy().map_err(Fatal::new))
+            .collect::<Outcome<_>>()?,
         ..CoordinatorConfig::new(cluster, initial_shards)
     };
     config
@@ -1000,7 +1007,7 @@ mod tests {
                 confirm_ms: Some(confirm_ms),
                 dead_ms: Some(dead_ms),
             };
-            coordinator_config(&times, 3, 1, None).map(drop)
+            coordinator_config(&times, 3, 1, None, &[]).map(drop)
         };
         assert!(config(300, 1_000).is_ok());
         assert!(

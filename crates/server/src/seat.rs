@@ -219,6 +219,7 @@ impl Seat {
             name: name.clone(),
             metrics: Vec::new(),
             figures: Figures::default(),
+            namespaces: Vec::new(),
             ready: false,
         }
     }

@@ -25,6 +25,7 @@ pub fn fold_input(trace: &mut TraceHash, input: &Input) {
         }
         Input::Received { connection, bytes } => (connection, bytes).hash(trace),
         Input::Call { token, call } => (token, &call.command).hash(trace),
+        Input::Order { token, order } => (token, order).hash(trace),
     }
 }
 

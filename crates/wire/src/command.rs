@@ -6,6 +6,8 @@
 use bytes::Bytes;
 use holdfast_format::{ClientId, ClusterMs, KeyHash, Namespace, Version};
 
+use crate::namespaces::{Quota, Usage, grouped};
+
 /// What a client asks of the owner of a key (or of one shard).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Command {
@@ -44,6 +46,8 @@ pub enum Op {
     Scan { from: KeyHash, limit: u32 },
     /// How many sessions there are in the namespace. Answers `Counted`.
     Count,
+    /// What there is in memory, over all namespaces. Answers `Usage`.
+    Usage,
     /// Removes every session of the namespace (of this shard). Answers `Flushed`.
     Flush,
 }
@@ -51,11 +55,14 @@ pub enum Op {
 impl Op {
     /// True if executing the command twice could differ from executing it once.
     pub fn is_write(&self) -> bool {
-        !matches!(self, Op::Get | Op::Stat | Op::Scan { .. } | Op::Count)
+        !matches!(
+            self,
+            Op::Get | Op::Stat | Op::Scan { .. } | Op::Count | Op::Usage
+        )
     }
     /// True if the command concerns a whole shard and not one key.
     pub fn is_keyspace(&self) -> bool {
-        matches!(self, Op::Scan { .. } | Op::Count | Op::Flush)
+        matches!(self, Op::Scan { .. } | Op::Count | Op::Usage | Op::Flush)
     }
 }
 
@@ -165,6 +172,7 @@ pub enum Outcome {
         sessions: u64,
         with_deadline: u64,
     },
+    Usage(Usage),
     Flushed,
     Failed(Failure),
 }
@@ -180,6 +188,19 @@ pub enum Failure {
     NotReady,
     #[error("out of memory: delete sessions, raise --memory or add masters")]
     OutOfMemory,
+    /// The write would add to a namespace that has all it may. `limit` is that of the whole cluster.
+    #[error("{}", namespace_full(*namespace, *quota, *limit))]
+    NamespaceFull {
+        namespace: Namespace,
+        quota: Quota,
+        limit: u64,
+    },
+    #[error("value of {bytes} bytes is over the limit of {limit} of namespace {}", namespace.0)]
+    NamespaceValueTooLarge {
+        namespace: Namespace,
+        bytes: u64,
+        limit: u64,
+    },
     #[error("value of {bytes} bytes is over the limit of {limit}")]
     ValueTooLarge { bytes: u64, limit: u64 },
     #[error("key of {bytes} bytes is over the limit of {limit}")]
@@ -198,6 +219,14 @@ pub enum Failure {
     Unreachable,
     #[error("{0}")]
     Invalid(String),
+}
+
+fn namespace_full(namespace: Namespace, quota: Quota, limit: u64) -> String {
+    let (number, limit) = (namespace.0, grouped(limit));
+    format!(
+        "namespace {number} is at its limit of {limit} {quota}: delete sessions, let some expire, or raise it \
+         with `holdfast ctl namespace set {number} --{quota} <more>`"
+    )
 }
 
 /// Identifies one write for exactly-once execution (RIFL, SOSP 2015).

@@ -28,10 +28,11 @@ mod v1 {
 
 use std::future::Future;
 
-use holdfast_format::{ClientId, ClusterMs, LogId, ServerId};
+use holdfast_format::{ClientId, ClusterMs, LogId, Namespace, ServerId};
 
 use crate::command::{Command, Failure, Once, Outcome};
 use crate::message::{Figures, View};
+use crate::namespaces::{NamespacePolicy, NamespaceUse};
 
 pub use admin::{AdminClient, admin_server};
 pub use client::{ClientError, ClientTls, SessionsClient};
@@ -64,9 +65,19 @@ pub trait SessionsHandler: Send + Sync + 'static {
     fn open_client(&self) -> impl Future<Output = Result<ClientGrant, Failure>> + Send;
 }
 
-/// Tells about the cluster; whoever mounts `admin_server` provides one.
+/// Tells about the cluster and orders it; whoever mounts `admin_server` provides one.
 pub trait AdminHandler: Send + Sync + 'static {
     fn status(&self) -> impl Future<Output = Result<ClusterStatus, Failure>> + Send;
+    /// Gives a namespace these limits and no others; returns when that is durable.
+    fn set_namespace(
+        &self,
+        policy: NamespacePolicy,
+    ) -> impl Future<Output = Result<(), Failure>> + Send;
+    /// Takes all limits from a namespace.
+    fn unset_namespace(
+        &self,
+        namespace: Namespace,
+    ) -> impl Future<Output = Result<(), Failure>> + Send;
 }
 
 /// The cluster as one member knows it.
@@ -77,6 +88,8 @@ pub struct ClusterStatus {
     pub view: View,
     /// Of the members that have told some.
     pub figures: Vec<(ServerId, Figures)>,
+    /// What all shards together have of each namespace, by number.
+    pub namespaces: Vec<NamespaceUse>,
     pub recoveries: Vec<RecoveryStatus>,
     /// Why the cluster is not ready, one sentence each; empty: ready.
     pub not_ready_because: Vec<String>,

@@ -9,8 +9,10 @@ pub mod command;
 pub mod grpc;
 pub mod handshake;
 pub mod message;
+pub mod namespaces;
 pub mod redis;
 pub mod resp;
 
 pub use command::*;
 pub use message::*;
+pub use namespaces::*;

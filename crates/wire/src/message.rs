@@ -8,6 +8,7 @@ use bytes::Bytes;
 use holdfast_format::{ClientId, ClusterMs, Epoch, LogId, SegmentId, ServerId, SlotRange, Version};
 
 use crate::command::{Command, Once, Outcome};
+use crate::namespaces::{NamespacePolicy, NamespaceUse};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Message {
@@ -174,6 +175,8 @@ pub struct View {
     pub tablets: Vec<Tablet>,
     /// Logs of dead shards that are being recovered, or wait for replicas.
     pub recovering: Vec<LogId>,
+    /// Namespaces with limits, by number; each shard holds its share, by its part of the slots.
+    pub namespaces: Vec<NamespacePolicy>,
 }
 
 /// A contiguous slot range and the log that owns it.
@@ -187,13 +190,15 @@ pub struct Tablet {
     pub available: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Heartbeat {
     pub from: ServerId,
     /// The sender's own clock, echoed in the reply.
     pub sent_us: u64,
     pub view_version: u64,
     pub figures: Figures,
+    /// Shards: what there is of each namespace that has anything, by number.
+    pub namespaces: Vec<NamespaceUse>,
 }
 
 /// A member's figures for status, placement and planning. Unused ones are 0.

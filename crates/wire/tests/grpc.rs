@@ -36,6 +36,20 @@ impl AdminHandler for Scripted {
     async fn status(&self) -> Result<ClusterStatus, Failure> {
         Ok(status())
     }
+
+    async fn set_namespace(&self, policy: NamespacePolicy) -> Result<(), Failure> {
+        match policy.limits.evict {
+            Eviction::OldestIdle => Ok(()),
+            Eviction::Never => Err(Failure::Invalid(format!("{policy:?}"))),
+        }
+    }
+
+    async fn unset_namespace(&self, namespace: Namespace) -> Result<(), Failure> {
+        match namespace {
+            Namespace(3) => Ok(()),
+            _ => Err(Failure::Unreachable),
+        }
+    }
 }
 
 fn status() -> ClusterStatus {
@@ -62,7 +76,23 @@ fn status() -> ClusterStatus {
                 available: true,
             }],
             recovering: vec![LogId(4)],
+            namespaces: vec![NamespacePolicy {
+                namespace: Namespace(3),
+                limits: NamespaceLimits {
+                    sessions: Some(1_000),
+                    bytes: None,
+                    value_bytes: Some(0),
+                    evict: Eviction::OldestIdle,
+                },
+            }],
         },
+        namespaces: vec![NamespaceUse {
+            namespace: Namespace(3),
+            sessions: 7,
+            with_deadline: 6,
+            bytes: 700,
+            evicted: 2,
+        }],
         figures: vec![(
             ServerId(5),
             Figures {
@@ -309,6 +339,24 @@ async fn outcomes_and_failures_have_the_status_the_field_expects() {
         (Failure::Unreachable, "Unavailable", true),
         (Failure::Busy, "ResourceExhausted", true),
         (Failure::OutOfMemory, "ResourceExhausted", false),
+        (
+            Failure::NamespaceFull {
+                namespace: Namespace(3),
+                quota: holdfast_wire::Quota::Bytes,
+                limit: 1 << 20,
+            },
+            "ResourceExhausted",
+            false,
+        ),
+        (
+            Failure::NamespaceValueTooLarge {
+                namespace: Namespace(3),
+                bytes: 2,
+                limit: 1,
+            },
+            "InvalidArgument",
+            false,
+        ),
         (Failure::StaleClient, "FailedPrecondition", false),
         (Failure::OutcomeUnknown, "DeadlineExceeded", false),
         (

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use holdfast_cluster::Now;
 use holdfast_format::{KeyHash, ServerId};
-use holdfast_wire::{Op, Outcome};
+use holdfast_wire::{Op, Outcome, Usage};
 
 use super::{Core, Scope};
 use crate::order::Ticket;
@@ -150,6 +150,7 @@ impl Core {
                 }
             },
             Op::Count => merge_counts(answers),
+            Op::Usage => merge_usage(answers),
             _ => Outcome::Flushed,
         };
         self.finish(now, ticket, outcome);
@@ -181,6 +182,16 @@ fn merge_scans(from: KeyHash, answers: impl Iterator<Item = Outcome>) -> Option<
     // After a takeover two shards may have answered for one key.
     all.dedup();
     Some(Outcome::Scanned { keys: all, next })
+}
+
+fn merge_usage(answers: impl Iterator<Item = Outcome>) -> Outcome {
+    let mut total = Usage::default();
+    for answer in answers {
+        if let Outcome::Usage(usage) = answer {
+            total.add(&usage);
+        }
+    }
+    Outcome::Usage(total)
 }
 
 fn merge_counts(answers: impl Iterator<Item = Outcome>) -> Outcome {

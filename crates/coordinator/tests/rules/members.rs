@@ -89,8 +89,9 @@ fn a_stale_heartbeat_brings_the_view_again() {
         sent_us: 5,
         view_version: version - 1,
         figures: Default::default(),
+        namespaces: Vec::new(),
     };
-    w.tell(11, Message::Heartbeat(heartbeat));
+    w.tell(11, Message::Heartbeat(heartbeat.clone()));
     assert_eq!(w.sent.len(), 1);
     assert!(matches!(&w.sent[0], (to, Message::View(v)) if *to == id(11) && v.version == version));
     w.sent.clear();

@@ -72,6 +72,7 @@ pub struct World {
     pub replies: Vec<(ServerId, HeartbeatReply)>,
     pub pinged: Vec<ServerId>,
     pub events: Vec<String>,
+    pub obeyed: Vec<u64>,
     pub dialled: BTreeMap<ServerId, String>,
     /// Members that heartbeat and answer pings.
     pub alive: BTreeMap<ServerId, Figures>,
@@ -108,6 +109,7 @@ impl World {
             replies: Vec::new(),
             pinged: Vec::new(),
             events: Vec::new(),
+            obeyed: Vec::new(),
             dialled: BTreeMap::new(),
             alive: BTreeMap::new(),
             held: BTreeMap::new(),
@@ -201,6 +203,7 @@ impl World {
                 self.dialled.remove(&peer);
             }
             Output::Event(event) => self.events.push(event.text),
+            Output::Obeyed { token } => self.obeyed.push(token),
             Output::Stopped { .. } => {}
             other => panic!("not a coordinator's output: {other:?}"),
         }
@@ -263,6 +266,7 @@ impl World {
             sent_us: self.now.mono_us,
             view_version: self.view_versions.get(&id(n)).copied().unwrap_or(0),
             figures: self.alive.get(&id(n)).copied().unwrap_or_default(),
+            namespaces: Vec::new(),
         };
         self.tell(n, Message::Heartbeat(heartbeat));
     }
@@ -373,6 +377,7 @@ impl World {
                     members: status.members.into_iter().map(|m| m.member).collect(),
                     tablets: status.tablets,
                     recovering: status.recoveries.iter().map(|r| r.log).collect(),
+                    namespaces: status.namespaces,
                 }
             })
     }

@@ -113,6 +113,7 @@ impl World {
                 })
                 .collect(),
             recovering: Vec::new(),
+            namespaces: Vec::new(),
         };
         let message = Message::View(self.view.clone());
         self.step(Input::Message {

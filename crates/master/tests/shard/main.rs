@@ -9,6 +9,7 @@ mod answers;
 mod chaos;
 mod commands;
 mod compaction;
+mod limits;
 mod replication;
 mod takeover;
 mod world;

@@ -482,6 +482,8 @@ impl World {
                     Event::Happens(Happening::Answer { token, outcome }),
                 );
             }
+            // Nobody orders anything here.
+            Output::Obeyed { .. } => {}
             Output::Event(event) => {
                 if event.level > Level::Debug || self.tells >= Tells::Everything {
                     let name = self.name(place);

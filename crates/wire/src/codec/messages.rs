@@ -9,6 +9,7 @@ use holdfast_format::SegmentId;
 use super::fields::{DecodeError, Field, Reader};
 use crate::command::*;
 use crate::message::*;
+use crate::namespaces::*;
 
 pub(super) const REQUESTS: u8 = 0x40;
 pub(super) const RESPONSES: u8 = 0x41;
@@ -111,15 +112,18 @@ pub(super) fn longest_list(message: &Message) -> usize {
             .len()
             .max(view.tablets.len())
             .max(view.recovering.len())
+            .max(view.namespaces.len())
     }
     let scanned = |outcome: &Outcome| match outcome {
         Outcome::Scanned { keys, .. } => keys.len(),
+        Outcome::Usage(usage) => usage.namespaces.len(),
         _ => 0,
     };
     match message {
         Message::Enlist(enlist) => enlist.logs.len(),
         Message::Enlisted(enlisted) => view(&enlisted.view),
         Message::View(new) => view(new),
+        Message::Heartbeat(heartbeat) => heartbeat.namespaces.len(),
         Message::Free { segments, .. } => segments.len(),
         Message::Inventory(Inventory { replicas, .. }) => {
             let digests = replicas
@@ -172,6 +176,7 @@ pub(super) fn outcome_weight(outcome: &Outcome) -> usize {
         Outcome::Value { value, .. } => value.len(),
         Outcome::Done { old: Some(old), .. } | Outcome::Refused { old: Some(old), .. } => old.len(),
         Outcome::Scanned { keys, .. } => keys.iter().map(|(_, key)| key.len() + 12).sum(),
+        Outcome::Usage(usage) => FIELDS_WEIGHT * usage.namespaces.len(),
         _ => 0,
     };
     FIELDS_WEIGHT + values
@@ -199,9 +204,9 @@ structures! {
     Enlist { member, logs }
     Enlisted { id, config, view }
     ClusterConfig { cluster, replicas, lease_ms, heartbeat_ms, probe_ms, ack_disk }
-    View { version, members, tablets, recovering }
+    View { version, members, tablets, recovering, namespaces }
     Tablet { range, owner, epoch, available }
-    Heartbeat { from, sent_us, view_version, figures }
+    Heartbeat { from, sent_us, view_version, figures, namespaces }
     Figures {
         sessions, bytes_used, bytes_limit, segments, under_replicated, operations, disk_used,
         disk_limit, clock_error_us, bytes_live, bytes_reclaimable, bytes_reserved, bytes_index,
@@ -223,6 +228,10 @@ structures! {
     Request { token, once, command }
     Responses { client, stream, items }
     Response { token, outcome }
+    NamespacePolicy { namespace, limits }
+    NamespaceLimits { sessions, bytes, value_bytes, evict }
+    NamespaceUse { namespace, sessions, with_deadline, bytes, evicted }
+    Usage { used_bytes, limit_bytes, live_bytes, expired, evicted, namespaces }
     Command { namespace, key, op }
     Once { client, sequence, acknowledged, lease_until }
     Meta { version, deadline, idle_ms, absolute, remaining_ms }
@@ -268,6 +277,7 @@ variants! {
         5 Scan { from, limit },
         6 Count,
         7 Flush,
+        8 Usage,
     }
     Condition { 0 Always, 1 Absent, 2 Present, 3 Version(version), 4 ValueIs(value) }
     TouchCondition {
@@ -287,6 +297,7 @@ variants! {
         5 Counted { sessions, with_deadline },
         6 Flushed,
         7 Failed(failure),
+        8 Usage(usage),
     }
     Failure {
         0 NotOwner,
@@ -299,7 +310,11 @@ variants! {
         7 OutcomeUnknown,
         8 Unreachable,
         9 Invalid(why),
+        10 NamespaceFull { namespace, quota, limit },
+        11 NamespaceValueTooLarge { namespace, bytes, limit },
     }
+    Quota { 0 Sessions, 1 Bytes }
+    Eviction { 0 Never, 1 OldestIdle }
 }
 
 impl Field for Certificate {

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::command::*;
 use crate::message::*;
+use crate::namespaces::*;
 
 /// Encodes, hands the bytes over in pieces of `step`, and gives back what was decoded.
 fn pass(message: &Message, step: usize) -> Vec<Message> {
@@ -108,6 +109,7 @@ fn op() -> impl Strategy<Value = Op> {
         }),
         (id(KeyHash), any::<u32>()).prop_map(|(from, limit)| Op::Scan { from, limit }),
         Just(Op::Count),
+        Just(Op::Usage),
         Just(Op::Flush),
     ]
 }
@@ -131,11 +133,72 @@ fn meta() -> impl Strategy<Value = Meta> {
         )
 }
 
+fn quota() -> impl Strategy<Value = Quota> {
+    prop_oneof![Just(Quota::Sessions), Just(Quota::Bytes)]
+}
+
+fn namespace_use() -> impl Strategy<Value = NamespaceUse> {
+    any::<(u8, u64, u64, u64, u64)>().prop_map(
+        |(namespace, sessions, with_deadline, bytes, evicted)| NamespaceUse {
+            namespace: Namespace(namespace),
+            sessions,
+            with_deadline,
+            bytes,
+            evicted,
+        },
+    )
+}
+
+fn usage() -> impl Strategy<Value = Usage> {
+    (any::<[u64; 5]>(), vec(namespace_use(), 0..4)).prop_map(|(f, namespaces)| Usage {
+        used_bytes: f[0],
+        limit_bytes: f[1],
+        live_bytes: f[2],
+        expired: f[3],
+        evicted: f[4],
+        namespaces,
+    })
+}
+
+fn policy() -> impl Strategy<Value = NamespacePolicy> {
+    let evict = prop_oneof![Just(Eviction::Never), Just(Eviction::OldestIdle)];
+    let limits = (
+        option::of(any::<u64>()),
+        option::of(any::<u64>()),
+        option::of(any::<u32>()),
+        evict,
+    )
+        .prop_map(|(sessions, bytes, value_bytes, evict)| NamespaceLimits {
+            sessions,
+            bytes,
+            value_bytes,
+            evict,
+        });
+    (any::<u8>(), limits).prop_map(|(namespace, limits)| NamespacePolicy {
+        namespace: Namespace(namespace),
+        limits,
+    })
+}
+
 fn failure() -> impl Strategy<Value = Failure> {
     prop_oneof![
         Just(Failure::NotOwner),
         Just(Failure::NotReady),
         Just(Failure::OutOfMemory),
+        (any::<u8>(), quota(), any::<u64>()).prop_map(|(namespace, quota, limit)| {
+            Failure::NamespaceFull {
+                namespace: Namespace(namespace),
+                quota,
+                limit,
+            }
+        }),
+        any::<(u8, u64, u64)>().prop_map(|(namespace, bytes, limit)| {
+            Failure::NamespaceValueTooLarge {
+                namespace: Namespace(namespace),
+                bytes,
+                limit,
+            }
+        }),
         any::<(u64, u64)>().prop_map(|(bytes, limit)| Failure::ValueTooLarge { bytes, limit }),
         any::<(u64, u64)>().prop_map(|(bytes, limit)| Failure::KeyTooLarge { bytes, limit }),
         Just(Failure::Busy),
@@ -160,6 +223,7 @@ fn outcome() -> impl Strategy<Value = Outcome> {
         ),
         (vec((id(KeyHash), bytes()), 0..5), option::of(id(KeyHash)))
             .prop_map(|(keys, next)| Outcome::Scanned { keys, next }),
+        usage().prop_map(Outcome::Usage),
         any::<(u64, u64)>().prop_map(|(sessions, with_deadline)| Outcome::Counted {
             sessions,
             with_deadline
@@ -214,12 +278,14 @@ fn view() -> impl Strategy<Value = View> {
         vec(member(), 0..4),
         vec(tablet, 0..4),
         vec(id(LogId), 0..4),
+        vec(policy(), 0..4),
     )
-        .prop_map(|(version, members, tablets, recovering)| View {
+        .prop_map(|(version, members, tablets, recovering, namespaces)| View {
             version,
             members,
             tablets,
             recovering,
+            namespaces,
         })
 }
 
@@ -267,14 +333,22 @@ fn membership() -> impl Strategy<Value = Message> {
             view
         })),
         view().prop_map(Message::View),
-        (id(ServerId), any::<u64>(), any::<u64>(), figures).prop_map(
-            |(from, sent_us, view_version, figures)| Message::Heartbeat(Heartbeat {
-                from,
-                sent_us,
-                view_version,
-                figures
-            })
-        ),
+        (
+            id(ServerId),
+            any::<u64>(),
+            any::<u64>(),
+            figures,
+            vec(namespace_use(), 0..4)
+        )
+            .prop_map(|(from, sent_us, view_version, figures, namespaces)| {
+                Message::Heartbeat(Heartbeat {
+                    from,
+                    sent_us,
+                    view_version,
+                    figures,
+                    namespaces,
+                })
+            }),
         any::<(u64, u64, u64, bool)>().prop_map(|(sent_us, cluster_us, view_version, known)| {
             Message::HeartbeatReply(HeartbeatReply {
                 sent_us,

@@ -1,9 +1,10 @@
 //! The administration service and its client.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use holdfast_format::{Epoch, LogId, SLOTS, ServerId, Slot, SlotRange};
+use holdfast_format::{Epoch, LogId, Namespace, SLOTS, ServerId, Slot, SlotRange};
 use tonic::body::Body;
 use tonic::codegen::{Service, http};
 use tonic::server::NamedService;
@@ -17,6 +18,7 @@ use super::v1::admin_client::AdminClient as Generated;
 use super::v1::admin_server::{Admin, AdminServer};
 use super::{AdminHandler, ClusterStatus, GrpcConfig, RecoveryPhase, RecoveryStatus};
 use crate::message::{Figures, Member, Role, Tablet, View};
+use crate::namespaces::{Eviction, NamespaceLimits, NamespacePolicy, NamespaceUse};
 
 /// The `holdfast.v1.Admin` service, answered by `handler`.
 pub fn admin_server<H: AdminHandler>(
@@ -65,6 +67,27 @@ impl AdminClient {
         status_from(client.status(request).await?.into_inner())
             .ok_or(ClientError::Malformed("the status makes no sense"))
     }
+
+    /// Gives a namespace these limits and no others.
+    pub async fn set_namespace(&mut self, policy: NamespacePolicy) -> Result<(), ClientError> {
+        let request = self.connection.request(v1::SetNamespaceRequest {
+            namespace: policy.namespace.0.into(),
+            limits: Some(limits_to(&policy.limits)),
+        });
+        let mut client = Generated::new(self.connection.channel());
+        client.set_namespace(request).await?;
+        Ok(())
+    }
+
+    /// Takes all limits from a namespace.
+    pub async fn unset_namespace(&mut self, namespace: Namespace) -> Result<(), ClientError> {
+        let request = self.connection.request(v1::UnsetNamespaceRequest {
+            namespace: namespace.0.into(),
+        });
+        let mut client = Generated::new(self.connection.channel());
+        client.unset_namespace(request).await?;
+        Ok(())
+    }
 }
 
 struct AdminFace<H> {
@@ -83,6 +106,109 @@ impl<H: AdminHandler> Admin for AdminFace<H> {
         let status = status.map_err(|failure| CallError::from(failure).into_status())?;
         Ok(Response::new(status_to(status)))
     }
+
+    async fn set_namespace(
+        &self,
+        request: Request<v1::SetNamespaceRequest>,
+    ) -> Result<Response<v1::SetNamespaceReply>, Status> {
+        authorize(&self.config, request.metadata())?;
+        let request = request.into_inner();
+        let policy = NamespacePolicy {
+            namespace: namespace_from(request.namespace)?,
+            limits: limits_from(&request.limits.unwrap_or_default())
+                .ok_or_else(|| invalid("limits.evict", "is not known here"))?,
+        };
+        let done = self.handler.set_namespace(policy).await;
+        done.map_err(|failure| CallError::from(failure).into_status())?;
+        Ok(Response::new(v1::SetNamespaceReply {}))
+    }
+
+    async fn unset_namespace(
+        &self,
+        request: Request<v1::UnsetNamespaceRequest>,
+    ) -> Result<Response<v1::UnsetNamespaceReply>, Status> {
+        authorize(&self.config, request.metadata())?;
+        let namespace = namespace_from(request.into_inner().namespace)?;
+        let done = self.handler.unset_namespace(namespace).await;
+        done.map_err(|failure| CallError::from(failure).into_status())?;
+        Ok(Response::new(v1::UnsetNamespaceReply {}))
+    }
+}
+
+fn invalid(field: &'static str, what: &str) -> Status {
+    CallError::invalid(vec![(field, what.to_owned())]).into_status()
+}
+
+fn namespace_from(number: u32) -> Result<Namespace, Status> {
+    u8::try_from(number)
+        .map(Namespace)
+        .map_err(|_| invalid("namespace", "is at most 255"))
+}
+
+fn limits_to(limits: &NamespaceLimits) -> v1::NamespaceLimits {
+    let evict = match limits.evict {
+        Eviction::Never => v1::Eviction::Never,
+        Eviction::OldestIdle => v1::Eviction::OldestIdle,
+    };
+    v1::NamespaceLimits {
+        sessions: limits.sessions,
+        bytes: limits.bytes,
+        value_bytes: limits.value_bytes,
+        evict: evict.into(),
+    }
+}
+
+/// `None` if they make no sense.
+fn limits_from(limits: &v1::NamespaceLimits) -> Option<NamespaceLimits> {
+    let evict = match v1::Eviction::try_from(limits.evict).ok()? {
+        v1::Eviction::Never => Eviction::Never,
+        v1::Eviction::OldestIdle => Eviction::OldestIdle,
+    };
+    Some(NamespaceLimits {
+        sessions: limits.sessions,
+        bytes: limits.bytes,
+        value_bytes: limits.value_bytes,
+        evict,
+    })
+}
+
+/// Everything that is known of a namespace, in one message each.
+fn namespaces_to(status: &ClusterStatus) -> Vec<v1::Namespace> {
+    let mut all: BTreeMap<Namespace, v1::Namespace> = BTreeMap::new();
+    for policy in &status.view.namespaces {
+        let one = all.entry(policy.namespace).or_default();
+        one.limits = Some(limits_to(&policy.limits));
+    }
+    for used in &status.namespaces {
+        let one = all.entry(used.namespace).or_default();
+        (one.sessions, one.with_deadline) = (used.sessions, used.with_deadline);
+        (one.bytes, one.evicted) = (used.bytes, used.evicted);
+    }
+    all.into_iter()
+        .map(|(namespace, one)| v1::Namespace {
+            number: namespace.0.into(),
+            ..one
+        })
+        .collect()
+}
+
+fn namespaces_from(told: &[v1::Namespace]) -> Option<(Vec<NamespacePolicy>, Vec<NamespaceUse>)> {
+    let (mut policies, mut uses) = (Vec::new(), Vec::new());
+    for one in told {
+        let namespace = Namespace(u8::try_from(one.number).ok()?);
+        if let Some(limits) = &one.limits {
+            let limits = limits_from(limits)?;
+            policies.push(NamespacePolicy { namespace, limits });
+        }
+        uses.push(NamespaceUse {
+            namespace,
+            sessions: one.sessions,
+            with_deadline: one.with_deadline,
+            bytes: one.bytes,
+            evicted: one.evicted,
+        });
+    }
+    Some((policies, uses))
 }
 
 fn status_to(status: ClusterStatus) -> v1::StatusReply {
@@ -118,6 +244,7 @@ fn status_to(status: ClusterStatus) -> v1::StatusReply {
             .map(recovery_to)
             .chain(silent)
             .collect(),
+        namespaces: namespaces_to(&status),
         ready: status.not_ready_because.is_empty(),
         not_ready_because: status.not_ready_because,
     }
@@ -133,6 +260,7 @@ fn status_from(reply: v1::StatusReply) -> Option<ClusterStatus> {
         }
         members.push(member_from(member)?);
     }
+    let (policies, uses) = namespaces_from(&reply.namespaces)?;
     let tablets: Option<Vec<Tablet>> = reply.tablets.iter().map(tablet_from).collect();
     Some(ClusterStatus {
         cluster: reply.cluster,
@@ -146,7 +274,9 @@ fn status_from(reply: v1::StatusReply) -> Option<ClusterStatus> {
                 .iter()
                 .map(|recovery| LogId(recovery.log))
                 .collect(),
+            namespaces: policies,
         },
+        namespaces: uses,
         figures,
         recoveries: reply.recoveries.into_iter().map(recovery_from).collect(),
         not_ready_because: reply.not_ready_because,

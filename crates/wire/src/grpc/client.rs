@@ -407,6 +407,7 @@ fn asked(call: SessionCall) -> Result<Asked, ClientError> {
         | Op::Delete { .. }
         | Op::Scan { .. }
         | Op::Count
+        | Op::Usage
         | Op::Flush => return Err(ClientError::Unsupported),
     };
     Ok(Asked::Read(v1::ReadRequest {

@@ -7,7 +7,7 @@
 //! | ABORTED | it has another version | read it and decide again |
 //! | INVALID_ARGUMENT | the request makes no sense (BadRequest names the fields) | fix the program |
 //! | FAILED_PRECONDITION | the retry came after its lease | find out by reading |
-//! | RESOURCE_EXHAUSTED | memory is full, or too much is queued (then with RetryInfo) | back off |
+//! | RESOURCE_EXHAUSTED | memory is full, a namespace has all it may (QuotaFailure), or too much is queued (then with RetryInfo) | back off |
 //! | UNAVAILABLE | nothing was executed (RetryInfo) | try again |
 //! | DEADLINE_EXCEEDED | it may or may not have been executed | retry with the same idempotency |
 //! | UNAUTHENTICATED | no or wrong password | |
@@ -40,6 +40,8 @@ pub(super) struct CallError {
     pub retry_after_ms: Option<u32>,
     /// Field and what is wrong with it.
     pub violations: Vec<(&'static str, String)>,
+    /// Whose quota is used up.
+    pub quota_of: Option<String>,
 }
 
 impl CallError {
@@ -51,6 +53,7 @@ impl CallError {
             version: None,
             retry_after_ms: None,
             violations: Vec::new(),
+            quota_of: None,
         }
     }
 
@@ -125,6 +128,9 @@ impl CallError {
         for (field, what) in self.violations {
             details.add_bad_request_violation(field, what);
         }
+        if let Some(subject) = self.quota_of {
+            details.add_quota_failure_violation(subject, self.message.clone());
+        }
         if self.code == Code::Aborted {
             details.add_precondition_failure_violation("VERSION", "session", self.message.clone());
         }
@@ -157,13 +163,21 @@ impl From<Failure> for CallError {
             Failure::Busy => (Code::ResourceExhausted, "BUSY", Some(RETRY_QUEUE_MS)),
             // Without RetryInfo: memory does not come back by waiting.
             Failure::OutOfMemory => (Code::ResourceExhausted, "OUT_OF_MEMORY", None),
+            Failure::NamespaceFull { namespace, .. } => {
+                return CallError {
+                    quota_of: Some(format!("namespace:{}", namespace.0)),
+                    ..CallError::new(Code::ResourceExhausted, "NAMESPACE_FULL", message)
+                };
+            }
             Failure::StaleClient => (Code::FailedPrecondition, "STALE_CLIENT", None),
             Failure::OutcomeUnknown => (Code::DeadlineExceeded, "OUTCOME_UNKNOWN", None),
             // These messages name their field themselves.
-            Failure::ValueTooLarge { .. } | Failure::KeyTooLarge { .. } => {
+            Failure::ValueTooLarge { .. }
+            | Failure::NamespaceValueTooLarge { .. }
+            | Failure::KeyTooLarge { .. } => {
                 let field = match failure {
-                    Failure::ValueTooLarge { .. } => "value",
-                    _ => "key",
+                    Failure::KeyTooLarge { .. } => "key",
+                    _ => "value",
                 };
                 return CallError {
                     message: message.clone(),

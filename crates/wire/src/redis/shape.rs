@@ -205,6 +205,8 @@ pub fn write_failure(failure: &Failure, reply: &mut ReplyWriter<'_>) {
         Failure::OutOfMemory => {
             reply.error("OOM command not allowed when used memory > 'maxmemory'.");
         }
+        // The same class, but what to do is up to the namespace.
+        Failure::NamespaceFull { .. } => reply.error(&format!("OOM {failure}")),
         Failure::OutcomeUnknown | Failure::StaleClient => {
             reply.error(&format!("ERR outcome unknown: {failure}"));
         }

@@ -689,6 +689,15 @@ fn outcomes_become_the_replies_of_redis() {
         failed(Failure::OutOfMemory),
         "-OOM command not allowed when used memory > 'maxmemory'.\r\n"
     );
+    assert_eq!(
+        failed(Failure::NamespaceFull {
+            namespace: holdfast_format::Namespace(3),
+            quota: crate::Quota::Sessions,
+            limit: 1_000,
+        }),
+        "-OOM namespace 3 is at its limit of 1,000 sessions: delete sessions, let some expire, or raise it \
+         with `holdfast ctl namespace set 3 --sessions <more>`\r\n"
+    );
     assert!(failed(Failure::OutcomeUnknown).starts_with("-ERR outcome unknown"));
 }
 
