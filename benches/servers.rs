@@ -149,8 +149,11 @@ impl Server {
             Process::start(&program, &all, &log).map_err(|error| error.to_string())
         };
         let replicas = setup.replicas;
+        // Benchmarks starve their own servers: none shall be declared dead for it, which without replicas
+        // would empty it.
         let arguments = format!(
-            "coordinator --listen {member} --grpc 127.0.0.1:0 --replicas {replicas} --initial-shards 1"
+            "coordinator --listen {member} --grpc 127.0.0.1:0 --replicas {replicas} --initial-shards 1 \
+             --dead-ms 60000 --confirm-ms 60000"
         );
         let mut coordinator = start("coordinator", arguments)?;
         coordinator.wait_for(member)?;
@@ -229,6 +232,11 @@ impl Server {
     /// Coordinator and backups together; they need not run on the same machine.
     pub fn resident_bytes_of_others(&self) -> u64 {
         self.others.iter().map(|it| it.usage().resident_bytes).sum()
+    }
+
+    /// Sessions that Holdfast has; `None` for peers.
+    pub fn sessions(&self) -> Option<u64> {
+        Some(self.metric("holdfast_shard_sessions")? as u64)
     }
 
     /// A figure of Holdfast's `/metrics`, summed over its shards; `None` for peers and unknown names.

@@ -53,6 +53,8 @@ struct Fill {
     overhead_resident: f64,
     /// The same of what Holdfast's log says it uses.
     overhead_used: Option<f64>,
+    /// And without what the cleaner would free if memory were short: dead completion records, above all.
+    overhead_kept: Option<f64>,
 }
 
 /// After overwrites with other sizes.
@@ -136,6 +138,8 @@ fn fill(
     // Metrics are gathered now and then, and buffers given back.
     std::thread::sleep(Duration::from_secs(2));
     let per_session = |bytes: f64| bytes / sessions as f64 - content as f64;
+    check(&server, sessions)?;
+    let reclaimable = server.metric("holdfast_shard_memory_reclaimable_bytes");
     let grown = server.usage().resident_bytes as f64 - before.0 as f64;
     Ok(Some(Fill {
         server: kind.name(),
@@ -146,6 +150,10 @@ fn fill(
         overhead_used: used()
             .zip(before.1)
             .map(|(after, before)| per_session(after - before)),
+        overhead_kept: used()
+            .zip(before.1)
+            .zip(reclaimable)
+            .map(|((after, before), garbage)| per_session(after - before - garbage)),
     }))
 }
 
@@ -175,6 +183,9 @@ fn overwrite(
     })?;
     let seconds = began.elapsed().as_secs_f64();
     std::thread::sleep(Duration::from_secs(2));
+    if fill.refused == 0 {
+        check(&server, sessions)?;
+    }
     let usage = server.usage();
     Ok(Some(Overwritten {
         server: kind.name(),
@@ -191,6 +202,14 @@ fn overwrite(
     }))
 }
 
+/// Without replicas a server that was declared dead is an empty one: its figures would be worth nothing.
+fn check(server: &Server, sessions: u64) -> Result<(), String> {
+    match server.sessions() {
+        Some(found) if found < sessions => Err(format!("{found} of {sessions} sessions are there")),
+        _ => Ok(()),
+    }
+}
+
 fn load(server: &Server, sessions: u64, value_bytes: usize) -> Load {
     Load {
         address: server.address,
@@ -203,7 +222,9 @@ fn load(server: &Server, sessions: u64, value_bytes: usize) -> Load {
 
 fn print(rows: &Rows) {
     println!("\nOverhead in bytes per session beyond its {KEY_BYTES}-byte key and its value:\n");
-    let header = ["server", "value", "sessions", "resident", "used", "errors"];
+    let header = [
+        "server", "value", "sessions", "resident", "used", "kept", "errors",
+    ];
     let table: Vec<Vec<String>> = rows
         .fills
         .iter()
@@ -214,6 +235,7 @@ fn print(rows: &Rows) {
                 row.sessions.to_string(),
                 format!("{:.1}", row.overhead_resident),
                 cell(row.overhead_used, 1),
+                cell(row.overhead_kept, 1),
                 row.outcome.refused.to_string(),
             ]
         })
