@@ -11,7 +11,18 @@ fn generate() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../proto");
     println!("cargo::rerun-if-changed={}", root.display());
     let files = ["holdfast/v1/sessions.proto", "holdfast/v1/admin.proto"];
-    let descriptors = protox::compile(files, [&root]).expect("the definitions in proto/ are valid");
+    let mut compiler = protox::Compiler::new([&root]).expect("proto/ is a directory");
+    compiler
+        .include_imports(true)
+        .include_source_info(true)
+        .open_files(files)
+        .expect("the definitions in proto/ are valid");
+    // For reflection: what generic clients such as grpcurl ask for.
+    let out = std::env::var_os("OUT_DIR").expect("cargo names it to build scripts");
+    let path = std::path::Path::new(&out).join("holdfast.v1.bin");
+    std::fs::write(path, compiler.encode_file_descriptor_set())
+        .expect("the output directory of a build script is writable");
+    let descriptors = compiler.file_descriptor_set();
     tonic_prost_build::configure()
         .bytes(".")
         .compile_fds(descriptors)

@@ -36,6 +36,8 @@ pub struct GatewayConfig {
     /// Replies that one connection may wait for; its further requests stay unparsed until then.
     pub replies_max: usize,
     pub connections_max: usize,
+    /// Connections that may have selected one namespace; `None`: as many as there may be at all.
+    pub namespace_connections_max: Option<usize>,
     /// False: FLUSHDB and FLUSHALL are refused.
     pub allow_flush: bool,
     /// Where the RESP port listens, as INFO tells it; 0: unknown.
@@ -58,6 +60,7 @@ impl GatewayConfig {
             input_bytes_max: 64 << 20,
             replies_max: 1_024,
             connections_max: 10_000,
+            namespace_connections_max: None,
             allow_flush: true,
             resp_port: 0,
         }

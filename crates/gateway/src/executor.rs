@@ -377,8 +377,8 @@ impl Executor {
                 let line = info::client_line(connection, now.mono_us);
                 connection.write(|reply| reply.verbatim(&line));
             }
-            RespRequest::ClientList => {
-                unreachable!("`serve` answers it: it concerns all connections")
+            RespRequest::ClientList { .. } | RespRequest::ClientKill { .. } => {
+                unreachable!("`serve` answers it: these concern all connections")
             }
             RespRequest::Command(query) => connection.write(|reply| query.write(reply)),
             RespRequest::Info(sections) => self.info(now, id, connection, sections),

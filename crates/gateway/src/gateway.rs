@@ -16,13 +16,15 @@
 //!
 //! A step reads at most `REQUESTS_PER_TURN` requests of one connection; the rest waits its turn.
 
+mod clients;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use holdfast_cluster::{
     Call, ConnectionId, Heard, Input, Level, Node, Now, Output, Outputs, ShardBeside,
 };
-use holdfast_format::{ClientId, Position, ServerId};
+use holdfast_format::{ClientId, Namespace, Position, ServerId};
 use holdfast_wire::redis::{self, RespError, RespRequest};
 use holdfast_wire::resp::{Args, RespLimits};
 use holdfast_wire::{Failure, Figures, Message, Outcome};
@@ -30,7 +32,6 @@ use holdfast_wire::{Failure, Figures, Message, Outcome};
 use crate::config::{ConfigError, GatewayConfig};
 use crate::connection::Connection;
 use crate::executor::{Executor, Waiter};
-use crate::info;
 
 /// Requests read of one connection before others have their turn: about a millisecond of work.
 const REQUESTS_PER_TURN: usize = 1_024;
@@ -111,10 +112,11 @@ impl Gateway {
     }
 
     fn connected(&mut self, now: Now, id: ConnectionId, client_address: String, out: &mut Outputs) {
-        let counters = &mut self.executor.counters;
-        counters.connections_total += 1;
-        if self.connections.len() >= self.executor.config.connections_max || self.stopping {
-            counters.connections_rejected += 1;
+        self.executor.counters.connections_total += 1;
+        let full = self.connections.len() >= self.executor.config.connections_max
+            || self.is_full(Namespace(0));
+        if full || self.stopping {
+            self.executor.counters.connections_rejected += 1;
             let text = Bytes::from_static(b"-ERR max number of clients reached\r\n");
             out.push(Output::Bytes {
                 connection: id,
@@ -204,21 +206,19 @@ impl Gateway {
                     if shard.as_deref_mut().is_some_and(|shard| {
                         self.executor.here(now, connection, shard, &command, shape)
                     }) => {}
-                Ok(RespRequest::ClientList) => self.client_list(now, id),
+                Ok(RespRequest::ClientList { filter }) => self.client_list(now, id, &filter),
+                Ok(RespRequest::Select { namespace })
+                    if self.executor.config.namespace_connections_max.is_some() =>
+                {
+                    self.select(id, namespace);
+                }
+                Ok(RespRequest::ClientKill { filter, counted }) => {
+                    self.client_kill(now, id, &filter, counted, out);
+                }
                 Ok(request) => self.executor.execute(now, id, connection, request),
             }
         }
         self.resume.insert(id);
-    }
-
-    fn client_list(&mut self, now: Now, id: ConnectionId) {
-        let connections = self.connections.values();
-        let lines: String = connections
-            .map(|connection| info::client_line(connection, now.mono_us))
-            .collect();
-        if let Some(connection) = self.connections.get_mut(&id) {
-            connection.write(|reply| reply.verbatim(&lines));
-        }
     }
 
     fn close_over_output_bound(&mut self, id: ConnectionId, out: &mut Outputs) {

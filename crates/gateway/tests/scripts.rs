@@ -15,6 +15,70 @@ fn flat() -> World {
     world
 }
 
+#[test]
+fn connections_are_listed_and_killed_by_others() {
+    let mut world = flat();
+    for connection in 2..=5 {
+        world.connect(connection);
+    }
+    let list = world.ask(1, "CLIENT LIST");
+    assert_eq!(list.matches(" addr=").count(), 5, "{list}");
+    let two = world.ask(1, "CLIENT LIST TYPE normal ID 2 4 77");
+    assert_eq!(two.matches(" addr=").count(), 2, "{two}");
+    let address = two.split(" addr=").nth(1).unwrap();
+    let address = address.split(' ').next().unwrap().to_string();
+    check(
+        &mut world,
+        1,
+        r"
+        > CLIENT LIST TYPE pubsub
+        $0
+        (empty line)
+        > CLIENT KILL ID 3
+        :1
+        > CLIENT KILL ID 3
+        :0
+        > CLIENT KILL 9.9.9.9:9
+        -ERR No such client
+        > CLIENT KILL LADDR 127.0.0.1:6380
+        :0
+        > CLIENT KILL TYPE replica
+        :0
+        > CLIENT KILL MAXAGE 3600
+        :0
+        > PING
+        +PONG
+        ",
+    );
+    assert!(world.closed.contains(&3) && !world.closed.contains(&2));
+    assert_eq!(world.ask(1, &format!("CLIENT KILL {address}")), "+OK\n");
+    assert!(world.closed.contains(&2) && !world.closed.contains(&4));
+    // The one that asks is spared unless it wants to be meant as well, and then it is told first.
+    assert_eq!(world.ask(4, "CLIENT KILL USER default"), ":2\n");
+    assert!(world.closed.contains(&1) && world.closed.contains(&5) && !world.closed.contains(&4));
+    assert_eq!(world.ask(4, "CLIENT KILL ID 4 SKIPME no"), ":1\n");
+    assert!(world.closed.contains(&4));
+}
+
+#[test]
+fn a_namespace_takes_only_so_many_clients() {
+    let mut world = World::with(Mode::Flat, |config| {
+        config.namespace_connections_max = Some(2);
+    });
+    world.connect(1);
+    world.connect(2);
+    world.connect(3);
+    assert_eq!(world.take(3), "-ERR max number of clients reached\n");
+    assert_eq!(world.ask(1, "SELECT 4"), "+OK\n");
+    assert_eq!(world.ask(2, "SELECT 4"), "+OK\n");
+    world.connect(4);
+    let refused = "-ERR max number of clients of this namespace reached\n";
+    assert_eq!(world.ask(4, "SELECT 4"), refused);
+    assert_eq!(world.ask(2, "SELECT 4"), "+OK\n");
+    assert_eq!(world.ask(2, "SELECT 0"), "+OK\n");
+    assert_eq!(world.ask(4, "SELECT 4"), "+OK\n");
+}
+
 /// What SET and GET do, with options in any order and case.
 #[test]
 fn a_session_lives_and_ends() {

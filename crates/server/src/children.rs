@@ -409,9 +409,7 @@ fn roles(dev: &Dev, options: &DevOptions) -> Outcome<(Vec<Role>, ReadyFile)> {
         ]);
         arguments.insert(0, "master".to_string());
         arguments.extend(password.clone());
-        if let Some(clients_max) = options.clients_max {
-            arguments.extend(words(&[("clients-max", clients_max.to_string())]));
-        }
+        arguments.extend(options.client_flags());
         roles.push(Role {
             name,
             arguments,
@@ -436,9 +434,7 @@ fn roles(dev: &Dev, options: &DevOptions) -> Outcome<(Vec<Role>, ReadyFile)> {
         if let Some(retry_ms) = options.retry_ms {
             arguments.extend(words(&[("retry-ms", retry_ms.to_string())]));
         }
-        if let Some(clients_max) = options.clients_max {
-            arguments.extend(words(&[("clients-max", clients_max.to_string())]));
-        }
+        arguments.extend(options.client_flags());
         roles.push(Role {
             name: "gateway-1".to_string(),
             arguments,

@@ -82,6 +82,8 @@ enum Command {
 enum BenchCommand {
     /// Load a server that speaks the Redis protocol and tell throughput, latency and its CPU time.
     Load(bench::load::LoadArgs),
+    /// Open idle connections by the thousand and tell what each takes of the server's memory.
+    Connections(bench::connections::ConnectionsArgs),
     /// Kill a master of a cluster of its own and tell how soon its sessions are back.
     Recovery(bench::recovery::RecoveryArgs),
 }
@@ -262,6 +264,11 @@ fn run(command: Command) -> Outcome<()> {
             bench::load::run(args)
                 .await
                 .context(|| "bench load".to_string())
+        }),
+        Command::Bench(BenchCommand::Connections(args)) => admin::block_on(async {
+            bench::connections::run(args)
+                .await
+                .context(|| "bench connections".to_string())
         }),
         Command::Bench(BenchCommand::Recovery(args)) => admin::block_on(async {
             bench::recovery::run(args)

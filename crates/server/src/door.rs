@@ -8,7 +8,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -73,6 +73,7 @@ async fn accept(
     let places = Arc::new(Semaphore::new(connections_max));
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
     let mut full = Seldom::default();
+    let refused = Arc::new(Mutex::new(Seldom::default()));
     loop {
         let shaking = handshakes.clone().acquire_owned().await;
         let shaking = shaking.expect("the semaphore is never closed");
@@ -97,7 +98,7 @@ async fn accept(
             });
             continue;
         };
-        let (tls, opened) = (tls.clone(), opened.clone());
+        let (tls, opened, refused) = (tls.clone(), opened.clone(), refused.clone());
         tokio::spawn(async move {
             match Stream::accept(stream, tls.as_deref(), face).await {
                 Ok(stream) => {
@@ -110,7 +111,10 @@ async fn accept(
                     // Nobody takes it once the face has ended.
                     let _ = opened.send(guest).await;
                 }
-                Err(why) => tracing::info!("refused the connection of {from}: {why}"),
+                Err(why) => refused
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .warn(|| format!("refused the connection of {from}: {why}")),
             }
         });
     }

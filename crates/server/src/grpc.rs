@@ -9,7 +9,7 @@ use holdfast_cluster::{Call, Order};
 use holdfast_coordinator::{MemberStatus, Phase, Status};
 use holdfast_format::{ClientId, ClusterMs, Namespace, ServerId};
 use holdfast_wire::grpc::{
-    AdminClient, AdminHandler, ClientGrant, ClusterStatus, GrpcConfig, RecoveryPhase,
+    AdminClient, AdminHandler, ClientGrant, ClusterStatus, DESCRIPTORS, GrpcConfig, RecoveryPhase,
     RecoveryStatus, SessionCall, SessionsHandler, admin_server, sessions_server,
 };
 use holdfast_wire::{Failure, Member, NamespacePolicy, Outcome, Role, View, add_uses};
@@ -86,7 +86,18 @@ impl Face {
         let (health, health_service) = health_reporter();
         let admin = admin_server(Arc::new(admin), config.clone());
         let mut services = vec!["", name_of(&admin)];
-        let mut router = server.add_service(health_service).add_service(admin);
+        // For generic clients such as grpcurl. Like the definitions, it is no secret.
+        let reflection = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(DESCRIPTORS)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        };
+        let mut router = server
+            .add_service(health_service)
+            .add_service(reflection().build_v1().context(what)?)
+            // What tools older than 2023 ask for.
+            .add_service(reflection().build_v1alpha().context(what)?)
+            .add_service(admin);
         if let Some(gateway) = self.gateway {
             let sessions = sessions_server(Arc::new(Sessions { gateway }), config);
             services.push(name_of(&sessions));
@@ -148,20 +159,31 @@ impl SessionsHandler for Sessions {
         } = call;
         let is_write = command.op.is_write();
         let (reply, outcome) = oneshot::channel();
+        let posted_us = clock::now().mono_us;
         self.gateway.post(Letter::Call {
             call: Call {
                 command,
                 once,
                 within_ms,
             },
+            posted_us,
             reply,
         });
         // Dropped unanswered if the gateway is between two incarnations, or has just ended.
-        outcome.await.unwrap_or(Outcome::Failed(if is_write {
+        let outcome = outcome.await.unwrap_or(Outcome::Failed(if is_write {
             Failure::OutcomeUnknown
         } else {
             Failure::Unreachable
-        }))
+        }));
+        match (&outcome, within_ms) {
+            // Nobody could be reached in time: whose time was over, the caller's or ours?
+            (Outcome::Failed(Failure::Unreachable), Some(within_ms))
+                if clock::now().mono_us >= posted_us + u64::from(within_ms) * 1_000 =>
+            {
+                Outcome::Failed(Failure::TooLate)
+            }
+            _ => outcome,
+        }
     }
 
     async fn open_client(&self) -> Result<ClientGrant, Failure> {

@@ -31,7 +31,7 @@ use tokio::task::LocalSet;
 
 use crate::clock;
 use crate::error::{Context, Fatal, Outcome as Started};
-use crate::inbox::{Inbox, Letter, NodeReport, Phase, Switchboard};
+use crate::inbox::{Inbox, Letter, NodeReport, Phase, Switchboard, time_left};
 use crate::local::Local;
 use crate::memory::Held;
 use crate::role::{Role, RoleKind};
@@ -326,7 +326,22 @@ impl Loop {
                     }
                 }
             }
-            Letter::Call { call, reply } => {
+            Letter::Call {
+                mut call,
+                posted_us,
+                reply,
+            } => {
+                // Its caller has gone: the outcome would be nobody's.
+                if reply.is_closed() {
+                    return;
+                }
+                match time_left(call.within_ms, posted_us, now.mono_us) {
+                    Ok(left_ms) => call.within_ms = left_ms,
+                    Err(failure) => {
+                        let _ = reply.send(Outcome::Failed(failure));
+                        return;
+                    }
+                }
                 let gateway = self.nodes.iter_mut().find(|node| node.role.answers_calls());
                 // Dropping `reply` tells the caller that there is no gateway (any more).
                 if let Some(gateway) = gateway {
@@ -664,11 +679,15 @@ impl Loop {
 
 impl Hosted {
     fn report(&self) -> NodeReport {
+        let mut metrics = self.role.metrics();
+        if let Effects::Resp(resp) = &self.effects {
+            metrics.extend(resp.metrics());
+        }
         NodeReport {
             role: self.role.kind().name(),
             id: self.id,
             name: self.name.clone(),
-            metrics: self.role.metrics(),
+            metrics,
             figures: self.role.figures(),
             namespaces: self.role.namespaces(),
             ready: self.role.ready(),

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use holdfast_cluster::{Call, Order};
 use holdfast_coordinator::Status;
 use holdfast_format::ServerId;
-use holdfast_wire::{Figures, Message, NamespaceUse, Op, Outcome};
+use holdfast_wire::{Failure, Figures, Message, NamespaceUse, Op, Outcome};
 use tokio::sync::{Notify, oneshot};
 
 /// Bytes of payload that may wait for one thread. The roles bound what they have under way (one
@@ -33,6 +33,8 @@ pub enum Letter {
     /// A call for whichever gateway this thread hosts.
     Call {
         call: Call,
+        /// By the machine's clock (`Now::mono_us`): its deadline counts from here.
+        posted_us: u64,
         reply: oneshot::Sender<Outcome>,
     },
     Report {
@@ -50,6 +52,23 @@ pub enum Letter {
         phase: Phase,
         reply: oneshot::Sender<()>,
     },
+}
+
+/// What is left of the time that a caller allows when its call is taken from the inbox; `Err` if nothing is,
+/// and so the call is not to be executed.
+pub fn time_left(
+    within_ms: Option<u32>,
+    posted_us: u64,
+    now_us: u64,
+) -> Result<Option<u32>, Failure> {
+    let Some(within_ms) = within_ms else {
+        return Ok(None);
+    };
+    let waited_ms = now_us.saturating_sub(posted_us) / 1_000;
+    match u32::try_from(waited_ms) {
+        Ok(waited_ms) if waited_ms < within_ms => Ok(Some(within_ms - waited_ms)),
+        _ => Err(Failure::TooLate),
+    }
 }
 
 /// A clean shutdown first stops who serves clients, then who keeps their bytes.
@@ -235,5 +254,20 @@ impl Switchboard {
 
     fn write(&self) -> std::sync::RwLockWriteGuard<'_, Homes> {
         self.homes.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_that_waited_too_long_is_not_executed() {
+        let ms = 1_000;
+        assert_eq!(time_left(None, 0, u64::MAX), Ok(None));
+        assert_eq!(time_left(Some(50), 7 * ms, 7 * ms), Ok(Some(50)));
+        assert_eq!(time_left(Some(50), 7 * ms, 56 * ms), Ok(Some(1)));
+        assert_eq!(time_left(Some(50), 7 * ms, 57 * ms), Err(Failure::TooLate));
+        assert_eq!(time_left(Some(50), 0, u64::MAX), Err(Failure::TooLate));
     }
 }

@@ -13,6 +13,7 @@ use serde::{Deserialize, Deserializer};
 
 use crate::error::{Context, Fatal, Outcome};
 use crate::namespace::NamespaceSpec;
+use crate::resp::ClientLimits;
 use crate::tls::{ClientCertificates, TlsFiles};
 
 /// A number of bytes, as people write it: `512MiB`, `64KiB`, `1GB`, `1048576`.
@@ -247,6 +248,22 @@ options! {
         /// Most RESP connections per port [default: 10000].
         #[arg(long, env = "HOLDFAST_CLIENTS_MAX", value_name = "N", help_heading = "Limits and times")]
         clients_max: usize,
+        /// Most Redis connections of a port that have selected the same namespace [default: no limit of its own].
+        #[arg(long, env = "HOLDFAST_NAMESPACE_CLIENTS_MAX", value_name = "N", help_heading = "Limits and times")]
+        namespace_clients_max: usize,
+        /// Bytes of replies that may wait for one client; beyond it, it is cut off [default: 256MiB].
+        #[arg(long, env = "HOLDFAST_CLIENT_OUTPUT_HARD", value_name = "SIZE", help_heading = "Limits and times")]
+        client_output_hard: ByteSize,
+        /// Bytes of replies that may wait for one client for longer than --client-output-soft-seconds
+        /// [default: 1MiB].
+        #[arg(long, env = "HOLDFAST_CLIENT_OUTPUT_SOFT", value_name = "SIZE", help_heading = "Limits and times")]
+        client_output_soft: ByteSize,
+        /// See --client-output-soft [default: 60].
+        #[arg(long, env = "HOLDFAST_CLIENT_OUTPUT_SOFT_SECONDS", value_name = "N", help_heading = "Limits and times")]
+        client_output_soft_seconds: u32,
+        /// Close Redis connections that are silent for so long; 0: never [default: 0].
+        #[arg(long, env = "HOLDFAST_CLIENT_IDLE_SECONDS", value_name = "N", help_heading = "Limits and times")]
+        client_idle_seconds: u32,
         /// How long a shard may answer without hearing from its backups [default: 500].
         #[arg(long, env = "HOLDFAST_LEASE_MS", value_name = "MS", help_heading = "Limits and times")]
         lease_ms: u32,
@@ -365,6 +382,22 @@ options! {
         /// Most RESP connections per port [default: 10000].
         #[arg(long, env = "HOLDFAST_CLIENTS_MAX", value_name = "N", help_heading = "Faces")]
         clients_max: usize,
+        /// Most Redis connections of a port that have selected the same namespace [default: no limit of its own].
+        #[arg(long, env = "HOLDFAST_NAMESPACE_CLIENTS_MAX", value_name = "N", help_heading = "Faces")]
+        namespace_clients_max: usize,
+        /// Bytes of replies that may wait for one client; beyond it, it is cut off [default: 256MiB].
+        #[arg(long, env = "HOLDFAST_CLIENT_OUTPUT_HARD", value_name = "SIZE", help_heading = "Faces")]
+        client_output_hard: ByteSize,
+        /// Bytes of replies that may wait for one client for longer than --client-output-soft-seconds
+        /// [default: 1MiB].
+        #[arg(long, env = "HOLDFAST_CLIENT_OUTPUT_SOFT", value_name = "SIZE", help_heading = "Faces")]
+        client_output_soft: ByteSize,
+        /// See --client-output-soft [default: 60].
+        #[arg(long, env = "HOLDFAST_CLIENT_OUTPUT_SOFT_SECONDS", value_name = "N", help_heading = "Faces")]
+        client_output_soft_seconds: u32,
+        /// Close Redis connections that are silent for so long; 0: never [default: 0].
+        #[arg(long, env = "HOLDFAST_CLIENT_IDLE_SECONDS", value_name = "N", help_heading = "Faces")]
+        client_idle_seconds: u32,
         /// Label of the failure domain, such as a machine or rack: replicas go to other ones.
         #[arg(long, env = "HOLDFAST_MACHINE", value_name = "LABEL")]
         machine: String,
@@ -447,6 +480,22 @@ options! {
         /// Most RESP connections [default: 10000].
         #[arg(long, env = "HOLDFAST_CLIENTS_MAX", value_name = "N")]
         clients_max: usize,
+        /// Most Redis connections of a port that have selected the same namespace [default: no limit of its own].
+        #[arg(long, env = "HOLDFAST_NAMESPACE_CLIENTS_MAX", value_name = "N", help_heading = "Clients")]
+        namespace_clients_max: usize,
+        /// Bytes of replies that may wait for one client; beyond it, it is cut off [default: 256MiB].
+        #[arg(long, env = "HOLDFAST_CLIENT_OUTPUT_HARD", value_name = "SIZE", help_heading = "Clients")]
+        client_output_hard: ByteSize,
+        /// Bytes of replies that may wait for one client for longer than --client-output-soft-seconds
+        /// [default: 1MiB].
+        #[arg(long, env = "HOLDFAST_CLIENT_OUTPUT_SOFT", value_name = "SIZE", help_heading = "Clients")]
+        client_output_soft: ByteSize,
+        /// See --client-output-soft [default: 60].
+        #[arg(long, env = "HOLDFAST_CLIENT_OUTPUT_SOFT_SECONDS", value_name = "N", help_heading = "Clients")]
+        client_output_soft_seconds: u32,
+        /// Close Redis connections that are silent for so long; 0: never [default: 0].
+        #[arg(long, env = "HOLDFAST_CLIENT_IDLE_SECONDS", value_name = "N", help_heading = "Clients")]
+        client_idle_seconds: u32,
         /// Name for people [default: gateway].
         #[arg(long, env = "HOLDFAST_NAME", value_name = "NAME")]
         name: String,
@@ -468,6 +517,53 @@ impl DevOptions {
         }
     }
 }
+
+/// The limits of clients from the options of a role that has any.
+macro_rules! client_limits {
+    ($($name:ident)*) => { $(
+        impl $name {
+            pub fn client_limits(&self) -> Outcome<ClientLimits> {
+                let usual = ClientLimits::default();
+                let bytes = |size: Option<ByteSize>, usual: usize| {
+                    size.map_or(usual, |size| usize::try_from(size.0).unwrap_or(usize::MAX))
+                };
+                let limits = ClientLimits {
+                    clients_max: self.clients_max.unwrap_or(usual.clients_max),
+                    namespace_clients_max: self.namespace_clients_max,
+                    output_hard_bytes: bytes(self.client_output_hard, usual.output_hard_bytes),
+                    output_soft_bytes: bytes(self.client_output_soft, usual.output_soft_bytes),
+                    output_soft_s: self.client_output_soft_seconds.unwrap_or(usual.output_soft_s),
+                    idle_s: self.client_idle_seconds.unwrap_or(usual.idle_s),
+                };
+                if limits.output_hard_bytes < limits.output_soft_bytes {
+                    return Err(Fatal::new(
+                        "--client-output-hard is less than --client-output-soft: nobody would reach the soft one",
+                    ));
+                }
+                Ok(limits)
+            }
+
+            /// As the flags of another process that is to have the same limits.
+            pub fn client_flags(&self) -> Vec<String> {
+                let flags = [
+                    ("--clients-max", self.clients_max.map(|n| n.to_string())),
+                    ("--namespace-clients-max", self.namespace_clients_max.map(|n| n.to_string())),
+                    ("--client-output-hard", self.client_output_hard.map(|n| n.to_string())),
+                    ("--client-output-soft", self.client_output_soft.map(|n| n.to_string())),
+                    ("--client-output-soft-seconds", self.client_output_soft_seconds.map(|n| n.to_string())),
+                    ("--client-idle-seconds", self.client_idle_seconds.map(|n| n.to_string())),
+                ];
+                flags
+                    .into_iter()
+                    .filter_map(|(flag, value)| Some([flag.to_string(), value?]))
+                    .flatten()
+                    .collect()
+            }
+        }
+    )* };
+}
+
+client_limits! { DevOptions MasterOptions GatewayOptions }
 
 fn read_toml<T: for<'de> Deserialize<'de>>(path: &Path) -> Outcome<T> {
     let text = std::fs::read_to_string(path)
@@ -512,6 +608,21 @@ pub fn check_exposure(
         )));
     }
     Ok(())
+}
+
+/// Warns of listeners that other machines reach without TLS.
+pub fn warn_of_clear_text(listeners: &[(&str, Option<SocketAddr>)], has_tls: bool) {
+    for (flag, address) in listeners {
+        if let Some(address) = address
+            && !has_tls
+            && !address.ip().is_loopback()
+        {
+            tracing::warn!(
+                "--{flag} {address} can be reached from other machines and speaks no TLS: passwords and \
+                 sessions travel in the clear (see --tls-cert)"
+            );
+        }
+    }
 }
 
 #[cfg(test)]

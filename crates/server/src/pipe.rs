@@ -127,17 +127,30 @@ impl Pipe {
         }
     }
 
+    /// Waits until a read may find something.
+    pub async fn readable(&self) -> io::Result<()> {
+        self.stream.readable().await
+    }
+
+    /// Reads what is there into `buffer`, which any number of pipes may share. `Ok(0)` is the end.
+    pub fn try_read(&self, buffer: &mut BytesMut) -> io::Result<usize> {
+        if self.closed.get() {
+            return Ok(0);
+        }
+        if buffer.capacity() - buffer.len() < READ_BYTES / 8 {
+            buffer.reserve(READ_BYTES);
+        }
+        self.stream.try_read_buf(buffer)
+    }
+
     /// Reads what is there, waiting for at least one byte. `Ok(0)` is the end.
     pub async fn read(&self, buffer: &mut BytesMut) -> io::Result<usize> {
         loop {
             if self.closed.get() {
                 return Ok(0);
             }
-            if buffer.capacity() - buffer.len() < READ_BYTES / 8 {
-                buffer.reserve(READ_BYTES);
-            }
             self.stream.readable().await?;
-            match self.stream.try_read_buf(buffer) {
+            match self.try_read(buffer) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
                 result => return result,
             }

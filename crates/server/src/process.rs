@@ -291,7 +291,7 @@ pub fn address_of(listener: &TcpListener) -> SocketAddr {
 }
 
 /// Asks for as many file descriptors as the system allows: each client is one.
-fn raise_file_limit() {
+pub fn raise_file_limit() {
     let limit = getrlimit(Resource::Nofile);
     if limit.current < limit.maximum {
         let wanted = Rlimit {

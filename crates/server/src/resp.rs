@@ -2,19 +2,24 @@
 //!
 //! C1. A connection belongs to the gateway that was serving when it was accepted; when that one is
 //!     abandoned its connections are closed.
-//! C2. A client that does not take its replies is not read from (above `READ_PAUSE_BYTES` queued), and
-//!     is closed above `QUEUED_BYTES_MAX`.
+//! C2. A client that does not take its replies is not read from (above `READ_PAUSE_BYTES` queued), and is
+//!     cut when what waits for it goes over `ClientLimits::output_hard_bytes`, or stays over
+//!     `output_soft_bytes` for `output_soft_s`, as with Redis's client-output-buffer-limit.
 //! C3. At most `clients_max` connections are open; one more is told so and closed.
 //! C4. An accept storm does not starve the established: after `ACCEPTS_IN_A_ROW` the thread goes on with
 //!     what they sent, and at most `HANDSHAKES_MAX` strangers are in their TLS handshake; the rest waits
 //!     in the kernel's queue.
+//! C5. An idle connection holds no buffer: all of a thread are read into one block, whose pieces belong to
+//!     the requests in them.
 //!
 //! Threads: the host thread's own.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use holdfast_cluster::{ConnectionId, Input};
@@ -32,8 +37,8 @@ use crate::tls::{Face, Tls};
 /// Replies that may wait before a client is not read from any more.
 const READ_PAUSE_BYTES: usize = 1 << 20;
 
-/// Replies that may wait at all: commands read before the pause can still produce large values.
-const QUEUED_BYTES_MAX: usize = 256 << 20;
+/// How often limits that take seconds are looked at.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
 /// Connections accepted in a row before others get their turn: at about 20 µs each, a third of a
 /// millisecond.
@@ -43,20 +48,79 @@ const ACCEPTS_IN_A_ROW: u32 = 16;
 /// (measured as resident bytes over 5,000 of them).
 const CONNECTION_BYTES: usize = 4 << 10;
 
+/// What the clients of one port may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientLimits {
+    /// Connections at a time.
+    pub clients_max: usize,
+    /// Of these with the same namespace selected.
+    pub namespace_clients_max: Option<usize>,
+    /// Bytes of replies that may wait for one client at all: commands read before the pause can still produce
+    /// large values.
+    pub output_hard_bytes: usize,
+    /// And for longer than `output_soft_s`.
+    pub output_soft_bytes: usize,
+    pub output_soft_s: u32,
+    /// Silence after which a connection is closed; 0: never.
+    pub idle_s: u32,
+}
+
+impl Default for ClientLimits {
+    fn default() -> ClientLimits {
+        ClientLimits {
+            clients_max: 10_000,
+            namespace_clients_max: None,
+            output_hard_bytes: 256 << 20,
+            output_soft_bytes: READ_PAUSE_BYTES,
+            output_soft_s: 60,
+            idle_s: 0,
+        }
+    }
+}
+
 const TOO_MANY: &[u8] = b"-ERR max number of clients reached\r\n";
 
 #[derive(Debug)]
 pub struct Resp {
     local: Rc<Local>,
     tls: Option<Arc<Tls>>,
-    clients_max: usize,
+    limits: ClientLimits,
     port: u16,
     gateway: Cell<Option<ServerId>>,
-    connections: RefCell<BTreeMap<u64, Rc<Pipe>>>,
+    connections: RefCell<BTreeMap<u64, Rc<Client>>>,
+    /// What all of them are read into (C5).
+    incoming: RefCell<BytesMut>,
+    /// Sweeps so far: the clock that idleness is told by.
+    now_s: Cell<u32>,
     /// Connections with bytes queued since the last flush.
     dirty: RefCell<Vec<u64>>,
     next_connection: Cell<u64>,
     refusals: RefCell<Seldom>,
+    cuts: RefCell<Seldom>,
+    unopened: RefCell<Seldom>,
+    counts: Counts,
+}
+
+#[derive(Debug)]
+struct Client {
+    pipe: Rc<Pipe>,
+    address: String,
+    /// In `Resp::now_s`.
+    heard_s: Cell<u32>,
+    over_soft_since_s: Cell<Option<u32>>,
+}
+
+/// Since the start.
+#[derive(Debug, Default)]
+struct Counts {
+    refused: Cell<u64>,
+    unopened: Cell<u64>,
+    cut: Cell<u64>,
+    idle: Cell<u64>,
+}
+
+fn count(counter: &Cell<u64>) {
+    counter.set(counter.get() + 1);
 }
 
 impl Resp {
@@ -64,7 +128,7 @@ impl Resp {
     pub fn start(
         listener: Option<std::net::TcpListener>,
         tls: Option<Arc<Tls>>,
-        clients_max: usize,
+        limits: ClientLimits,
         local: Rc<Local>,
     ) -> Outcome<Rc<Resp>> {
         let what = || "cannot use the RESP port".to_string();
@@ -75,17 +139,23 @@ impl Resp {
         let resp = Rc::new(Resp {
             local,
             tls,
-            clients_max,
+            limits,
             port,
             gateway: Cell::new(None),
             connections: RefCell::default(),
             dirty: RefCell::default(),
             next_connection: Cell::new(1),
+            incoming: RefCell::default(),
+            now_s: Cell::new(0),
             refusals: RefCell::default(),
+            cuts: RefCell::default(),
+            unopened: RefCell::default(),
+            counts: Counts::default(),
         });
         if let Some(listener) = listener {
             let listener = TcpListener::from_std(listener).context(what)?;
             tokio::task::spawn_local(resp.clone().accept(listener));
+            tokio::task::spawn_local(resp.clone().sweep());
         }
         Ok(resp)
     }
@@ -103,21 +173,20 @@ impl Resp {
     /// The gateway is gone: closes its connections (C1).
     pub fn abandon(&self) {
         self.gateway.set(None);
-        for pipe in self.connections.borrow().values() {
-            pipe.close();
+        for client in self.connections.borrow().values() {
+            client.pipe.close();
         }
     }
 
     /// Queues bytes; `flush` writes them.
     pub fn send(&self, connection: ConnectionId, bytes: Bytes) {
         let connections = self.connections.borrow();
-        let Some(pipe) = connections.get(&connection.0) else {
+        let Some(client) = connections.get(&connection.0) else {
             return;
         };
-        pipe.push(bytes);
-        if pipe.queued_bytes() > QUEUED_BYTES_MAX {
-            tracing::warn!("a client does not take its replies: connection closed");
-            pipe.close_now();
+        client.pipe.push(bytes);
+        if client.pipe.queued_bytes() > self.limits.output_hard_bytes {
+            self.cut(client, "over --client-output-hard");
         }
         let mut dirty = self.dirty.borrow_mut();
         if dirty.last() != Some(&connection.0) {
@@ -128,22 +197,95 @@ impl Resp {
     /// Memory of its connections: what waits to be written, and each one's own.
     pub fn memory_bytes(&self) -> u64 {
         let connections = self.connections.borrow();
-        let queued: usize = connections.values().map(|pipe| pipe.queued_bytes()).sum();
+        let queued: usize = connections
+            .values()
+            .map(|client| client.pipe.queued_bytes())
+            .sum();
         (queued + connections.len() * CONNECTION_BYTES) as u64
     }
 
     /// Closes after everything queued has been written.
     pub fn close(&self, connection: ConnectionId) {
-        if let Some(pipe) = self.connections.borrow().get(&connection.0) {
-            pipe.close();
+        if let Some(client) = self.connections.borrow().get(&connection.0) {
+            client.pipe.close();
         }
     }
 
     pub fn flush(&self) {
         let connections = self.connections.borrow();
         for connection in self.dirty.borrow_mut().drain(..) {
-            if let Some(pipe) = connections.get(&connection) {
-                pipe.flush();
+            if let Some(client) = connections.get(&connection) {
+                client.pipe.flush();
+            }
+        }
+    }
+
+    /// For `/metrics`.
+    pub fn metrics(&self) -> [(&'static str, f64); 6] {
+        let connections = self.connections.borrow();
+        let waiting: usize = connections
+            .values()
+            .map(|client| client.pipe.queued_bytes())
+            .sum();
+        [
+            ("holdfast_clients", connections.len() as f64),
+            ("holdfast_clients_output_bytes", waiting as f64),
+            (
+                "holdfast_clients_refused_total",
+                self.counts.refused.get() as f64,
+            ),
+            (
+                "holdfast_clients_unopened_total",
+                self.counts.unopened.get() as f64,
+            ),
+            ("holdfast_clients_cut_total", self.counts.cut.get() as f64),
+            (
+                "holdfast_clients_idle_closed_total",
+                self.counts.idle.get() as f64,
+            ),
+        ]
+    }
+
+    /// Closes the connection of a client that does not take its replies (C2).
+    fn cut(&self, client: &Client, why: &str) {
+        if client.pipe.is_closed() {
+            return;
+        }
+        let waiting = client.pipe.queued_bytes();
+        self.cuts.borrow_mut().warn(|| {
+            format!(
+                "cut off the client at {}: it does not take its replies, {waiting} bytes wait, {why}",
+                client.address
+            )
+        });
+        client.pipe.close_now();
+        count(&self.counts.cut);
+    }
+
+    /// Looks after limits that take seconds.
+    async fn sweep(self: Rc<Self>) {
+        loop {
+            tokio::time::sleep(SWEEP_EVERY).await;
+            let now_s = self.now_s.get() + 1;
+            self.now_s.set(now_s);
+            for client in self.connections.borrow().values() {
+                if client.pipe.queued_bytes() <= self.limits.output_soft_bytes {
+                    client.over_soft_since_s.set(None);
+                } else if let Some(since_s) = client.over_soft_since_s.get() {
+                    if now_s - since_s >= self.limits.output_soft_s {
+                        self.cut(client, "over --client-output-soft for too long");
+                    }
+                } else {
+                    client.over_soft_since_s.set(Some(now_s));
+                }
+                // The first second of silence may have been a short one.
+                let silent_s = now_s.saturating_sub(client.heard_s.get());
+                if self.limits.idle_s > 0 && silent_s > self.limits.idle_s {
+                    client.pipe.close();
+                    count(&self.counts.idle);
+                    // Counted once, even if it takes its last replies slowly.
+                    client.heard_s.set(u32::MAX);
+                }
             }
         }
     }
@@ -168,7 +310,10 @@ impl Resp {
                                 resp.welcome(stream, from.to_string());
                             }
                             Err(why) => {
-                                tracing::info!("refused the connection of {from}: {why}");
+                                count(&resp.counts.unopened);
+                                resp.unopened
+                                    .borrow_mut()
+                                    .warn(|| format!("refused the connection of {from}: {why}"));
                             }
                         }
                         drop(shaking);
@@ -193,11 +338,12 @@ impl Resp {
             return;
         };
         let pipe = Pipe::start(stream.into_socket());
-        if self.connections.borrow().len() >= self.clients_max {
+        if self.connections.borrow().len() >= self.limits.clients_max {
+            count(&self.counts.refused);
             self.refusals.borrow_mut().warn(|| {
                 format!(
                     "{} clients are connected: the one from {client_address} was refused",
-                    self.clients_max
+                    self.limits.clients_max
                 )
             });
             pipe.push(Bytes::from_static(TOO_MANY));
@@ -206,9 +352,15 @@ impl Resp {
         }
         let connection = self.next_connection.get();
         self.next_connection.set(connection + 1);
+        let client = Rc::new(Client {
+            pipe,
+            address: client_address.clone(),
+            heard_s: Cell::new(self.now_s.get()),
+            over_soft_since_s: Cell::new(None),
+        });
         self.connections
             .borrow_mut()
-            .insert(connection, pipe.clone());
+            .insert(connection, client.clone());
         let id = ConnectionId(connection);
         self.local.push(
             gateway,
@@ -217,13 +369,25 @@ impl Resp {
                 client_address,
             },
         );
-        tokio::task::spawn_local(self.clone().read(gateway, id, pipe));
+        tokio::task::spawn_local(self.clone().read(gateway, id, client));
     }
 
-    async fn read(self: Rc<Self>, gateway: ServerId, connection: ConnectionId, pipe: Rc<Pipe>) {
-        let mut buffer = BytesMut::new();
-        while let Ok(1..) = pipe.read(&mut buffer).await {
-            let bytes = buffer.split().freeze();
+    async fn read(self: Rc<Self>, gateway: ServerId, connection: ConnectionId, client: Rc<Client>) {
+        let pipe = &client.pipe;
+        loop {
+            let read = pipe.try_read(&mut self.incoming.borrow_mut());
+            match read {
+                Ok(1..) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    match pipe.readable().await {
+                        Ok(()) => continue,
+                        Err(_) => break,
+                    }
+                }
+                Ok(0) | Err(_) => break,
+            }
+            let bytes = self.incoming.borrow_mut().split().freeze();
+            client.heard_s.set(self.now_s.get());
             self.local
                 .push(gateway, Input::Received { connection, bytes });
             // Lets the gateway work this off before more is read: this bounds the queue.

@@ -20,10 +20,11 @@ use crate::memory::Held;
 use crate::namespace::NamespaceSpec;
 use crate::options::{
     Ack, BackupOptions, ByteSize, CoordinatorOptions, DevOptions, GatewayOptions, MasterOptions,
-    check_exposure, read_secret,
+    check_exposure, read_secret, warn_of_clear_text,
 };
 use crate::process::{Process, address_of, bind};
 use crate::ready::ReadyFile;
+use crate::resp::ClientLimits;
 use crate::seat::{GatewayLimits, Person, SeatPlan};
 use crate::store::Store;
 use crate::tls::{ClientCertificates, Tls, TlsFiles};
@@ -42,7 +43,6 @@ const SEGLET_BYTES_MAX: u32 = 64 << 10;
 /// An entry says its key's length in 16 bits.
 pub const KEY_BYTES_MAX: u32 = u16::MAX as u32;
 const VALUE_BYTES_MAX_DEFAULT: ByteSize = ByteSize(1 << 20);
-const CLIENTS_MAX_DEFAULT: usize = 10_000;
 const RETRY_MS_DEFAULT: u32 = 2_000;
 const READ_CACHE_DEFAULT: u64 = 256 << 20;
 /// Cluster time may be wrong by so much between two members; memory of expired sessions is reused
@@ -86,12 +86,12 @@ pub fn dev(options: DevOptions) -> Outcome<()> {
     let http = bind("http", dev.http)?;
     let member_port = bind("listen", dev.listen)?;
 
-    let clients_max = options.clients_max.unwrap_or(CLIENTS_MAX_DEFAULT);
+    let clients = options.client_limits()?;
     let limits = GatewayLimits {
         password: dev.password.clone(),
         retry_ms: options.retry_ms.unwrap_or(RETRY_MS_DEFAULT),
         value_bytes_max: dev.value_bytes_max,
-        clients_max,
+        clients,
     };
     let addresses = ReadyFile {
         resp: Some(address_of(&resp).to_string()),
@@ -199,7 +199,7 @@ pub fn dev(options: DevOptions) -> Outcome<()> {
         admin: Admin::Here,
         password: dev.password.clone(),
         value_bytes_max: dev.value_bytes_max,
-        clients_max,
+        clients_max: clients.clients_max,
         addresses,
         ready_file: options.ready_file.clone(),
         greeting: Some(greeting),
@@ -216,11 +216,14 @@ pub fn coordinator(options: CoordinatorOptions) -> Outcome<()> {
         options.cluster_secret_file.as_deref(),
         options.password_file.as_deref(),
     )?;
-    credentials.check(&[
-        ("listen", Some(listen)),
-        ("grpc", Some(grpc)),
-        ("http", options.http),
-    ])?;
+    credentials.check(
+        &[
+            ("listen", Some(listen)),
+            ("grpc", Some(grpc)),
+            ("http", options.http),
+        ],
+        tls.is_some(),
+    )?;
     let dir = options
         .dir
         .clone()
@@ -275,7 +278,7 @@ pub fn coordinator(options: CoordinatorOptions) -> Outcome<()> {
         admin: Admin::Here,
         password: credentials.password,
         value_bytes_max: 0,
-        clients_max: CLIENTS_MAX_DEFAULT,
+        clients_max: ClientLimits::default().clients_max,
         addresses,
         ready_file: options.ready_file,
         greeting: None,
@@ -288,17 +291,21 @@ pub fn master(options: MasterOptions) -> Outcome<()> {
     let listen = options.listen.unwrap_or(loopback(0));
     let resp_cluster = options.resp_cluster.unwrap_or(loopback(RESP_CLUSTER_PORT));
     let tls = Tls::load_some(options.tls_files()?)?;
+    let clients = options.client_limits()?;
     let credentials = Credentials::read(
         options.cluster_secret_file.as_deref(),
         options.password_file.as_deref(),
     )?;
-    credentials.check(&[
-        ("listen", Some(listen)),
-        ("resp-cluster", Some(resp_cluster)),
-        ("resp", options.resp),
-        ("grpc", options.grpc),
-        ("http", options.http),
-    ])?;
+    credentials.check(
+        &[
+            ("listen", Some(listen)),
+            ("resp-cluster", Some(resp_cluster)),
+            ("resp", options.resp),
+            ("grpc", options.grpc),
+            ("http", options.http),
+        ],
+        tls.is_some(),
+    )?;
     let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
     let shards = options.shards.unwrap_or(cores).max(1);
     let memory = options.memory.unwrap_or(MEMORY_DEFAULT).0;
@@ -309,7 +316,7 @@ pub fn master(options: MasterOptions) -> Outcome<()> {
         password: credentials.password.clone(),
         retry_ms: options.retry_ms.unwrap_or(RETRY_MS_DEFAULT),
         value_bytes_max,
-        clients_max: options.clients_max.unwrap_or(CLIENTS_MAX_DEFAULT),
+        clients,
     };
     let resp = options
         .resp
@@ -386,7 +393,7 @@ pub fn master(options: MasterOptions) -> Outcome<()> {
         http,
         password: credentials.password,
         value_bytes_max,
-        clients_max: options.clients_max.unwrap_or(CLIENTS_MAX_DEFAULT),
+        clients_max: clients.clients_max,
         addresses,
         ready_file: options.ready_file,
         greeting: None,
@@ -400,11 +407,9 @@ pub fn backup(options: BackupOptions) -> Outcome<()> {
     let tls = Tls::load_some(options.tls_files()?)?;
     // A backup has no clients, so members' credentials are all there is to ask for.
     let credentials = Credentials::read(options.cluster_secret_file.as_deref(), None)?;
-    check_exposure(
-        &[("listen", Some(listen)), ("http", options.http)],
-        credentials.cluster.is_some(),
-        true,
-    )?;
+    let listeners = [("listen", Some(listen)), ("http", options.http)];
+    warn_of_clear_text(&listeners, tls.is_some());
+    check_exposure(&listeners, credentials.cluster.is_some(), true)?;
     // The store locks its directory itself.
     let dir = options.dir.clone().unwrap_or("./holdfast-backup".into());
     let segment_bytes = segment_bytes(options.segment_bytes)?;
@@ -459,7 +464,7 @@ pub fn backup(options: BackupOptions) -> Outcome<()> {
         admin: Admin::Nobody,
         password: None,
         value_bytes_max: 0,
-        clients_max: CLIENTS_MAX_DEFAULT,
+        clients_max: ClientLimits::default().clients_max,
         addresses,
         ready_file: options.ready_file,
         greeting: None,
@@ -473,15 +478,19 @@ pub fn gateway(options: GatewayOptions) -> Outcome<()> {
     let grpc = options.grpc.unwrap_or(loopback(GRPC_PORT));
     let http = options.http.unwrap_or(loopback(HTTP_PORT));
     let tls = Tls::load_some(options.tls_files()?)?;
+    let clients = options.client_limits()?;
     let credentials = Credentials::read(
         options.cluster_secret_file.as_deref(),
         options.password_file.as_deref(),
     )?;
-    credentials.check(&[
-        ("resp", Some(resp)),
-        ("grpc", Some(grpc)),
-        ("http", Some(http)),
-    ])?;
+    credentials.check(
+        &[
+            ("resp", Some(resp)),
+            ("grpc", Some(grpc)),
+            ("http", Some(http)),
+        ],
+        tls.is_some(),
+    )?;
     let value_bytes_max = value_bytes_max(options.value_bytes_max, SEGMENT_DEFAULT.0 as u32)?;
     let resp = bind("resp", resp)?;
     let grpc = bind("grpc", grpc)?;
@@ -513,7 +522,7 @@ pub fn gateway(options: GatewayOptions) -> Outcome<()> {
                     password: credentials.password.clone(),
                     retry_ms: options.retry_ms.unwrap_or(RETRY_MS_DEFAULT),
                     value_bytes_max,
-                    clients_max: options.clients_max.unwrap_or(CLIENTS_MAX_DEFAULT),
+                    clients,
                 },
             }],
             listener: None,
@@ -530,7 +539,7 @@ pub fn gateway(options: GatewayOptions) -> Outcome<()> {
         http: Some(http),
         password: credentials.password,
         value_bytes_max,
-        clients_max: options.clients_max.unwrap_or(CLIENTS_MAX_DEFAULT),
+        clients_max: clients.clients_max,
         addresses,
         ready_file: options.ready_file,
         greeting: None,
@@ -595,13 +604,16 @@ impl Dev {
             made: None,
             secret_file: options.cluster_secret_file.clone(),
         };
-        credentials.check(&[
-            ("resp", Some(dev.resp)),
-            ("resp-cluster", Some(dev.resp_cluster)),
-            ("grpc", Some(dev.grpc)),
-            ("http", Some(dev.http)),
-            ("listen", Some(dev.listen)),
-        ])?;
+        credentials.check(
+            &[
+                ("resp", Some(dev.resp)),
+                ("resp-cluster", Some(dev.resp_cluster)),
+                ("grpc", Some(dev.grpc)),
+                ("http", Some(dev.http)),
+                ("listen", Some(dev.listen)),
+            ],
+            options.tls == Some(true) || dev.tls.is_some(),
+        )?;
         if dev.masters == 0 || dev.shards == 0 {
             return Err(Fatal::new("--masters and --shards must be at least 1"));
         }
@@ -702,7 +714,8 @@ impl Credentials {
         })
     }
 
-    fn check(&self, listeners: &[(&str, Option<SocketAddr>)]) -> Outcome<()> {
+    fn check(&self, listeners: &[(&str, Option<SocketAddr>)], has_tls: bool) -> Outcome<()> {
+        warn_of_clear_text(listeners, has_tls);
         check_exposure(listeners, self.cluster.is_some(), self.password.is_some())
     }
 

@@ -24,7 +24,7 @@ use crate::error::{Context, Outcome};
 use crate::inbox::NodeReport;
 use crate::local::Local;
 use crate::records::Records;
-use crate::resp::Resp;
+use crate::resp::{ClientLimits, Resp};
 use crate::role::{Role, RoleKind};
 use crate::roles::KEY_BYTES_MAX;
 use crate::store::Store;
@@ -46,7 +46,7 @@ pub struct GatewayLimits {
     pub password: Option<String>,
     pub retry_ms: u32,
     pub value_bytes_max: u32,
-    pub clients_max: usize,
+    pub clients: ClientLimits,
 }
 
 /// A seat to be taken by a host thread.
@@ -160,7 +160,7 @@ impl Seat {
                     Some(listener) => Some(Resp::start(
                         Some(listener),
                         tls.cloned(),
-                        limits.clients_max,
+                        limits.clients,
                         local.clone(),
                     )?),
                     None => None,
@@ -195,7 +195,7 @@ impl Seat {
                 resp,
                 limits,
             } => {
-                let resp = Resp::start(resp, tls.cloned(), limits.clients_max, local.clone())?;
+                let resp = Resp::start(resp, tls.cloned(), limits.clients, local.clone())?;
                 Seat::Gateway {
                     person,
                     resp,
@@ -362,7 +362,8 @@ impl GatewayLimits {
             retry_ms: self.retry_ms,
             value_bytes_max: self.value_bytes_max,
             key_bytes_max: KEY_BYTES_MAX,
-            connections_max: self.clients_max,
+            connections_max: self.clients.clients_max,
+            namespace_connections_max: self.clients.namespace_clients_max,
             resp_port: resp.port(),
             ..GatewayConfig::new(member, mode)
         };

@@ -217,6 +217,9 @@ pub enum Failure {
     /// Retried for as long as allowed and never executed.
     #[error("no owner could be reached within the time allowed; nothing was executed")]
     Unreachable,
+    /// The time that the caller allowed was over before it was executed, and so it was not.
+    #[error("the time allowed was over before anything was executed")]
+    TooLate,
     #[error("{0}")]
     Invalid(String),
 }

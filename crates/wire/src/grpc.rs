@@ -26,6 +26,9 @@ mod v1 {
     tonic::include_proto!("holdfast.v1");
 }
 
+/// The definitions of both services, as a serialized `FileDescriptorSet`: for reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/holdfast.v1.bin"));
+
 use std::future::Future;
 
 use holdfast_format::{ClientId, ClusterMs, LogId, Namespace, ServerId};

@@ -10,6 +10,7 @@
 //! be refused without asking a shard is refused here, with the very words Redis uses: clients
 //! match on them. A `RespRequest` is therefore always well-formed.
 
+mod clients;
 mod commands;
 mod expiry;
 mod glob;
@@ -19,6 +20,7 @@ mod shape;
 #[cfg(test)]
 mod tests;
 
+pub use clients::ClientFilter;
 pub use commands::{COMMAND_COUNT, CommandInfo, CommandQuery, lookup};
 pub use glob::glob_matches;
 pub use parse::{NAMESPACES, parse};
@@ -102,7 +104,15 @@ pub enum RespRequest {
         attribute: ClientAttribute,
         value: Bytes,
     },
-    ClientList,
+    /// A line for each connection that is meant.
+    ClientList {
+        filter: ClientFilter,
+    },
+    /// Closes connections: answered with their number if `counted`, else with +OK, or an error if there is none.
+    ClientKill {
+        filter: ClientFilter,
+        counted: bool,
+    },
     ClientInfo,
 
     // ---- the server ----
@@ -332,6 +342,14 @@ pub enum RespError {
     ClientName,
     #[error("ERR {0} cannot contain spaces, newlines or special characters.")]
     ClientInfoValue(&'static str),
+    #[error("ERR client-id should be greater than 0")]
+    ClientId,
+    #[error("ERR Unknown client type '{0}'")]
+    UnknownClientType(String),
+    #[error("ERR No such user '{0}'")]
+    NoSuchUser(String),
+    #[error("ERR No such client")]
+    NoSuchClient,
     #[error("ERR Unrecognized option '{0}'")]
     UnrecognizedOption(String),
     #[error("NOSCRIPT No matching script. Please use EVAL.")]

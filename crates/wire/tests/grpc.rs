@@ -359,6 +359,7 @@ async fn outcomes_and_failures_have_the_status_the_field_expects() {
         ),
         (Failure::StaleClient, "FailedPrecondition", false),
         (Failure::OutcomeUnknown, "DeadlineExceeded", false),
+        (Failure::TooLate, "DeadlineExceeded", false),
         (
             Failure::ValueTooLarge { bytes: 2, limit: 1 },
             "InvalidArgument",
@@ -577,6 +578,23 @@ async fn batches_and_streams_answer_every_item_in_order() {
         Ok(vec![Ok(absent.clone())])
     );
     assert_eq!(client.batch(Vec::new()).await, Ok(Vec::new()));
+
+    // What does not fit into one reply is told so, and the rest arrives.
+    let long = Outcome::Value {
+        value: Bytes::from(vec![7; 3 << 20]),
+        meta: meta(),
+    };
+    script(&[long.clone(), long.clone(), absent.clone()]);
+    let told = client
+        .batch(vec![call(Op::Get); 3])
+        .await
+        .expect("the call succeeds");
+    assert_eq!((&told[0], &told[2]), (&Ok(long), &Ok(absent.clone())));
+    assert!(
+        matches!(&told[1], Err(ClientError::Refused { code, message, .. })
+            if code == "ResourceExhausted" && message.contains("fewer sessions at a time")),
+        "{told:?}"
+    );
     let mixed = vec![call(Op::Get), call(delete.clone())];
     assert_eq!(client.batch(mixed).await, Err(ClientError::Unsupported));
 

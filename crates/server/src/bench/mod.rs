@@ -1,5 +1,6 @@
-//! `holdfast bench`: load and recovery, measured from outside as a client sees them.
+//! `holdfast bench`: load, connections and recovery, measured from outside as a client sees them.
 
+pub mod connections;
 pub mod cpu;
 pub mod keys;
 pub mod load;

@@ -312,6 +312,7 @@ variants! {
         9 Invalid(why),
         10 NamespaceFull { namespace, quota, limit },
         11 NamespaceValueTooLarge { namespace, bytes, limit },
+        12 TooLate,
     }
     Quota { 0 Sessions, 1 Bytes }
     Eviction { 0 Never, 1 OldestIdle }

@@ -205,6 +205,7 @@ fn failure() -> impl Strategy<Value = Failure> {
         Just(Failure::StaleClient),
         Just(Failure::OutcomeUnknown),
         Just(Failure::Unreachable),
+        Just(Failure::TooLate),
         text().prop_map(Failure::Invalid),
     ]
 }

@@ -9,7 +9,7 @@
 //! | FAILED_PRECONDITION | the retry came after its lease | find out by reading |
 //! | RESOURCE_EXHAUSTED | memory is full, a namespace has all it may (QuotaFailure), or too much is queued (then with RetryInfo) | back off |
 //! | UNAVAILABLE | nothing was executed (RetryInfo) | try again |
-//! | DEADLINE_EXCEEDED | it may or may not have been executed | retry with the same idempotency |
+//! | DEADLINE_EXCEEDED | it may or may not have been executed; with reason TOO_LATE it was not | retry with the same idempotency |
 //! | UNAUTHENTICATED | no or wrong password | |
 
 use std::time::Duration;
@@ -103,6 +103,17 @@ impl CallError {
         )
     }
 
+    /// A result that does not fit into the reply of its batch any more.
+    pub(super) fn reply_too_long(limit: usize) -> CallError {
+        CallError::new(
+            Code::ResourceExhausted,
+            "REPLY_TOO_LONG",
+            format!(
+                "the reply would be longer than {limit} bytes; ask for fewer sessions at a time"
+            ),
+        )
+    }
+
     pub(super) fn unauthenticated() -> CallError {
         CallError::new(
             Code::Unauthenticated,
@@ -170,6 +181,7 @@ impl From<Failure> for CallError {
                 };
             }
             Failure::StaleClient => (Code::FailedPrecondition, "STALE_CLIENT", None),
+            Failure::TooLate => (Code::DeadlineExceeded, "TOO_LATE", None),
             Failure::OutcomeUnknown => (Code::DeadlineExceeded, "OUTCOME_UNKNOWN", None),
             // These messages name their field themselves.
             Failure::ValueTooLarge { .. }

@@ -5,9 +5,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::stream::FuturesOrdered;
+use futures_util::stream;
 use futures_util::{Stream, StreamExt};
 use holdfast_format::{KeyHash, Namespace};
+use prost::Message;
 use tonic::body::Body;
 use tonic::codegen::{Service, http};
 use tonic::metadata::MetadataMap;
@@ -103,18 +104,31 @@ impl<H: SessionsHandler> SessionsFace<H> {
             return Err(CallError::invalid(vec![("items", fault)]).into_status());
         }
         let handler = &*self.handler;
-        let answers: FuturesOrdered<_> = items
-            .into_iter()
+        let mut results = Vec::with_capacity(items.len());
+        let mut answers = stream::iter(items)
             .map(|item| {
                 let asked = item.try_into();
                 async move { item_of(execute(handler, asked, within_ms).await) }
             })
-            .collect();
-        Ok(Response::new(v1::BatchReply {
-            results: answers.collect().await,
-        }))
+            .buffered(self.config.stream_requests_max);
+        let mut bytes = 0;
+        while let Some(result) = answers.next().await {
+            let result_bytes = result.encoded_len() + RESULT_FRAME_BYTES;
+            // Clients refuse a reply that is too long as a whole; so they get what fits.
+            if bytes + result_bytes > self.config.message_bytes_max {
+                let error = CallError::reply_too_long(self.config.message_bytes_max);
+                results.push(item_of(Err(error)));
+                continue;
+            }
+            bytes += result_bytes;
+            results.push(result);
+        }
+        Ok(Response::new(v1::BatchReply { results }))
     }
 }
+
+/// Tag and length of a result in its batch, at most.
+const RESULT_FRAME_BYTES: usize = 6;
 
 /// What a caller's deadline leaves for the answer to travel back, so that it arrives before the
 /// caller (or the transport, on its behalf) gives up with less to say.

@@ -239,7 +239,7 @@ macro_rules! commands {
 const COMMANDS: &[CommandInfo] = commands! {
     "asking" 1 CONNECTION NO_KEY CONNECTIONS "cluster" asking "Lets the next command reach a slot that is being moved here."
     "auth" -2 BEFORE_AUTH NO_KEY CONNECTIONS "connection" auth "Authenticates the connection."
-    "client" -2 SERVER NO_KEY CONNECTIONS "connection" client "Names the connection and tells about connections."
+    "client" -2 SERVER NO_KEY CONNECTIONS "connection" client "Names the connection, tells about connections and closes them."
     "cluster" -2 SERVER NO_KEY SLOW "cluster" cluster "Tells which node owns which slots."
     "command" -1 SERVER NO_KEY CONNECTIONS "server" command "Tells about the commands there are."
     "config" -2 ADMIN NO_KEY ADMINS "server" config "Tells the configuration."

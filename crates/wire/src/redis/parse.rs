@@ -4,6 +4,7 @@
 use bytes::Bytes;
 use holdfast_format::Namespace;
 
+use super::clients;
 use super::commands::{CommandInfo, CommandQuery, lookup};
 use super::expiry::{
     Alone, Counted, ExpiryOption, Unit, absolute_expiry, positive_expiry, relative_expiry,
@@ -39,7 +40,7 @@ const SCAN_LIMIT_DEFAULT: u32 = 10;
 
 /// What the parsing functions get.
 pub(super) struct Request<'a> {
-    args: &'a Args,
+    pub(super) args: &'a Args,
     namespace: Namespace,
     command: &'static CommandInfo,
 }
@@ -87,11 +88,11 @@ impl Request<'_> {
         }
     }
 
-    fn is(&self, index: usize, word: &str) -> bool {
+    pub(super) fn is(&self, index: usize, word: &str) -> bool {
         self.args.is(index, word)
     }
 
-    fn integer(&self, index: usize) -> Result<i64, RespError> {
+    pub(super) fn integer(&self, index: usize) -> Result<i64, RespError> {
         parse_integer(self.args.get(index)).ok_or(RespError::NotAnInteger)
     }
 
@@ -520,7 +521,8 @@ pub(super) fn client(r: &Request<'_>) -> Parsed {
         b"id" => r.exactly(2).map(|()| RespRequest::ClientId),
         b"getname" => r.exactly(2).map(|()| RespRequest::ClientGetName),
         b"info" => r.exactly(2).map(|()| RespRequest::ClientInfo),
-        b"list" => Ok(RespRequest::ClientList),
+        b"list" => clients::list(r),
+        b"kill" => clients::kill(r),
         b"setname" => {
             r.exactly(3)?;
             Ok(RespRequest::ClientSetName {
@@ -733,7 +735,7 @@ fn unknown_command(args: &Args) -> RespError {
     }
 }
 
-fn excerpt(bytes: &[u8]) -> String {
+pub(super) fn excerpt(bytes: &[u8]) -> String {
     text(&bytes[..bytes.len().min(QUOTED_BYTES_MAX)])
 }
 

@@ -387,6 +387,30 @@ fn connections_are_asked_as_redis_is() {
         "client nonsense",
         "ERR unknown subcommand 'nonsense'. Try CLIENT HELP.",
     );
+    let filter = ClientFilter {
+        ids: vec![3, 4],
+        ..ClientFilter::default()
+    };
+    assert_eq!(
+        asked("client list type normal id 3 4"),
+        Ok(RespRequest::ClientList { filter })
+    );
+    let filter = ClientFilter {
+        address: Some(Bytes::from_static(b"1.2.3.4:5")),
+        age_s: Some(9),
+        ..ClientFilter::default()
+    };
+    assert_eq!(
+        asked("client kill addr 1.2.3.4:5 skipme no user default maxage 9"),
+        Ok(RespRequest::ClientKill {
+            filter,
+            counted: true
+        })
+    );
+    refused("client kill id 0", "ERR client-id should be greater than 0");
+    refused("client kill id 1 addr", "ERR syntax error");
+    refused("client kill type horse", "ERR Unknown client type 'horse'");
+    refused("client kill user ann id 1", "ERR No such user 'ann'");
     assert_eq!(
         asked("client maint_notifications on moving-endpoint-type external-ip"),
         Ok(RespRequest::Fixed(FixedReply::Ok))
