@@ -22,8 +22,8 @@ pub struct ClientFilter {
 
 impl ClientFilter {
     pub fn matches(&self, id: u64, address: &str, age_s: u64, is_me: bool) -> bool {
-        !self.nobody
-            && !(self.skip_me && is_me)
+        let excluded = self.nobody || (self.skip_me && is_me);
+        !excluded
             && (self.ids.is_empty() || self.ids.contains(&id))
             && (self.address.as_ref()).is_none_or(|wanted| wanted == address.as_bytes())
             && self.age_s.is_none_or(|wanted| age_s >= wanted)
