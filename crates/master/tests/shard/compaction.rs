@@ -17,7 +17,9 @@ const SHORT: &str = "holdfast_shard_under_replicated_segments";
 /// A shard with so little memory that it compacts when it has been written to for a while.
 fn small() -> World {
     let mut world = World::configured(1, 6, 3, |config| {
-        config.log.memory_bytes = 1 << 20;
+        // Copies that are held up are memory too.
+        config.log.outside_bytes = 256 << 10;
+        config.log.memory_bytes = (1 << 20) + (384 << 10);
         config.log.replica_expansion_percent = 800;
     });
     world.view.tablets = vec![tablet(SlotRange::ALL, world.log)];
