@@ -34,6 +34,8 @@ pub struct Engine {
     replicas: BTreeMap<SegmentId, (u32, bool)>,
     change: u64,
     appended_since_offer: u64,
+    /// Time is what `advance_to` says, not what the clock of the machine says.
+    simulated: bool,
     /// The last slice ended before what was due was done.
     more_is_due: bool,
     /// Also look how much CPU time each slice takes.
@@ -95,12 +97,36 @@ impl Engine {
             replicas: BTreeMap::new(),
             change: u64::MAX,
             appended_since_offer: 0,
+            simulated: false,
             more_is_due: false,
             time_slices_on_cpu: false,
             totals: Totals::default(),
         };
         engine.settle();
         engine
+    }
+
+    /// Time stands still but for `advance_to`.
+    pub fn simulated(config: Config) -> Engine {
+        let mut engine = Engine::new(config);
+        engine.simulated = true;
+        engine
+    }
+
+    pub fn now(&self) -> ClusterMs {
+        self.now
+    }
+
+    /// Time goes on; what it makes due waits for the next append or `tick`.
+    pub fn advance_to(&mut self, now: ClusterMs) {
+        assert!(self.simulated && now >= self.now, "time is simulated");
+        self.now = now;
+    }
+
+    /// The sweep and the cleaner, as a shard has them go on every 20 ms.
+    pub fn tick(&mut self, sweep_buckets: u32) {
+        self.log.sweep(self.now, sweep_buckets);
+        self.offer_slice();
     }
 
     pub fn log(&self) -> &Log {
@@ -151,6 +177,27 @@ impl Engine {
             .put(NAMESPACE, key, value, expiry, None, self.now)?;
         self.appended(key.len() + value.len() + holdfast_format::HEADER_BYTES);
         Ok(())
+    }
+
+    /// True if there was such a session.
+    pub fn touch(&mut self, key: &[u8], deadline: ClusterMs) -> Result<bool, AppendError> {
+        let mut slices = 0;
+        loop {
+            match self
+                .log
+                .touch(NAMESPACE, key, Some(deadline), None, self.now)
+            {
+                Ok(touched) => {
+                    self.appended(key.len() + holdfast_format::LONG_HEADER_BYTES);
+                    return Ok(touched);
+                }
+                Err(error) if slices == PATIENCE_SLICES => return Err(error),
+                Err(_) => {
+                    slices += 1;
+                    self.offer_slice();
+                }
+            }
+        }
     }
 
     /// True if there was such a session.
@@ -232,9 +279,10 @@ impl Engine {
                 }
             }
             self.change = self.log.change();
-            self.now = self.now.max(ClusterMs(
-                1_000_000 + self.began.elapsed().as_millis() as u64,
-            ));
+            if !self.simulated {
+                let elapsed_ms = self.began.elapsed().as_millis() as u64;
+                self.now = self.now.max(ClusterMs(1_000_000 + elapsed_ms));
+            }
             let segments: Vec<SegmentId> = self.log.goals().map(|goal| goal.id).collect();
             for segment in segments {
                 self.acknowledge(segment);

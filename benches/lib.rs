@@ -20,4 +20,5 @@ pub mod keys;
 pub mod process;
 pub mod report;
 pub mod servers;
+pub mod sessions;
 pub mod through_resp;

@@ -136,7 +136,15 @@ impl Log {
             Some(lifetimes) => {
                 let slack_ms = u64::from(self.config.expiry_slack_ms);
                 let live = u64::from(live);
-                Outlook::of(lifetimes, live, self.clock, slack_ms, horizon_ms)
+                let interval_ms = self.touch_interval_ms;
+                Outlook::of(
+                    lifetimes,
+                    live,
+                    self.clock,
+                    slack_ms,
+                    horizon_ms,
+                    interval_ms,
+                )
             }
         }
     }
@@ -148,8 +156,11 @@ impl Log {
             return 0;
         }
         let free = self.available().saturating_sub(self.limit(Class::Put));
-        let seglets = free + self.reclaimable_seglets() / 2;
-        let bytes = u64::from(seglets) * u64::from(self.config.seglet_bytes);
+        let seglet_bytes = u64::from(self.config.seglet_bytes);
+        let used = self.region.seglets() - self.region.free_seglets();
+        let others = self.segments.live() + self.index.bytes(&self.region);
+        let garbage = (u64::from(used) * seglet_bytes).saturating_sub(others);
+        let bytes = u64::from(free) * seglet_bytes + garbage / 2;
         let (appended, elapsed_ms) = self.cleaner.pace.lately();
         horizon_ms(bytes, appended, elapsed_ms)
     }
@@ -234,7 +245,7 @@ impl Log {
             }
             best.add(Candidate {
                 slot,
-                score: f64::from(gain) / f64::from(seglets),
+                score: f64::from(gain) / f64::from(live) * outlook.stability(),
                 live: u64::from(live),
                 reserve,
                 seglets,

@@ -333,7 +333,7 @@ impl Log {
             (self.segments).add_lifetime(survivor, deadline, next.bytes, now);
         }
         if !matches!(next.what, What::Object { .. } | What::Completion(..)) {
-            self.move_tombstone(victim, survivor, copy);
+            self.move_counted(victim, survivor, copy);
         }
         copy
     }
@@ -349,9 +349,14 @@ impl Log {
         Prospect::of(needed, deadline, idle_ms, now).group()
     }
 
-    /// The statistics follow a tombstone; of other entries there are none.
-    fn move_tombstone(&mut self, victim: Slot, survivor: Slot, copy: u64) {
+    /// The statistics follow a tombstone or a touch; of other entries there are none.
+    fn move_counted(&mut self, victim: Slot, survivor: Slot, copy: u64) {
         let (entry, bytes) = self.sized_entry(copy);
+        if matches!(entry, Entry::Touch(_)) {
+            self.segments.count_touch(victim, bytes as u32, false);
+            self.segments.count_touch(survivor, bytes as u32, true);
+            return;
+        }
         if let Some(birth) = crate::space::birth(&entry) {
             self.segments.end_tombstone(victim, bytes);
             self.segments.add_tombstone(survivor, bytes, birth);

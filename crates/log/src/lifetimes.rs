@@ -22,7 +22,7 @@
 //!     asserted about them; what lives is judged entry by entry when the cleaner meets it.
 //! T2. `take` undoes `add` of the same deadline, whatever happened between: places are pure functions of deadline
 //!     and opening.
-//! T3. No allocation, 528 bytes a segment, four counters an update.
+//! T3. No allocation, 528 bytes a segment, four or five counters an update.
 
 use holdfast_format::ClusterMs;
 
@@ -57,6 +57,8 @@ pub struct Lifetimes {
     opened: ClusterMs,
     /// Never, or beyond the eons.
     far: u32,
+    /// Bytes of touches among all those: most are superseded long before their deadline.
+    touches: u32,
     fine: [u32; FINE],
     mid: [u32; MID],
     long: [u32; LONG],
@@ -68,6 +70,7 @@ impl Lifetimes {
         Lifetimes {
             opened,
             far: 0,
+            touches: 0,
             fine: [0; FINE],
             mid: [0; MID],
             long: [0; LONG],
@@ -85,6 +88,18 @@ impl Lifetimes {
     #[inline]
     pub fn take(&mut self, deadline: Option<ClusterMs>, bytes: u32) {
         self.change(deadline, |counter| *counter = counter.saturating_sub(bytes));
+    }
+
+    /// Some of the bytes added were those of a touch.
+    #[inline]
+    pub fn add_touch(&mut self, bytes: u32) {
+        self.touches = self.touches.saturating_add(bytes);
+    }
+
+    /// They are among those taken.
+    #[inline]
+    pub fn take_touch(&mut self, bytes: u32) {
+        self.touches = self.touches.saturating_sub(bytes);
     }
 
     /// Bytes whose deadline is at or before `now` and which nobody has taken yet.
@@ -177,6 +192,9 @@ pub fn horizon_ms(free_bytes: u64, appended_bytes: u64, elapsed_ms: u64) -> u64 
     }
 }
 
+/// The part of what lives that goes within the horizon for reasons that nobody can know.
+const LITTLE: f64 = 0.02;
+
 /// What cleaning a segment would meet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outlook {
@@ -188,20 +206,42 @@ pub struct Outlook {
 
 impl Outlook {
     /// `live_bytes` as the log counts them, which includes what has expired and not been met yet.
+    /// `touch_interval_ms` is the mean time between two touches of a session, 0 if nothing is known about it.
     pub fn of(
         lifetimes: &Lifetimes,
         live_bytes: u64,
         now: ClusterMs,
         slack_ms: u64,
         horizon_ms: u64,
+        touch_interval_ms: u64,
     ) -> Outlook {
         let freed_by = ClusterMs(now.0.saturating_sub(slack_ms));
-        let live_bytes = live_bytes.saturating_sub(lifetimes.expired_by(freed_by));
+        let expired = lifetimes.expired_by(freed_by);
+        let live_bytes = live_bytes.saturating_sub(expired);
+        if horizon_ms == 0 {
+            return Outlook {
+                live_bytes,
+                ending_bytes: 0,
+            };
+        }
         let ending = lifetimes.expiring_between(freed_by, freed_by.plus_ms(horizon_ms));
+        // Touches come at exponential intervals; h / (h + m) is close enough to 1 - exp(-h / m).
+        let touches = u64::from(lifetimes.touches);
+        let superseded = match touch_interval_ms {
+            0 => 0,
+            mean => touches * horizon_ms.min(1 << 32) / (horizon_ms.min(1 << 32) + mean),
+        };
         Outlook {
             live_bytes,
-            ending_bytes: ending.min(live_bytes),
+            ending_bytes: (ending + superseded).min(live_bytes),
         }
+    }
+
+    /// How well what is gained by copying will keep, as one part of those bytes that end meanwhile: a segment from which
+    /// nothing goes soon is not emptier later, and need not be copied again soon. Without a horizon all are alike.
+    pub fn stability(&self) -> f64 {
+        let live = self.live_bytes as f64 + 1.0;
+        1.0 / (self.ending_bytes as f64 / live + LITTLE)
     }
 
     /// True if the segment should be left alone: what copying costs now falls to half or less by waiting as
@@ -454,7 +494,7 @@ mod tests {
             lifetimes.add(Some(ms(NOW + minute * MINUTE)), 100);
         }
         lifetimes.add(None, 200);
-        let outlook = |now, horizon| Outlook::of(&lifetimes, 1200, ms(now), 1000, horizon);
+        let outlook = |now, horizon| Outlook::of(&lifetimes, 1200, ms(now), 1000, horizon, 0);
         assert!(!outlook(NOW, 0).can_wait(), "there is no time");
         assert!(!outlook(NOW, 12 * MINUTE).can_wait(), "too little ends");
         assert!(outlook(NOW, 20 * MINUTE).can_wait());
@@ -469,6 +509,31 @@ mod tests {
             }
         );
         assert!(!later.can_wait());
+    }
+
+    #[test]
+    fn touches_are_expected_to_be_superseded() {
+        let mut lifetimes = Lifetimes::new(ms(NOW));
+        lifetimes.add(Some(ms(NOW + 30 * MINUTE)), 1000);
+        lifetimes.add_touch(600);
+        let of = |lifetimes: &Lifetimes, horizon, mean| {
+            Outlook::of(lifetimes, 1000, ms(NOW), 0, horizon, mean).ending_bytes
+        };
+        assert_eq!(
+            of(&lifetimes, 4 * MINUTE, 0),
+            0,
+            "nothing is known of the next ones"
+        );
+        assert_eq!(of(&lifetimes, 0, 4 * MINUTE), 0);
+        assert_eq!(of(&lifetimes, 4 * MINUTE, 4 * MINUTE), 300);
+        assert_eq!(of(&lifetimes, u64::MAX, 4 * MINUTE), 1000);
+        lifetimes.take_touch(700);
+        assert_eq!(of(&lifetimes, 4 * MINUTE, 4 * MINUTE), 0);
+        let outlook = |ending_bytes| Outlook {
+            live_bytes: 1000,
+            ending_bytes,
+        };
+        assert!(outlook(0).stability() > 10.0 * outlook(400).stability());
     }
 
     #[test]

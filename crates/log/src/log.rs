@@ -49,6 +49,8 @@ pub struct Log {
     /// The latest `now` that any call has told.
     pub(crate) clock: ClusterMs,
     pub(crate) pools: Pools,
+    /// A moving average; 0 before there was any.
+    pub(crate) touch_interval_ms: u64,
 }
 
 /// The index's words for one key.
@@ -112,6 +114,7 @@ impl Log {
             expired_sessions: 0,
             clock: ClusterMs(0),
             pools: Pools::new(),
+            touch_interval_ms: 0,
         };
         log.open_head(None, Class::Put)
             .expect("an empty log has room for a head");
@@ -399,6 +402,7 @@ impl Log {
         self.tally(words, false);
         match words.touch {
             Some(old) => {
+                self.learn_touch_interval(old, touch);
                 (self.index).replace_at(&mut self.region, hash, words.touch_at, old, touch);
                 self.kill_word(old);
             }
@@ -464,12 +468,32 @@ impl Log {
         }
     }
 
+    /// A touch has superseded another one.
+    #[inline]
+    fn learn_touch_interval(&mut self, old: Word, new: Word) {
+        let old = self.keyed(old.offset()).deadline();
+        let new = self.keyed(new.offset()).deadline();
+        // One idle time, so the deadlines are as far apart as the touches.
+        if let (Some(old), Some(new)) = (old, new)
+            && new > old
+        {
+            let mean = &mut self.touch_interval_ms;
+            let interval = (new.0 - old.0).min(1 << 32);
+            *mean = match *mean {
+                0 => interval,
+                mean => mean - mean / 64 + interval / 64,
+            };
+        }
+    }
+
     /// The same for a touch's own bytes.
     #[inline]
     fn note_touch(&mut self, word: Word, counts: bool) {
         let touch = self.keyed(word.offset());
         let (deadline, bytes) = (touch.deadline(), touch.length() as u32);
         self.note_lifetime(word.offset(), deadline, bytes, counts);
+        let slot = self.segments.at(&self.region, word.offset());
+        self.segments.count_touch(slot, bytes, counts);
     }
 
     /// Notes the slot of a session that is counted.

@@ -409,6 +409,17 @@ impl Segments {
         }
     }
 
+    /// Some of the bytes that are going to expire are those of a touch, or no longer.
+    #[inline]
+    pub fn count_touch(&mut self, slot: Slot, bytes: u32, counts: bool) {
+        if let Some(lifetimes) = &mut self.get_mut(slot).lifetimes {
+            match counts {
+                true => lifetimes.add_touch(bytes),
+                false => lifetimes.take_touch(bytes),
+            }
+        }
+    }
+
     /// Live bytes of tombstones of both kinds.
     pub fn tombstones(&self) -> u64 {
         self.tombstones

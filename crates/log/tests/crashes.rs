@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use holdfast_format::{
     ClientId, ClusterMs, LogId, Namespace, Position, SLOTS, Slot, SlotRange, Version,
 };
-use holdfast_log::{AppendError, Completion, Config, Expiry, Log, ReplayError};
+use holdfast_log::{AppendError, CleanerOptions, Completion, Config, Expiry, Log, ReplayError};
 use proptest::prelude::*;
 use support::backups::{Backups, Seal};
 use support::{Dice, ms};
@@ -93,8 +93,8 @@ impl Op {
             190..234 => Op::Ship { steps: a },
             234..238 => Op::Roll,
             238..242 => Op::Pin,
-            242..248 => Op::LoseReplica,
-            248..255 => Op::Crash,
+            242..250 => Op::LoseReplica,
+            250..255 => Op::Crash,
             255 => Op::TakeOver,
         }
     }
@@ -122,6 +122,7 @@ struct Tally {
     rounds: u64,
     taken_over: u64,
     cleaned_bytes: u64,
+    compacted_bytes: u64,
     remade_from_compacted: u64,
 }
 
@@ -556,6 +557,7 @@ impl Machine {
 impl Tally {
     fn note(&mut self, log: &Log, backups: &Backups) {
         self.cleaned_bytes += log.memory().cleaned_bytes;
+        self.compacted_bytes += log.memory().compacted_bytes;
         self.remade_from_compacted += backups.remade_from_compacted;
     }
 }
@@ -591,7 +593,17 @@ fn nothing_is_lost_and_nothing_comes_back_for_a_long_time() {
     let mut tally = Tally::default();
     for seed in 1..=seeds() {
         let memory_bytes = [640 << 10, 760 << 10, 1000 << 10][seed as usize % 3];
-        let mut machine = Machine::new(config(memory_bytes), 1 + seed as usize % 3, seed * 7_919);
+        let config = Config {
+            // Each of them alone, too.
+            cleaner: CleanerOptions {
+                two_level: seed % 6 != 5,
+                lifetimes: seed % 3 != 1,
+            },
+            // Replicas' space short, or memory alone: then nearly all is done by compaction.
+            replica_expansion_percent: if seed % 2 == 0 { 1_000 } else { 200 },
+            ..config(memory_bytes)
+        };
+        let mut machine = Machine::new(config, 1 + (seed as usize / 2) % 3, seed * 7_919);
         let mut dice = Dice(seed * 0x9E37_79B9);
         for _ in 0..1_500 {
             machine.step(Op::of((dice.roll() as u32).to_le_bytes()));
@@ -603,6 +615,7 @@ fn nothing_is_lost_and_nothing_comes_back_for_a_long_time() {
             rounds,
             taken_over,
             cleaned_bytes,
+            compacted_bytes,
             remade_from_compacted,
         } = machine.tally;
         tally.refused += refused;
@@ -610,6 +623,7 @@ fn nothing_is_lost_and_nothing_comes_back_for_a_long_time() {
         tally.rounds += rounds;
         tally.taken_over += taken_over;
         tally.cleaned_bytes += cleaned_bytes;
+        tally.compacted_bytes += compacted_bytes;
         tally.remade_from_compacted += remade_from_compacted;
     }
     println!("{tally:?}");
@@ -617,6 +631,14 @@ fn nothing_is_lost_and_nothing_comes_back_for_a_long_time() {
     assert!(tally.refused > 2 * per, "memory was never short: {tally:?}");
     assert!(tally.rounds > 30 * per, "too few recoveries: {tally:?}");
     assert!(tally.taken_over > per, "too few takeovers: {tally:?}");
+    assert!(
+        tally.compacted_bytes > 50_000 * per,
+        "nothing was compacted: {tally:?}"
+    );
+    assert!(
+        tally.remade_from_compacted > per,
+        "all replicas were made before compaction: {tally:?}"
+    );
     assert!(
         tally.cleaned_bytes > 100_000 * per,
         "nothing was cleaned: {tally:?}"
