@@ -24,6 +24,8 @@ const OPENING: u32 = 64;
 const SETTLED_BYTES: u64 = 128 << 10;
 const SETTLE: Duration = Duration::from_millis(750);
 const SETTLES_MAX: u32 = 80;
+/// Times that a write is sent before a passing failure counts.
+const TRIES: u32 = 5;
 
 type Run<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
@@ -164,8 +166,17 @@ impl Connection {
 
     async fn write_and_read(&mut self, number: u32, value: &[u8]) -> Run<()> {
         let key = format!("idle:{number}");
-        self.ask(&[b"SET", key.as_bytes(), value, b"EX", b"600"])
-            .await?;
+        // The same again does no harm; a starved server lets answers be late.
+        for tries_left in (0..TRIES).rev() {
+            let set = [b"SET".as_slice(), key.as_bytes(), value, b"EX", b"600"];
+            match self.ask(&set).await {
+                Ok(_) => break,
+                Err(error) if tries_left == 0 || !is_passing(&error.to_string()) => {
+                    return Err(error);
+                }
+                Err(_) => tokio::time::sleep(SETTLE).await,
+            }
+        }
         self.ask(&[b"GET", key.as_bytes()]).await?;
         Ok(())
     }
@@ -198,6 +209,13 @@ impl Connection {
             }
         }
     }
+}
+
+/// True of an answer that another try may better.
+fn is_passing(error: &str) -> bool {
+    ["ERR outcome unknown", "BUSY", "TRYAGAIN"]
+        .iter()
+        .any(|prefix| error.starts_with(prefix))
 }
 
 async fn settled_bytes(pid: u32) -> Run<u64> {
