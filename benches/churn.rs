@@ -63,6 +63,7 @@ pub struct Peak {
     pub value_bytes: u64,
     /// Of Holdfast's entries: values, keys and headers. Not at the same moment.
     pub entry_bytes: u64,
+    pub objects: u64,
 }
 
 struct Run<'a, S> {
@@ -122,6 +123,7 @@ impl<S: Store> Run<'_, S> {
             let peak = &mut self.peak;
             peak.value_bytes = peak.value_bytes.max(self.live_bytes);
             peak.entry_bytes = peak.entry_bytes.max(self.live_bytes + headers);
+            peak.objects = peak.objects.max(self.live.len() as u64);
         }
         Some(())
     }
@@ -148,7 +150,7 @@ fn key(number: u64) -> [u8; KEY_BYTES] {
 #[derive(Debug, Clone, Serialize)]
 pub struct EngineRow {
     pub workload: &'static str,
-    /// The smallest memory bound, in whole segments, at which no write was refused.
+    /// The smallest memory bound, to a segment or a percent, at which no write was refused.
     pub bound_bytes: u64,
     /// The most that segments took.
     pub peak_segment_bytes: u64,
@@ -160,8 +162,9 @@ pub struct EngineRow {
     pub bounds_tried: u32,
 }
 
-/// Finds the smallest bound at which a log gets through the workload, by bisection. A write that is refused once
-/// has failed, whether or not cleaning would have made room for it a moment later.
+/// Finds the smallest bound at which a log gets through the workload, by bisection to whole segments or a percent,
+/// whichever is more. A write that is refused once has failed, whether or not cleaning would have made room for it a
+/// moment later.
 pub fn smallest_bound(
     workload: &Workload,
     live_bytes_max: u64,
@@ -169,9 +172,8 @@ pub fn smallest_bound(
     config: &holdfast_log::Config,
 ) -> EngineRow {
     let segment_bytes = u64::from(config.segment_bytes);
-    let entry_bytes = run(workload, live_bytes_max, turns, &mut Nothing)
-        .expect("nothing refuses nothing")
-        .entry_bytes;
+    let needed =
+        run(workload, live_bytes_max, turns, &mut Nothing).expect("nothing refuses nothing");
     let mut bounds_tried = 0;
     let mut at = |segments: u64| {
         bounds_tried += 1;
@@ -185,37 +187,50 @@ pub fn smallest_bound(
             value: vec![b'v'; VALUE_BYTES_MAX],
             stamp: 0,
         };
-        let peak = run(workload, live_bytes_max, turns, &mut store)?;
-        Some((store.engine, peak))
+        let completed = run(workload, live_bytes_max, turns, &mut store).is_some();
+        let totals = store.engine.totals;
+        let bound_mb = (segments * segment_bytes) as f64 / 1e6;
+        let words = if completed { "enough" } else { "too little" };
+        let segments_to_entries = totals.peak_segment_bytes as f64 / needed.entry_bytes as f64;
+        eprintln!(
+            "{}: {bound_mb:.0} MB are {words}, segments / entries {segments_to_entries:.3}",
+            workload.name
+        );
+        completed.then(|| (totals, store.engine.copied_bytes()))
     };
-    let (mut low, mut high) = (entry_bytes / segment_bytes, entry_bytes / segment_bytes + 1);
+    let percent = (needed.entry_bytes / segment_bytes / 100).max(1);
+    // What lives and its index must fit in any case. A tenth more mostly does, so that is tried first: at gigabytes
+    // every try takes long.
+    let mut low = (needed.entry_bytes + needed.objects * INDEX_BYTES) / segment_bytes;
+    let mut high = low + (10 * percent).max(8);
     let mut best = loop {
-        high += (entry_bytes / segment_bytes / 4).max(8);
         if let Some(best) = at(high) {
             break best;
         }
-        low = high;
+        (low, high) = (high, high + (5 * percent).max(8));
     };
-    while high - low > 1 {
+    while high - low > percent {
         let middle = low.midpoint(high);
         match at(middle) {
             Some(better) => (best, high) = (better, middle),
             None => low = middle,
         }
     }
-    let (engine, peak) = best;
-    let totals = engine.totals;
+    let (totals, copied_bytes) = best;
     let appended = totals.appended_bytes as f64;
     EngineRow {
         workload: workload.name,
         bound_bytes: high * segment_bytes,
         peak_segment_bytes: totals.peak_segment_bytes,
-        peak,
-        segments_to_entries: totals.peak_segment_bytes as f64 / peak.entry_bytes as f64,
-        write_cost: (appended + engine.copied_bytes() as f64) / appended,
+        peak: needed,
+        segments_to_entries: totals.peak_segment_bytes as f64 / needed.entry_bytes as f64,
+        write_cost: (appended + copied_bytes as f64) / appended,
         bounds_tried,
     }
 }
+
+/// The least that the index takes for a session.
+const INDEX_BYTES: u64 = 10;
 
 /// The configuration of a shard; the bound is found.
 pub fn engine_config() -> holdfast_log::Config {

@@ -56,8 +56,9 @@ struct Rows {
     processes: Vec<ProcessRow>,
 }
 
-/// Segments by which the process's bound is raised until no write is refused, and how often.
+/// By how much the process's bound is raised until no write is refused, and how often: by a segment, or a percent.
 const STEP_BYTES: u64 = 8 << 20;
+const STEP_SHARE: u64 = 100;
 const STEPS_MAX: u64 = 16;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -105,7 +106,8 @@ fn holdfast(
 ) -> Result<Option<ProcessRow>, Box<dyn std::error::Error>> {
     let mut last = None;
     for step in 0..STEPS_MAX {
-        let bound_bytes = bound_bytes + step * STEP_BYTES;
+        let step_bytes = (bound_bytes / STEP_SHARE).next_multiple_of(STEP_BYTES);
+        let bound_bytes = bound_bytes + step * step_bytes;
         last = process(Kind::Holdfast, workload, arguments, bound_bytes)?;
         if let Some(row) = &mut last {
             row.bound_bytes = Some(bound_bytes);

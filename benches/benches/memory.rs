@@ -98,8 +98,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let mut writes = None;
             for &kind in &kinds {
                 let row = overwrite(kind, value_bytes, &arguments, writes)?;
-                if let (Kind::Holdfast, Some(row)) = (kind, &row) {
-                    writes = Some(row.overwrites.written + row.overwrites.refused);
+                if let Some(row) = &row {
+                    let made = row.overwrites.written + row.overwrites.refused;
+                    if kind == Kind::Holdfast {
+                        writes = Some(made);
+                    }
+                    eprintln!(
+                        "{}: {made} overwrites, {:.0} MB resident",
+                        kind.name(),
+                        row.resident_bytes as f64 / 1e6
+                    );
                 }
                 rows.overwritten.extend(row);
             }
