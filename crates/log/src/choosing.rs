@@ -19,6 +19,7 @@ use crate::SegmentKind;
 use crate::copying::SHARE_SEGLETS;
 use crate::lifetimes::{Outlook, Prospect, horizon_ms};
 use crate::log::Log;
+use crate::pacing::Need;
 use crate::region::Run;
 use crate::segments::{Segment, Slot};
 use crate::space::Class;
@@ -27,6 +28,9 @@ use crate::space::Class;
 /// some full survivors of segments that are almost empty, few enough that the memory lent out stays small.
 const VICTIMS_MAX: usize = 16;
 const SURVIVORS_MAX: u64 = 4;
+
+/// Candidates with which a choice of victims is begun in turn, until one is worth it.
+const STARTS_MAX: usize = 8;
 
 /// The part of a victim's memory that must be gained, in percent, when memory is out and when there is just too
 /// little to be idle: at 2 % a byte gained costs 49 copied, at 50 % it costs one.
@@ -92,6 +96,19 @@ impl Log {
         Shortage::of(left, self.free_ahead())
     }
 
+    /// Seglets that the next job may take: what its own reserve has left, or more if enough for puts remains. What
+    /// jobs hold is missing until they are done, and a writer should not be refused because of that.
+    fn job_seglets(&self) -> u32 {
+        let reserve = self.cleaner_seglets();
+        let lent = self.cleaner.lent_seglets();
+        let others = self.limit(Class::Put) - reserve.saturating_sub(lent);
+        let spare = self
+            .available()
+            .saturating_sub(others + self.free_ahead() / 4);
+        let most = self.available().saturating_sub(self.commit_seglets());
+        spare.max(reserve.saturating_sub(lent)).min(most)
+    }
+
     /// Seglets free for puts below which memory is short: room for what arrives while a job or two go on.
     fn free_ahead(&self) -> u32 {
         let seglets = self.region.seglets();
@@ -101,8 +118,8 @@ impl Log {
     /// Shortage of segments that replicas may have.
     pub(crate) fn segment_shortage(&self) -> Shortage {
         let max = self.config.replica_segments_max();
-        let ahead = 8 + max / 16;
-        let left = max.saturating_sub(16 + self.segments.len());
+        let ahead = 4 + max / 16;
+        let left = max.saturating_sub(12 + self.segments.len());
         Shortage::of(left as u32, ahead as u32)
     }
 
@@ -178,33 +195,36 @@ impl Log {
             .sum()
     }
 
-    /// Begins the next job, or opens a head that lets empty segments go. False if nothing is worth it.
-    pub(crate) fn choose(&mut self) -> bool {
-        let memory = self.memory_shortage();
-        let segments = self.segment_shortage();
-        if memory > Shortage(64) && self.shed_empty() {
-            return true;
-        }
+    /// Begins the next job for the sake of `need`, or opens a head that lets empty segments go. False if nothing is
+    /// worth it.
+    pub(crate) fn choose(&mut self, need: Need) -> bool {
+        let shortage = self.shortage_of(need);
         let idle = self.cleaner.combination.is_none();
-        if idle && segments > Shortage(0) && self.combine_for_segments() {
+        match need {
+            Need::Memory => self.choose_for_memory(shortage, idle),
+            Need::Segments if shortage > Shortage(0) => idle && self.combine_for_segments(),
+            Need::Segments => idle && self.combine_nearly_dead(),
+        }
+    }
+
+    fn choose_for_memory(&mut self, shortage: Shortage, idle: bool) -> bool {
+        if shortage > Shortage(64) && self.shed_empty() {
             return true;
         }
-        if memory > Shortage(0) {
-            if idle && self.tombstones_weigh() && self.combine_oldest() {
-                return true;
-            }
-            let percent = match self.is_used_up() {
-                true => 0,
-                false => gain_percent(memory),
-            };
-            if self.config.cleaner.two_level && self.compact_one(percent) {
-                return true;
-            }
-            if idle && self.combine_for_memory(percent) {
-                return true;
-            }
+        if shortage == Shortage(0) {
+            return false;
         }
-        idle && self.combine_nearly_dead()
+        if idle && self.tombstones_weigh() && self.combine_oldest() {
+            return true;
+        }
+        let percent = match self.is_used_up() {
+            true => 0,
+            false => gain_percent(shortage),
+        };
+        if self.config.cleaner.two_level && self.compact_one(percent) {
+            return true;
+        }
+        idle && self.combine_for_memory(percent)
     }
 
     /// Opens a head if that frees more than it costs: what is empty leaves with it.
@@ -259,7 +279,7 @@ impl Log {
                 let scanned = self.segments.get(candidate.slot).length();
                 let cost = u64::from(scanned) + candidate.live;
                 let gained = u64::from(gain) * u64::from(seglet_bytes);
-                self.cleaner.pace.price(cost, gained);
+                self.cleaner.pace.price(Need::Memory, cost, gained);
                 self.begin_compaction(candidate.slot, held);
                 return true;
             }
@@ -270,11 +290,10 @@ impl Log {
     // ---- combined cleaning ----
 
     /// Candidates for combined cleaning, scored by their replicas' bytes.
-    fn victims(&self, wanted: impl Fn(&Segment, u64) -> bool) -> Vec<Candidate> {
+    fn victims(&self, need: Need, wanted: impl Fn(&Segment, u64) -> bool) -> Vec<Candidate> {
         let oldest = self.segments.oldest_id();
         let horizon_ms = self.horizon_ms();
         let last = self.segments.last_id().0;
-        let whole = f64::from(self.config.segment_bytes);
         let mut best = Best::default();
         for (slot, segment) in self.segments.iter_unordered() {
             // What is empty leaves by itself.
@@ -286,7 +305,12 @@ impl Log {
             if outlook.can_wait() || !wanted(segment, live) {
                 continue;
             }
-            let used = live as f64 / whole;
+            // Of what is short: a segment compacted to a tenth is nearly empty on backups, and full in memory.
+            let whole = match need {
+                Need::Memory => segment.bytes.seglets() * self.config.seglet_bytes,
+                Need::Segments => self.config.segment_bytes,
+            };
+            let used = live as f64 / f64::from(whole);
             let age = (last - segment.id.0 + 1) as f64;
             best.add(Candidate {
                 slot,
@@ -302,8 +326,8 @@ impl Log {
 
     fn combine_for_segments(&mut self) -> bool {
         let whole = u64::from(self.config.segment_bytes);
-        let chosen = self.victims(|_, live| live * 100 < whole * 98);
-        self.combine(chosen, |log, victims| {
+        let chosen = self.victims(Need::Segments, |_, live| live * 100 < whole * 98);
+        self.combine(Need::Segments, chosen, |log, victims| {
             let live: u64 = victims.iter().map(|it| it.live).sum();
             let survivors = log.survivors(live);
             let gain = (victims.len() as u64).saturating_sub(survivors);
@@ -314,10 +338,10 @@ impl Log {
 
     fn combine_for_memory(&mut self, percent: u32) -> bool {
         let seglet_bytes = u64::from(self.config.seglet_bytes);
-        let chosen = self.victims(|segment, live| {
+        let chosen = self.victims(Need::Memory, |segment, live| {
             live * 100 <= u64::from(segment.bytes.seglets()) * seglet_bytes * 98
         });
-        self.combine(chosen, |log, victims| {
+        self.combine(Need::Memory, chosen, |log, victims| {
             let live: u64 = victims.iter().map(|it| it.live).sum();
             let used: u32 = victims.iter().map(|it| it.seglets).sum();
             let survivors = live.div_ceil(seglet_bytes) as u32;
@@ -329,8 +353,10 @@ impl Log {
 
     fn combine_nearly_dead(&mut self) -> bool {
         let whole = u64::from(self.config.segment_bytes);
-        let chosen = self.victims(|_, live| live * 100 <= whole * NEARLY_DEAD_PERCENT);
-        self.combine(chosen, |_, victims| {
+        let chosen = self.victims(Need::Segments, |_, live| {
+            live * 100 <= whole * NEARLY_DEAD_PERCENT
+        });
+        self.combine(Need::Segments, chosen, |_, victims| {
             (victims.len() >= 4).then_some(victims.len() as u64 * whole)
         })
     }
@@ -364,7 +390,7 @@ impl Log {
         }
         let tombstones = self.segments.tombstones();
         let all = self.segments.live().max(1);
-        self.combine(chosen, |_, victims| {
+        self.combine(Need::Memory, chosen, |_, victims| {
             let live: u64 = victims.iter().map(|it| it.live).sum();
             Some((live * tombstones / all).max(1))
         })
@@ -374,15 +400,27 @@ impl Log {
     /// something.
     fn combine(
         &mut self,
+        need: Need,
         chosen: Vec<Candidate>,
         worth: impl Fn(&Log, &[Candidate]) -> Option<u64>,
     ) -> bool {
+        // What fits beside the best need not be worth it together with them; what fits beside others may be.
+        (0..chosen.len().min(STARTS_MAX))
+            .any(|start| self.combine_some_of(need, &chosen[start..], &worth))
+    }
+
+    fn combine_some_of(
+        &mut self,
+        need: Need,
+        chosen: &[Candidate],
+        worth: impl Fn(&Log, &[Candidate]) -> Option<u64>,
+    ) -> bool {
         let seglet_bytes = u64::from(self.config.seglet_bytes);
-        let free = self.available().saturating_sub(self.commit_seglets() + 1);
+        let free = self.job_seglets();
         let limit = (u64::from(free) * seglet_bytes)
             .min(SURVIVORS_MAX * u64::from(self.config.segment_bytes));
         let (mut victims, mut reserve, mut largest) = (Vec::new(), 0, 0);
-        for candidate in chosen {
+        for &candidate in chosen {
             let most = largest.max(candidate.largest);
             let together = reserve + candidate.reserve;
             if together + u64::from(most) <= limit {
@@ -413,8 +451,8 @@ impl Log {
                 let slots: Vec<Slot> = victims.iter().map(|it| it.slot).collect();
                 let scanned = |&slot: &Slot| u64::from(self.segments.get(slot).length());
                 let cost = slots.iter().map(scanned).sum::<u64>() + live;
-                self.cleaner.pace.price(cost, gain);
-                self.begin_combination(slots, held, grouped);
+                self.cleaner.pace.price(need, cost, gain);
+                self.begin_combination(need, slots, held, grouped);
                 return true;
             }
             let gone = victims.pop().expect("not empty");
@@ -446,12 +484,7 @@ impl Log {
             return Some(Vec::new());
         }
         let seglet_bytes = u64::from(self.config.seglet_bytes);
-        // The next job may use up what is left for puts only if none is about to give back what it holds.
-        let kept = match self.cleaner.copied.is_empty() {
-            true => self.commit_seglets(),
-            false => self.limit(Class::Put) + self.free_ahead() / 4,
-        };
-        let free = self.available().saturating_sub(kept);
+        let free = self.job_seglets();
         let min = (largest.max(1) + SEGMENT_HEADER_BYTES as u32).div_ceil(self.config.seglet_bytes);
         let (mut missing, waste) = missing_bytes(bytes, largest, segments);
         let (mut held, mut taken) = (Vec::new(), 0);

@@ -27,7 +27,7 @@ use holdfast_format::{ClusterMs, Entry, Position, SegmentId, Tombstone};
 
 use crate::copying::{Combination, Compaction, Phase};
 use crate::log::{KeyWords, Log};
-use crate::pacing::Pace;
+use crate::pacing::{Need, Pace};
 use crate::region::Run;
 use crate::segments::{Slot, State};
 
@@ -85,33 +85,38 @@ impl Log {
     /// A slice of 128 KiB takes some 50 to 150 microseconds; choosing the next victims some 10 ns per segment.
     pub fn clean(&mut self, now: ClusterMs, slice_bytes: u64) -> bool {
         self.clock = self.clock.max(now);
-        let mut left = self.due_bytes(now, slice_bytes);
-        let may_go_on = left > 0;
+        self.accrue(now);
+        self.commit();
+        let mut left = slice_bytes as i64;
         loop {
-            if self.is_copying() {
-                if left <= 0 {
-                    return may_go_on && self.is_due();
-                }
-                let worked = self.copy_some(left, now);
+            let due = (self.needs().into_iter())
+                .find(|&need| self.is_due(need) && (self.may_go_on(need) || self.may_look(need)));
+            let Some(need) = due else {
+                return false;
+            };
+            if left <= 0 {
+                return true;
+            }
+            if self.may_go_on(need) {
+                let worked = self.copy_some(need, left, now);
                 left -= worked;
-                self.cleaner.pace.spend(worked);
-            } else {
-                self.commit();
-                if !may_go_on || !self.may_look() {
-                    return false;
-                }
-                if !self.choose() {
-                    self.found_nothing();
-                    return false;
-                }
+                self.cleaner.pace.spend(need, worked);
+            } else if !self.choose(need) {
+                self.found_nothing(need);
             }
         }
     }
 
-    fn is_copying(&self) -> bool {
-        let combination = self.cleaner.combination.as_ref();
-        self.cleaner.compaction.is_some()
-            || combination.is_some_and(|it| it.phase == Phase::Copying)
+    /// True if a job is under way that helps `need`. A job begun for segments' sake helps memory when nothing else
+    /// does: it holds what the next one would need.
+    fn may_go_on(&self, need: Need) -> bool {
+        let combining = (self.cleaner.combination.as_ref()).filter(|it| it.phase == Phase::Copying);
+        match (combining, need) {
+            (Some(job), _) if job.need == need => true,
+            (_, Need::Memory) if self.cleaner.compaction.is_some() => true,
+            (Some(_), Need::Memory) => !self.may_look(need),
+            _ => false,
+        }
     }
 
     /// True if the survivors, if any, may enter the next digest.

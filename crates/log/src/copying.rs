@@ -14,6 +14,7 @@ use crate::cleaner::Verdict;
 use crate::index::{At, Index, Kind, Spot, Word};
 use crate::lifetimes::{Needed, Prospect};
 use crate::log::{KeyWords, Log};
+use crate::pacing::Need;
 use crate::region::{Region, Run};
 use crate::segments::{Owner, Segments, Slot};
 
@@ -48,6 +49,8 @@ pub(crate) struct Combination {
     /// One for each group of what lives about equally long.
     open: [Option<Slot>; Prospect::GROUPS],
     grouped: bool,
+    /// What it was begun for.
+    pub need: Need,
     pub phase: Phase,
 }
 
@@ -143,7 +146,13 @@ impl Log {
     }
 
     /// `grouped`: there is memory for survivors of several groups at once.
-    pub(crate) fn begin_combination(&mut self, victims: Vec<Slot>, held: Vec<Run>, grouped: bool) {
+    pub(crate) fn begin_combination(
+        &mut self,
+        need: Need,
+        victims: Vec<Slot>,
+        held: Vec<Run>,
+        grouped: bool,
+    ) {
         for &victim in &victims {
             self.segments.get_mut(victim).busy = true;
         }
@@ -154,15 +163,17 @@ impl Log {
             survivors: Vec::new(),
             open: [None; Prospect::GROUPS],
             grouped,
+            need,
             phase: Phase::Copying,
         });
         self.recount_lent();
     }
 
-    /// Goes on with a job. Returns what was done, in bytes.
-    pub(crate) fn copy_some(&mut self, budget: i64, now: ClusterMs) -> i64 {
-        let copying = |it: &mut Combination| it.phase == Phase::Copying;
-        match self.cleaner.combination.take_if(copying) {
+    /// Goes on with a job that helps `need`. Returns what was done, in bytes.
+    pub(crate) fn copy_some(&mut self, need: Need, budget: i64, now: ClusterMs) -> i64 {
+        let alone = self.cleaner.compaction.is_none();
+        let helps = |it: &mut Combination| it.phase == Phase::Copying && (it.need == need || alone);
+        match self.cleaner.combination.take_if(helps) {
             Some(job) => self.combine_some(job, budget, now),
             None => match self.cleaner.compaction.take() {
                 Some(job) => self.compact_some(job, budget, now),

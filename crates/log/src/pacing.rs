@@ -5,6 +5,9 @@
 //! should be free it is more, above it is less, and the amount of free memory settles by itself. With next to nothing
 //! free everything is due.
 //!
+//! Memory and segments on backups run short at different times and are answered by different jobs, so each has an
+//! account of its own: neither may keep the cleaner from the other.
+//!
 //! Besides, some work is due with time as long as something is short: what has expired must become usable again
 //! although nothing is appended.
 
@@ -13,17 +16,30 @@ use holdfast_format::ClusterMs;
 use crate::choosing::Shortage;
 use crate::log::Log;
 
+/// What cleaning is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Need {
+    Memory,
+    /// Segments that replicas may have.
+    Segments,
+}
+
 #[derive(Debug)]
-pub(crate) struct Pace {
-    /// Bytes appended to heads and by replays since `due_bytes` was asked.
-    appended: u64,
+struct Account {
     /// Work that is due and not done. What was done too much is owed, within bounds.
     credit: i64,
     /// Cost of a gained byte at the current job, in 16ths.
     price: u64,
-    last: ClusterMs,
     /// When nothing was found worth doing: what `Log::state` was.
-    nothing_at: Option<[u64; 4]>,
+    nothing_at: Option<[u64; 5]>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Pace {
+    /// Bytes appended to heads and by replays since `due_bytes` was asked.
+    appended: u64,
+    accounts: [Account; 2],
+    last: ClusterMs,
     appended_in_all: u64,
     /// Where the present window of time began, as time and bytes appended, and what the last one brought.
     window: (u64, u64),
@@ -53,13 +69,21 @@ impl Default for Pace {
     fn default() -> Pace {
         Pace {
             appended: 0,
-            credit: 0,
-            price: 16,
+            accounts: [Account::new(), Account::new()],
             last: ClusterMs(0),
-            nothing_at: None,
             appended_in_all: 0,
             window: (0, 0),
             lately: None,
+        }
+    }
+}
+
+impl Account {
+    fn new() -> Account {
+        Account {
+            credit: 0,
+            price: 16,
+            nothing_at: None,
         }
     }
 }
@@ -89,63 +113,77 @@ impl Pace {
         }
     }
 
-    /// The job that is begun gains so many bytes by so much work.
-    pub fn price(&mut self, cost: u64, gain: u64) {
-        self.price = (cost * 16 / gain.max(1)).min(PRICE_MAX);
+    /// The job that is begun for the sake of `need` gains so many bytes by so much work.
+    pub fn price(&mut self, need: Need, cost: u64, gain: u64) {
+        self.accounts[need as usize].price = (cost * 16 / gain.max(1)).min(PRICE_MAX);
     }
 
-    pub fn spend(&mut self, worked: i64) {
-        self.credit = (self.credit - worked).max(-DEBT_MAX);
+    pub fn spend(&mut self, need: Need, worked: i64) {
+        let account = &mut self.accounts[need as usize];
+        account.credit = (account.credit - worked).max(-DEBT_MAX);
     }
 }
 
 impl Log {
     /// Looking for something to do costs some 10 ns per segment, too much to do it again for every append: false
     /// until enough has happened since it was in vain.
-    pub(crate) fn may_look(&self) -> bool {
-        self.cleaner.pace.nothing_at != Some(self.state())
+    pub(crate) fn may_look(&self, need: Need) -> bool {
+        self.cleaner.pace.accounts[need as usize].nothing_at != Some(self.state(need))
     }
 
-    pub(crate) fn found_nothing(&mut self) {
-        self.cleaner.pace.nothing_at = Some(self.state());
+    pub(crate) fn found_nothing(&mut self, need: Need) {
+        self.cleaner.pace.accounts[need as usize].nothing_at = Some(self.state(need));
     }
 
-    /// Appended and live bytes in seglets, changes of segments, and time, coarsely.
-    fn state(&self) -> [u64; 4] {
+    /// Appended and live bytes in seglets, changes of segments, time and shortage, coarsely.
+    fn state(&self, need: Need) -> [u64; 5] {
         let pace = &self.cleaner.pace;
         let seglet_bytes = u64::from(self.config.seglet_bytes);
         let appended = pace.appended_in_all / seglet_bytes;
         let live = self.segments.live() / seglet_bytes;
-        [appended, live, self.segments.change(), pace.last.0 >> 4]
+        let shortage = u64::from(self.shortage_of(need).0 >> 4);
+        let change = self.segments.change();
+        [appended, live, change, pace.last.0 >> 4, shortage]
     }
 
-    /// Work for one slice of at most `slice_bytes`.
-    pub(crate) fn due_bytes(&mut self, now: ClusterMs, slice_bytes: u64) -> i64 {
-        let shortage = self.memory_shortage().max(self.segment_shortage());
+    pub(crate) fn shortage_of(&self, need: Need) -> Shortage {
+        match need {
+            Need::Memory => self.memory_shortage(),
+            Need::Segments => self.segment_shortage(),
+        }
+    }
+
+    /// Enters what has become due since the last call.
+    pub(crate) fn accrue(&mut self, now: ClusterMs) {
+        let shortages = [self.memory_shortage(), self.segment_shortage()];
         let pace = &mut self.cleaner.pace;
         let appended = std::mem::take(&mut pace.appended);
         pace.appended_in_all += appended;
         let elapsed_ms = now.0.saturating_sub(pace.last.0).min(100);
         pace.last = pace.last.max(now);
         pace.count_window();
-        // Twice as much as keeps the balance when all is used up; a little always, so that jobs end.
-        let factor = 32 + u64::from(shortage.0) * 2;
-        let mut due = appended * pace.price / 16 * factor / 256;
-        if shortage > Shortage(0) {
-            due += elapsed_ms * SHORT_BYTES_PER_MS;
-        } else {
-            due += elapsed_ms * SHORT_BYTES_PER_MS / 16;
-        }
-        pace.credit = (pace.credit + due as i64).min(CREDIT_MAX);
-        match shortage >= ALL_IS_DUE {
-            true => slice_bytes as i64,
-            false => pace.credit.min(slice_bytes as i64),
+        for (account, shortage) in pace.accounts.iter_mut().zip(shortages) {
+            // Twice as much as keeps the balance when all is used up; a little always, so that jobs end.
+            let factor = 32 + u64::from(shortage.0) * 2;
+            let by_time = match shortage > Shortage(0) {
+                true => SHORT_BYTES_PER_MS,
+                false => SHORT_BYTES_PER_MS / 16,
+            };
+            let due = appended * account.price / 16 * factor / 256 + elapsed_ms * by_time;
+            account.credit = (account.credit + due as i64).min(CREDIT_MAX);
         }
     }
 
-    /// True if another slice is due.
-    pub(crate) fn is_due(&self) -> bool {
-        self.cleaner.pace.credit > 0
-            || self.memory_shortage().max(self.segment_shortage()) >= ALL_IS_DUE
+    /// True if something should be done for the sake of `need`.
+    pub(crate) fn is_due(&self, need: Need) -> bool {
+        self.cleaner.pace.accounts[need as usize].credit > 0 || self.shortage_of(need) >= ALL_IS_DUE
+    }
+
+    /// The scarcer first.
+    pub(crate) fn needs(&self) -> [Need; 2] {
+        match self.segment_shortage() > self.memory_shortage() {
+            true => [Need::Segments, Need::Memory],
+            false => [Need::Memory, Need::Segments],
+        }
     }
 }

@@ -1,0 +1,115 @@
+//! The cleaner against steady overwrites: it keeps up, and what its second level saves.
+//!
+//! Backups are instant and time stands still, so that every figure is the same in every run.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use holdfast_format::LogId;
+use holdfast_log::{CleanerOptions, Config, Expiry, Log, MemoryUse};
+use support::{Dice, NS, ms};
+
+const SLICE_BYTES: u64 = 16 << 10;
+
+fn settle(log: &mut Log) {
+    loop {
+        let change = log.change();
+        let goals: Vec<_> = log.goals().collect();
+        for goal in goals {
+            log.set_durable(goal.id, goal.length, goal.closed);
+        }
+        log.take_freed();
+        if log.change() == change {
+            return;
+        }
+    }
+}
+
+/// Fills a log to so many percent and overwrites at random, several times all there is. Returns its memory, and bytes
+/// appended after the fill.
+fn overwrite(percent: u64, value_bytes: usize, two_level: bool) -> (MemoryUse, u64) {
+    // A sixteenth of a real shard in everything: 64 segments of 128 seglets.
+    let config = Config {
+        memory_bytes: 32 << 20,
+        segment_bytes: 512 << 10,
+        cleaner: CleanerOptions {
+            two_level,
+            ..CleanerOptions::default()
+        },
+        ..Config::for_testing()
+    };
+    let mut log = Log::new(LogId(1), config).unwrap();
+    let put = |log: &mut Log, number: u64, round: u64| {
+        let mut value = vec![7; value_bytes];
+        value[..8].copy_from_slice(&round.to_le_bytes());
+        let mut refused = 0;
+        while log
+            .put(
+                NS,
+                &number.to_le_bytes(),
+                &value,
+                Expiry::default(),
+                None,
+                ms(1),
+            )
+            .is_err()
+        {
+            settle(log);
+            log.clean(ms(1), SLICE_BYTES);
+            refused += 1;
+            assert!(refused < 20_000, "stuck: {:?}", log.memory());
+        }
+        log.clean(ms(1), SLICE_BYTES);
+        if number.is_multiple_of(16) {
+            settle(log);
+        }
+    };
+    let mut sessions = 0;
+    while log.memory().live_bytes * 100 < log.memory().limit_bytes * percent {
+        put(&mut log, sessions, 0);
+        sessions += 1;
+    }
+    let before = log.memory();
+    let mut dice = Dice(0x0C1E_A4E5);
+    let rounds = 5 * sessions;
+    for round in 1..=rounds {
+        put(&mut log, dice.below(sessions as usize) as u64, round);
+    }
+    settle(&mut log);
+    log.verify();
+    assert_eq!(log.count(NS).sessions, sessions);
+    let mut memory = log.memory();
+    memory.cleaned_bytes -= before.cleaned_bytes;
+    memory.compacted_bytes -= before.compacted_bytes;
+    let entry_bytes = (24 + 8 + value_bytes) as u64;
+    (memory, rounds * entry_bytes)
+}
+
+/// A combination begun for replicas' sake held the memory that the next compaction needed, and nothing was due for
+/// replicas: writers were refused for ever.
+#[test]
+fn overwrites_go_on_at_any_utilisation_and_level() {
+    for (percent, value_bytes) in [(50, 100), (80, 1000), (80, 100), (85, 300)] {
+        for two_level in [true, false] {
+            let (memory, _) = overwrite(percent, value_bytes, two_level);
+            assert!(memory.cleaned_bytes + memory.compacted_bytes > 0);
+            assert!(two_level || memory.compacted_bytes == 0);
+            assert!(memory.segments <= memory.replica_segments_max);
+        }
+    }
+}
+
+/// What is shipped to backups because of cleaning falls at least fourfold (FAST '14, fig. 6), at 80 % and 1 KB.
+#[test]
+fn compaction_saves_replication_traffic() {
+    let (two, appended) = overwrite(80, 1000, true);
+    let (one, _) = overwrite(80, 1000, false);
+    assert!(two.compacted_bytes > appended / 4, "{two:?}");
+    assert!(
+        two.cleaned_bytes * 4 <= one.cleaned_bytes,
+        "{} bytes to survivors, {} without compaction, {appended} appended",
+        two.cleaned_bytes,
+        one.cleaned_bytes
+    );
+}
