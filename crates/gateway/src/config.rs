@@ -22,7 +22,8 @@ pub struct GatewayConfig {
     pub retry_ms: u32,
     /// Commands accepted and unanswered; one more is answered -BUSY.
     pub pending_max: usize,
-    /// Bytes of keys and values in them, with the same answer.
+    /// Bytes of keys and values in them, with the same answer. With so many bytes of replies withheld for the
+    /// shard of the own thread, commands for it go as messages, under the same bounds as others.
     pub pending_bytes_max: u64,
     /// The longest value; also bounds what the parser takes for one argument.
     pub value_bytes_max: u32,

@@ -59,6 +59,8 @@ pub(crate) struct Connection {
     /// What `out` grew to last time, so that it is allocated once.
     out_bytes_usual: usize,
     held_bytes: usize,
+    /// What of this connection is in the sum of all that is withheld.
+    pub(crate) withheld_counted: u64,
 }
 
 /// Replies in `out` that are not to be heard yet.
@@ -189,6 +191,7 @@ impl Connection {
             withheld: VecDeque::new(),
             out_bytes_usual: 0,
             held_bytes: 0,
+            withheld_counted: 0,
         }
     }
 
@@ -346,6 +349,12 @@ impl Connection {
                 until_us,
             }),
         }
+    }
+
+    /// Bytes that the first withheld reply keeps back, its own included.
+    pub(crate) fn withheld_bytes(&self) -> u64 {
+        let end = self.sent_bytes + self.out.len() as u64;
+        self.withheld.front().map_or(0, |first| end - first.from)
     }
 
     /// What the first withheld reply needs, and when it is given up.

@@ -52,6 +52,8 @@ pub(crate) struct Executor {
     pub(crate) started_us: Option<u64>,
     pub(crate) counters: Counters,
     pub(crate) rate: Rate,
+    /// Bytes that wait for the shard on this thread, of all connections.
+    pub(crate) withheld_bytes: u64,
 }
 
 /// Who gets an outcome.
@@ -139,6 +141,7 @@ impl Executor {
             connections: 0,
             counters: Counters::default(),
             rate: Rate::default(),
+            withheld_bytes: 0,
         }
     }
 
@@ -423,6 +426,9 @@ impl Executor {
         if !connection.is_direct() || self.too_large(command).is_some() {
             return false;
         }
+        if self.withheld_bytes >= self.config.pending_bytes_max {
+            return false;
+        }
         let Some(Executed { needs, answer }) = shard.execute(now, command) else {
             return false;
         };
@@ -449,7 +455,15 @@ impl Executor {
                 });
             }
         }
+        self.count_withheld(connection);
         true
+    }
+
+    /// Brings the sum of what is withheld up to date with one connection.
+    pub(crate) fn count_withheld(&mut self, connection: &mut Connection) {
+        let bytes = connection.withheld_bytes();
+        self.withheld_bytes = self.withheld_bytes - connection.withheld_counted + bytes;
+        connection.withheld_counted = bytes;
     }
 
     /// Begins the reply to a command on one key, unless the key must not be asked for here.

@@ -12,7 +12,9 @@
 //!     event that says why.
 //! G2. Every `Call` is answered once.
 //! G3. Bounded: connections, bytes received and not executed, replies waiting, bytes waiting to
-//!     leave (all per connection), and commands pending in all. `GatewayConfig` names the bounds.
+//!     leave (all per connection), and commands pending in all, and as many bytes of replies withheld in all.
+//!     `GatewayConfig` names the bounds. A command for the shard of this thread that finds too much withheld goes
+//!     the ordinary way.
 //!
 //! A step reads at most `REQUESTS_PER_TURN` requests of one connection; the rest waits its turn.
 
@@ -229,7 +231,7 @@ impl Gateway {
 
     /// Closes a connection that went over a bound. What it asked for may still be executed.
     fn close(&mut self, id: ConnectionId, why: &str, out: &mut Outputs) {
-        let Some(connection) = self.connections.remove(&id) else {
+        let Some(connection) = self.remove(id) else {
             return;
         };
         self.executor.counters.connections_closed += 1;
@@ -241,6 +243,12 @@ impl Gateway {
             ),
         );
         out.push(Output::Close { connection: id });
+    }
+
+    fn remove(&mut self, id: ConnectionId) -> Option<Connection> {
+        let connection = self.connections.remove(&id)?;
+        self.executor.withheld_bytes -= connection.withheld_counted;
+        Some(connection)
     }
 
     /// Hands an outcome to whoever waits for it.
@@ -293,12 +301,14 @@ impl Gateway {
             return;
         }
         self.beside = id;
-        for (_, id) in std::mem::take(&mut self.withheld) {
-            if let Some(connection) = self.connections.get_mut(&id) {
+        let withheld = std::mem::take(&mut self.withheld);
+        self.dirty.extend(withheld.into_iter().map(|(_, id)| id));
+        // Among them are those that were served since the last flush: they are not in `withheld` yet.
+        for id in &self.dirty {
+            if let Some(connection) = self.connections.get_mut(id) {
                 let replies = connection.give_up(u64::MAX);
                 self.executor.counters.give_up(replies);
             }
-            self.dirty.insert(id);
         }
     }
 
@@ -332,13 +342,14 @@ impl Gateway {
                     bytes,
                 });
             }
+            self.executor.count_withheld(connection);
             match connection.first_withheld() {
                 Some((needs, until_us)) => {
                     self.withheld.insert((needs, id));
                     self.give_up_us = self.give_up_us.min(until_us);
                 }
                 None if connection.closing && connection.waiting() == 0 => {
-                    self.connections.remove(&id);
+                    self.remove(id);
                     out.push(Output::Close { connection: id });
                 }
                 None => {}
@@ -413,7 +424,7 @@ impl Node for Gateway {
                 self.received(now, connection, bytes, &mut shard, out);
             }
             Input::Disconnected { connection } => {
-                self.connections.remove(&connection);
+                self.remove(connection);
             }
             Input::Call { token, call } => self.call(now, token, call, out),
             Input::Shutdown => self.stopping = true,
@@ -432,6 +443,13 @@ impl Node for Gateway {
             return;
         }
         self.lend(&shard);
+        // B2: what is executed below is newer than `now`, by which it could be heard after the lease has run out. The
+        // next flush lets it be heard; it comes soon, because the shard was used.
+        self.send(
+            now,
+            shard.as_ref().and_then(|shard| shard.audible(now)),
+            out,
+        );
         // Outcomes can lead to further commands and let connections read on: another round.
         for _ in 0..ROUNDS_PER_FLUSH {
             for id in std::mem::take(&mut self.resume) {
@@ -449,7 +467,7 @@ impl Node for Gateway {
             }
             self.done = done;
         }
-        self.send(now, shard.and_then(|shard| shard.audible(now)), out);
+        self.send(now, None, out);
         self.executor
             .rate
             .note(now.mono_us, self.executor.counters.commands_total);

@@ -13,18 +13,30 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use holdfast_cluster::{Answer, ConnectionId, Executed, Input, Node, Now, Outputs, ShardBeside};
 use holdfast_format::{Position, SegmentId, ServerId, Version};
-use holdfast_gateway::Mode;
+use holdfast_gateway::{GatewayConfig, Mode};
 use holdfast_wire::{Command, Meta, Op, Outcome};
 
-use world::{A, World, request};
+use world::{A, B, World, request};
 
 /// Takes every key that begins with `here`, and needs one position more for each write.
-#[derive(Default)]
 struct Beside {
+    id: ServerId,
     values: BTreeMap<Bytes, Bytes>,
     written: u32,
     audible: Option<u32>,
     used: bool,
+}
+
+impl Beside {
+    fn new(id: ServerId) -> Beside {
+        Beside {
+            id,
+            values: BTreeMap::new(),
+            written: 0,
+            audible: None,
+            used: false,
+        }
+    }
 }
 
 fn at(offset: u32) -> Position {
@@ -36,7 +48,7 @@ fn at(offset: u32) -> Position {
 
 impl ShardBeside for Beside {
     fn id(&self) -> ServerId {
-        A
+        self.id
     }
 
     fn admits(&self, _: Now) -> bool {
@@ -84,23 +96,36 @@ impl ShardBeside for Beside {
 struct Pair {
     world: World,
     shard: Beside,
+    /// Who speaks.
+    connection: u64,
 }
 
 impl Pair {
     fn new() -> Pair {
-        let mut world = World::new(Mode::Flat);
+        Pair::with(|_| {})
+    }
+
+    fn with(change: impl FnOnce(&mut GatewayConfig)) -> Pair {
+        let mut world = World::with(Mode::Flat, change);
         world.connect(1);
         Pair {
             world,
-            shard: Beside::default(),
+            shard: Beside::new(A),
+            connection: 1,
         }
     }
 
     /// Sends requests, lets the gateway flush, and says what the client has been sent since.
     fn send(&mut self, lines: &[&str]) -> String {
+        let out = self.step(lines);
+        self.heard(out)
+    }
+
+    /// Sends requests that the gateway executes without flushing.
+    fn step(&mut self, lines: &[&str]) -> Outputs {
         let bytes: Vec<u8> = lines.iter().flat_map(|line| request(line)).collect();
         let input = Input::Received {
-            connection: ConnectionId(1),
+            connection: ConnectionId(self.connection),
             bytes: bytes.into(),
         };
         let mut out = Outputs::default();
@@ -108,7 +133,7 @@ impl Pair {
         self.world
             .gateway
             .step_beside(now, input, Some(&mut self.shard), &mut out);
-        self.heard(out)
+        out
     }
 
     /// The same without sending.
@@ -125,7 +150,7 @@ impl Pair {
 
     fn texts(&mut self, out: Outputs) -> String {
         self.world.apply(out);
-        self.world.take(1)
+        self.world.take(self.connection)
     }
 }
 
@@ -198,4 +223,66 @@ fn what_stays_inaudible_is_given_up_in_time() {
     }
     pair.shard.audible = Some(9);
     assert_eq!(pair.flush(), "", "each is answered once");
+}
+
+/// The clock of a flush was read before what the flush has executed, and a lease can end in between.
+#[test]
+fn what_a_flush_executes_is_heard_in_the_next() {
+    let mut pair = Pair::new();
+    pair.shard.audible = Some(9);
+    let turns = vec!["GET here:1"; 1_500];
+    let first = pair.send(&turns).matches("$-1").count();
+    assert!((1..1_500).contains(&first), "a turn is bounded");
+    assert!(std::mem::take(&mut pair.shard.used));
+    pair.shard.audible = None;
+    assert_eq!(pair.flush(), "", "the lease ended while they were executed");
+    pair.shard.audible = Some(9);
+    assert_eq!(pair.flush().matches("$-1").count(), 1_500 - first);
+}
+
+/// Positions of one shard mean nothing to another, not even of what was executed a moment ago.
+#[test]
+fn another_shard_lets_nothing_be_heard_that_the_last_one_has_executed() {
+    let mut pair = Pair::new();
+    let out = pair.step(&["SET here:1 one"]);
+    pair.shard = Beside::new(B);
+    pair.shard.audible = Some(9);
+    let heard = pair.heard(out);
+    assert!(heard.starts_with("-ERR outcome unknown"), "{heard}");
+    assert_eq!(pair.send(&["GET here:1"]), "$-1\n");
+}
+
+#[test]
+fn with_too_much_withheld_commands_go_the_ordinary_way() {
+    let value_bytes_max = 10_000;
+    let pending_bytes_max = 150_000;
+    let mut pair = Pair::with(|config| {
+        config.value_bytes_max = value_bytes_max;
+        config.pending_bytes_max = pending_bytes_max;
+    });
+    pair.shard.audible = Some(0);
+    let set = format!("SET here:1 {}", "v".repeat(9_000));
+    assert_eq!(pair.send(&[&set]), "");
+    // Two connections share the bound.
+    assert_eq!(pair.send(&["GET here:1"; 9]), "");
+    pair.world.connect(2);
+    pair.connection = 2;
+    assert_eq!(pair.send(&["GET here:1"; 20]), "");
+    let sent: usize = pair.world.requests.iter().map(|(_, r)| r.items.len()).sum();
+    assert!(sent > 0, "more than {pending_bytes_max} bytes are withheld");
+    // What one that has gone kept back counts no more.
+    pair.world.requests.clear();
+    for connection in [1, 2] {
+        let connection = ConnectionId(connection);
+        let mut out = Outputs::default();
+        let shard: Option<&mut dyn ShardBeside> = Some(&mut pair.shard);
+        let input = Input::Disconnected { connection };
+        let now = pair.world.now;
+        pair.world.gateway.step_beside(now, input, shard, &mut out);
+        pair.heard(out);
+    }
+    pair.world.connect(3);
+    pair.connection = 3;
+    assert_eq!(pair.send(&["SET here:2 two"]), "");
+    assert_eq!(pair.shard.written, 2, "it is executed beside");
 }

@@ -137,6 +137,8 @@ pub struct Shard {
     process: ProcessMemory,
     /// A gateway of this thread has had something executed since the last flush.
     used: bool,
+    /// A gateway of this thread may still have answers to give.
+    lent: bool,
 }
 
 /// What a shard cannot know of the process it lives in.
@@ -179,6 +181,7 @@ impl Shard {
             counts: Counts::default(),
             process: ProcessMemory::default(),
             used: false,
+            lent: false,
             config,
         })
     }
@@ -590,11 +593,16 @@ impl Shard {
     }
 
     fn stop_if_done(&mut self, now: Now, out: &mut Outputs) {
-        if let Life::Stopping { until_us } = self.life
-            && (until_us <= now.mono_us || (self.answers.held() == 0 && self.unreplicated == 0))
-        {
-            self.stop("told to shut down".to_owned(), out);
+        let Life::Stopping { until_us } = self.life else {
+            return;
+        };
+        let done = self.answers.held() == 0 && self.unreplicated == 0;
+        if until_us <= now.mono_us || (done && !self.lent) {
+            return self.stop("told to shut down".to_owned(), out);
         }
+        // A gateway beside hears in its own flush, which follows, what this one has made audible. Nothing new
+        // is executed, so that was all.
+        self.lent &= !(done && self.leased);
     }
 
     /// D5.

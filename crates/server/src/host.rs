@@ -229,7 +229,9 @@ impl Loop {
                 continue;
             }
             rounds = 0;
-            if self.local.is_empty() {
+            // What the last flush has executed waits for another one, not for a timer.
+            let flushed = !self.nodes.iter().any(|node| node.stepped);
+            if self.local.is_empty() && flushed {
                 let sleep = async {
                     match wakeup {
                         Some(us) => tokio::time::sleep(Duration::from_micros(us)).await,
@@ -291,7 +293,8 @@ impl Loop {
     /// Flushes whoever was stepped. The clock is read again for each: leases are judged by the moment of the
     /// release. Shards go first, because gateways beside them (H4) wait for what they make audible.
     fn flush(&mut self) {
-        for beside in [false, true] {
+        // Twice, because a gateway's flush may have commands executed too.
+        for beside in [false, true, false, true] {
             let mut index = 0;
             while index < self.nodes.len() {
                 let node = &mut self.nodes[index];

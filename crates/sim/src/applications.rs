@@ -102,6 +102,8 @@ struct Doing {
 #[derive(Debug, Default)]
 struct Speaker {
     connection: Option<ConnectionId>,
+    /// Where it is connected to, or was.
+    gateway: Option<PlaceId>,
     reader: ReplyReader,
     waiting: VecDeque<Expected>,
     namespace: u8,

@@ -306,8 +306,13 @@ impl Chaos {
         let places = world.places_of(role);
         let place = *self.chance.pick(&places);
         if world.is_up(place) {
-            if role == Role::Shard && self.chance.percent(40) {
-                self.silence_and_crash(world, place);
+            // Where a gateway shares a shard's process they fall together, and it goes on talking to its users.
+            let shard = match role {
+                Role::Shard => Some(place),
+                _ => world.shard_beside(place),
+            };
+            if let Some(shard) = shard.filter(|_| self.chance.percent(40)) {
+                self.silence_and_crash(world, shard);
             } else {
                 world.strike(place, self.chance.below(60) as u32, Blow::Crash);
             }
@@ -319,7 +324,12 @@ impl Chaos {
     /// For the rest of its life nothing that the shard sends reaches a backup, but everything else
     /// does: whatever it says in that time, it says alone.
     fn silence_and_crash(&mut self, world: &mut World, shard: PlaceId) {
-        let in_us = self.chance.between(20_000, 140_000);
+        // A gateway beside needs nobody else to be heard: what it says is more, the longer that lasts.
+        let longest_us = match world.setup.gateways_in_masters {
+            true => 400_000,
+            false => 140_000,
+        };
+        let in_us = self.chance.between(20_000, longest_us);
         let machine = world.machine(shard);
         let until_us = world.now_us() + in_us + 1;
         for backup in world.places_of(Role::Backup) {

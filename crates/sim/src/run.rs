@@ -78,7 +78,7 @@ impl Plan {
         if faults.has(Fault::ClockOffset) {
             setup.wall_offset_ms_max = 10_000;
         }
-        let habits = Habits {
+        let mut habits = Habits {
             callers: chance.between(3, 5) as u32,
             speakers: chance.between(3, 5) as u32,
             think_us: chance.between(25_000, 60_000),
@@ -86,6 +86,11 @@ impl Plan {
             large_percent: *chance.pick(&[5, 30, 50]),
             large_bytes_max: 12 << 10,
         };
+        if setup.gateways_in_masters {
+            // Calls go as messages; what a gateway asks the shard of its thread comes from connections.
+            habits.callers = 2;
+            habits.speakers += 3;
+        }
         let unsafe_us = chance.between(16_000_000, 32_000_000);
         let finale = chance.percent(40);
         Plan {

@@ -30,6 +30,7 @@ impl ShardBeside for Shard {
             return None;
         }
         self.used = true;
+        self.lent = true;
         self.count(is_write);
         if command.op != Op::Get {
             let (needs, outcome) = self.run(command, Identity::Unneeded);

@@ -1,6 +1,6 @@
 //! When answers may be heard: order, durability, leases, expiry ceilings.
 
-use holdfast_cluster::{Input, Node};
+use holdfast_cluster::{Input, Node, ShardBeside};
 use holdfast_format::{LogId, ServerId, SlotRange};
 use holdfast_wire::*;
 
@@ -437,4 +437,31 @@ fn a_shard_told_to_stop_answers_what_it_has_taken() {
     world.run(300);
     assert!(matches!(world.answer(token), Some(Outcome::Done { .. })));
     assert!(world.stopped.is_some());
+}
+
+/// A gateway beside asks after each flush. It must have asked once when all was durable.
+#[test]
+fn a_shard_told_to_stop_waits_for_a_gateway_beside() {
+    let mut world = World::new(3, 3);
+    world.mute.insert(world.head_backups()[0]);
+    let now = world.now();
+    let shard = world.shard.as_shard().expect("it is one");
+    let executed = shard.execute(now, &put("a", "x"));
+    let needs = executed.expect("its own key").needs;
+    world.give(Input::Shutdown);
+    let now = world.now();
+    assert!(world.shard.audible(now) < Some(needs));
+    assert!(world.shard.execute(now, &get("a")).is_none());
+    world.mute.clear();
+    let mut heard = false;
+    for _ in 0..100 {
+        world.run(5);
+        if world.stopped.is_some() {
+            break;
+        }
+        heard |= world.shard.audible(world.now()) >= Some(needs);
+    }
+    assert!(heard, "it stopped before the gateway could hear");
+    assert!(world.stopped.is_some());
+    assert_eq!(world.shard.audible(world.now()), None, "B3");
 }

@@ -16,6 +16,7 @@ impl Applications {
         if self.speakers[index].connection.is_none() {
             let gateway = self.gateway();
             let connection = world.connect(gateway);
+            self.speakers[index].gateway = Some(gateway);
             self.connections.insert(connection, index);
             let speaker = &mut self.speakers[index];
             speaker.connection = Some(connection);
@@ -58,13 +59,23 @@ impl Applications {
     fn next_command(&mut self, world: &mut World, index: usize) {
         // Registers belong to the first few speakers, so that the general checker can cope.
         let register = if index < 4 { 25 } else { 0 };
-        let key = self.pick_key(&[
+        let classes = [
             (KeyClass::Hot, 25),
             (KeyClass::Cold, 35),
             (KeyClass::Lock, 8),
             (KeyClass::Register, register),
             (KeyClass::Flushed, 8),
-        ]);
+        ];
+        let mut key = self.pick_key(&classes);
+        // Whoever knows the cluster asks where the key is: mostly so does a user of a gateway beside a shard.
+        let gateway = self.speakers[index].gateway;
+        let home = gateway.and_then(|gateway| world.shard_beside(gateway));
+        for _ in 0..if home.is_some() { 4 } else { 0 } {
+            if world.owner(&self.history.keys.bytes(key)) == home {
+                break;
+            }
+            key = self.pick_key(&classes);
+        }
         let namespace = self.history.keys.namespace(key).0;
         if self.speakers[index].namespace != namespace {
             self.speakers[index].namespace = namespace;

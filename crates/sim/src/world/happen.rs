@@ -359,7 +359,7 @@ impl World {
     }
 
     /// The shard that a gateway is lent (W5).
-    fn shard_beside(&self, place: PlaceId) -> Option<PlaceId> {
+    pub fn shard_beside(&self, place: PlaceId) -> Option<PlaceId> {
         let here = &self.places[place.0];
         if here.role != Role::Gateway {
             return None;
