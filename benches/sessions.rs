@@ -12,7 +12,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use holdfast_format::{ClusterMs, Expiry};
-use holdfast_log::Config;
+use holdfast_log::{AppendError, CleanerOptions, Config};
 use serde::Serialize;
 
 use crate::engine::{Engine, Totals};
@@ -24,12 +24,28 @@ const TICK_MS: u64 = 500;
 const SWEEP_MS: u64 = 150_000;
 const BUCKET_BYTES: u64 = 64;
 
+/// When a user who was refused comes back.
+const BACK_MS: u64 = 1_000;
+
 /// What a session's touch will take, on average: an entry, and its word in the index.
 const TOUCH_BYTES: u64 = (KEY_BYTES as u64 + 32 + 11) * 3 / 4;
+
+/// What the cleaner is told of when sessions end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Knowledge {
+    /// Nothing: what has expired is live to it until it meets it in a segment that it cleans for other reasons.
+    Unknown,
+    /// What the sweep has found to be over. When it chooses and sorts it ignores what is going to be.
+    Swept,
+    /// All that deadlines tell.
+    Known,
+}
 
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub config: Config,
+    pub knowledge: Knowledge,
     /// Live bytes and index ÷ memory bound.
     pub utilisation: f64,
     /// Values are of any length from a fifth of this to nine fifths.
@@ -64,18 +80,19 @@ pub struct Row {
     pub lives: String,
     pub utilisation_percent: f64,
     pub two_level: bool,
-    pub lifetimes: bool,
+    pub knowledge: Knowledge,
     /// All that follows was counted after the warming up.
     pub sessions: u64,
     pub begun: u64,
     pub expired: u64,
     pub touches: u64,
+    /// Uses that were refused for want of memory; the user came back a second later.
+    pub refused: u64,
     pub appended_bytes: u64,
     pub compacted_bytes: u64,
     pub combined_bytes: u64,
     /// Survivors, as each backup got them.
     pub shipped_bytes: u64,
-    pub refused: u64,
     /// Live bytes and index ÷ memory bound, at the end.
     pub utilisation_end: f64,
 }
@@ -112,6 +129,14 @@ pub fn office() -> Vec<Lives> {
     }]
 }
 
+/// As `web`, but what most session libraries do: each use writes the whole session.
+pub fn rewritten() -> Vec<Lives> {
+    vec![Lives {
+        rewritten: 1.0,
+        ..visitors(30 * 60_000)
+    }]
+}
+
 /// Idle times from minutes to days.
 pub fn mixed() -> Vec<Lives> {
     let minute = 60_000;
@@ -136,6 +161,8 @@ struct User {
     fickle: bool,
     /// The idle time is running out, or he logs out next.
     gone: bool,
+    /// Has no session yet: it was refused.
+    waits: bool,
 }
 
 struct Crowd<'a> {
@@ -151,6 +178,7 @@ struct Crowd<'a> {
     begun: u64,
     expired: u64,
     touches: u64,
+    refused: u64,
 }
 
 /// Live bytes and index ÷ memory bound.
@@ -163,7 +191,13 @@ fn utilisation(engine: &Engine) -> f64 {
 pub fn measure(settings: &Settings, name: &str) -> Row {
     let mut crowd = Crowd {
         settings,
-        engine: Engine::simulated(settings.config.clone()),
+        engine: Engine::simulated(Config {
+            cleaner: CleanerOptions {
+                lifetimes: settings.knowledge == Knowledge::Known,
+                ..settings.config.cleaner
+            },
+            ..settings.config.clone()
+        }),
         random: Random::new(settings.seed),
         users: Vec::new(),
         due: BinaryHeap::new(),
@@ -173,11 +207,12 @@ pub fn measure(settings: &Settings, name: &str) -> Row {
         begun: 0,
         expired: 0,
         touches: 0,
+        refused: 0,
     };
     crowd.fill();
     crowd.run(settings.warm_ms);
     let before = (crowd.engine.memory(), crowd.engine.totals);
-    (crowd.begun, crowd.expired, crowd.touches) = (0, 0, 0);
+    (crowd.begun, crowd.expired, crowd.touches, crowd.refused) = (0, 0, 0, 0);
     crowd.run(settings.measured_ms);
     let (memory, totals) = (crowd.engine.memory(), crowd.engine.totals);
     let since = |get: fn(&Totals) -> u64| get(&totals) - get(&before.1);
@@ -185,7 +220,7 @@ pub fn measure(settings: &Settings, name: &str) -> Row {
         lives: name.to_string(),
         utilisation_percent: settings.utilisation * 100.0,
         two_level: settings.config.cleaner.two_level,
-        lifetimes: settings.config.cleaner.lifetimes,
+        knowledge: settings.knowledge,
         sessions: crowd.users.len() as u64,
         begun: crowd.begun,
         expired: crowd.expired,
@@ -194,7 +229,7 @@ pub fn measure(settings: &Settings, name: &str) -> Row {
         compacted_bytes: memory.compacted_bytes - before.0.compacted_bytes,
         combined_bytes: memory.cleaned_bytes - before.0.cleaned_bytes,
         shipped_bytes: since(|it| it.shipped_survivor_bytes),
-        refused: since(|it| it.refused),
+        refused: crowd.refused,
         utilisation_end: utilisation(&crowd.engine),
     }
 }
@@ -215,6 +250,7 @@ impl Crowd<'_> {
                 value_bytes: 0,
                 fickle: false,
                 gone: false,
+                waits: false,
             });
             self.begin(n as usize);
             n += 1;
@@ -240,7 +276,10 @@ impl Crowd<'_> {
     fn advance(&mut self, now: u64) {
         while self.tick_ms + TICK_MS <= now {
             self.tick_ms = (self.tick_ms + TICK_MS).max(self.engine.now().0);
-            let buckets = self.engine.memory().index_bytes / BUCKET_BYTES;
+            let buckets = match self.settings.knowledge {
+                Knowledge::Unknown => 0,
+                _ => self.engine.memory().index_bytes / BUCKET_BYTES,
+            };
             let buckets = (buckets * TICK_MS).div_ceil(SWEEP_MS) as u32;
             self.engine.advance_to(ClusterMs(self.tick_ms));
             self.engine.tick(buckets);
@@ -271,15 +310,29 @@ impl Crowd<'_> {
         self.users[user].value_bytes = self.random.between(fifth, 9 * fifth);
         self.users[user].fickle = self.random.share() < self.lives(user).abandoned;
         self.users[user].gone = false;
-        self.write(user);
-        self.wait(user);
+        self.users[user].waits = false;
+        match self.write(user) {
+            Ok(()) => self.wait(user),
+            Err(_) => {
+                self.users[user].waits = true;
+                self.begun -= 1;
+                self.come_back(user);
+            }
+        }
+    }
+
+    /// After a refusal.
+    fn come_back(&mut self, user: usize) {
+        self.refused += 1;
+        let next = self.engine.now().0 + BACK_MS;
+        self.due.push(Reverse((next, user as u32)));
     }
 
     fn lives(&self, user: usize) -> Lives {
         self.settings.lives[self.users[user].kind]
     }
 
-    fn write(&mut self, user: usize) {
+    fn write(&mut self, user: usize) -> Result<(), AppendError> {
         let Lives { idle_ms, .. } = self.lives(user);
         let User {
             number,
@@ -295,7 +348,7 @@ impl Crowd<'_> {
         let stamp = self.random.roll().to_le_bytes();
         self.value[..8].copy_from_slice(&stamp);
         let value = &self.value[..value_bytes];
-        (self.engine.put(&session(number), value, expiry)).expect("as much as was filled in fits");
+        self.engine.put(&session(number), value, expiry)
     }
 
     /// Until the next use, or the end.
@@ -325,26 +378,33 @@ impl Crowd<'_> {
     }
 
     fn act(&mut self, user: usize) {
+        if self.users[user].waits {
+            return self.begin(user);
+        }
         let key = session(self.users[user].number);
         if self.users[user].gone {
             // Logs out, unless it is over: then nothing is left to delete.
-            let found = self.engine.delete(&key).expect("deletes find memory");
+            let Ok(found) = self.engine.delete(&key) else {
+                return self.come_back(user);
+            };
             self.expired += u64::from(!found);
             return self.begin(user);
         }
         let Lives {
             idle_ms, rewritten, ..
         } = self.lives(user);
-        if self.random.share() < rewritten {
-            self.write(user);
+        let used = if self.random.share() < rewritten {
+            self.write(user).map(|()| true)
         } else {
             self.touches += 1;
             let deadline = self.engine.now().plus_ms(idle_ms);
-            let touched = self
-                .engine
-                .touch(&key, deadline)
-                .expect("touches find memory");
-            assert!(touched, "a session in use is there");
+            self.engine.touch(&key, deadline)
+        };
+        match used {
+            Ok(true) => {}
+            // It ended while this user was refused.
+            Ok(false) => return self.begin(user),
+            Err(_) => return self.come_back(user),
         }
         self.wait(user);
     }
@@ -365,6 +425,7 @@ mod tests {
                 value_bytes_max: 4 << 10,
                 ..engine::config(8 << 20)
             },
+            knowledge: Knowledge::Known,
             utilisation: 0.6,
             value_bytes: 300,
             lives: mixed(),
@@ -380,5 +441,6 @@ mod tests {
         assert!(row.expired > 100 && row.touches > row.sessions, "{row:?}");
         assert!((0.5..0.7).contains(&row.utilisation_end), "{row:?}");
         assert!(row.copied_bytes() > 0 && row.shipped_bytes > 0, "{row:?}");
+        assert_eq!(row.refused, 0, "{row:?}");
     }
 }

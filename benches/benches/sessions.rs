@@ -4,7 +4,9 @@ use clap::Parser;
 use holdfast_benches::chart::{Chart, Kind, Series};
 use holdfast_benches::engine;
 use holdfast_benches::report;
-use holdfast_benches::sessions::{Row, Settings, measure, mixed, office, web};
+use holdfast_benches::sessions::{
+    Knowledge, Row, Settings, measure, mixed, office, rewritten, web,
+};
 use holdfast_log::{CleanerOptions, Config};
 use serde_json::json;
 
@@ -13,7 +15,7 @@ struct Arguments {
     /// Memory bound. Segments are of a 256th of it, so that there are as many as in a shard of 2 GB.
     #[arg(long, default_value_t = 64 << 20)]
     memory_bytes: u64,
-    #[arg(long, value_delimiter = ',', default_values_t = [70.0, 80.0])]
+    #[arg(long, value_delimiter = ',', default_values_t = [50.0, 60.0, 70.0, 80.0])]
     utilisations: Vec<f64>,
     /// Mean length of a value.
     #[arg(long, default_value_t = 600)]
@@ -25,12 +27,12 @@ struct Arguments {
     minutes: u64,
     #[arg(long, default_value_t = 7)]
     seed: u64,
-    /// Only one: "web", "office" or "mixed".
+    /// Only one: "web", "rewritten", "office" or "mixed".
     #[arg(long)]
     lives: Option<String>,
-    /// Only with lifetimes known, or ignored.
+    /// Only with this knowledge.
     #[arg(long)]
-    lifetimes: Option<bool>,
+    knowledge: Option<Knowledge>,
     /// Also with combined cleaning alone.
     #[arg(long)]
     one_level: bool,
@@ -41,13 +43,14 @@ struct Arguments {
 
 impl Arguments {
     /// Levels and knowledge of lifetimes to be measured.
-    fn cleaners(&self) -> Vec<(bool, bool)> {
+    fn cleaners(&self) -> Vec<(bool, Knowledge)> {
         let levels = if self.one_level {
             vec![true, false]
         } else {
             vec![true]
         };
-        let known = self.lifetimes.map_or(vec![false, true], |only| vec![only]);
+        let all = vec![Knowledge::Unknown, Knowledge::Swept, Knowledge::Known];
+        let known = self.knowledge.map_or(all, |only| vec![only]);
         (levels.iter())
             .flat_map(|&two_level| known.iter().map(move |&known| (two_level, known)))
             .collect()
@@ -62,6 +65,7 @@ fn main() {
     let mut rows = Vec::new();
     for (name, lives, times) in [
         ("web", web(), 1),
+        ("rewritten", rewritten(), 1),
         ("office", office(), 1),
         ("mixed", mixed(), 3),
     ] {
@@ -69,7 +73,7 @@ fn main() {
             continue;
         }
         for &percent in &arguments.utilisations {
-            for &(two_level, lifetimes) in &arguments.cleaners() {
+            for &(two_level, knowledge) in &arguments.cleaners() {
                 let settings = Settings {
                     config: Config {
                         segment_bytes,
@@ -78,10 +82,11 @@ fn main() {
                         value_bytes_max: segment_bytes / 8,
                         cleaner: CleanerOptions {
                             two_level,
-                            lifetimes,
+                            ..CleanerOptions::default()
                         },
                         ..engine::config(arguments.memory_bytes)
                     },
+                    knowledge,
                     utilisation: percent / 100.0,
                     value_bytes: arguments.value_bytes,
                     lives: lives.clone(),
@@ -89,7 +94,7 @@ fn main() {
                     measured_ms: arguments.minutes * 60_000 * times,
                     seed: arguments.seed,
                 };
-                eprintln!("{name}, {percent} %, two levels: {two_level}, lifetimes: {lifetimes}");
+                eprintln!("{name}, {percent} %, two levels: {two_level}, lifetimes: {knowledge:?}");
                 rows.push(measure(&settings, name));
             }
         }
@@ -100,6 +105,7 @@ fn main() {
         "segment_bytes": segment_bytes,
         "value_bytes": arguments.value_bytes,
         "web": web(),
+        "rewritten": rewritten(),
         "office": office(),
         "mixed": mixed(),
         "warm_minutes": arguments.warm_minutes,
@@ -135,7 +141,7 @@ fn print(rows: &[Row]) {
                 row.lives.clone(),
                 row.utilisation_percent.to_string(),
                 if row.two_level { "two" } else { "one" }.to_string(),
-                if row.lifetimes { "on" } else { "off" }.to_string(),
+                told(row.knowledge).to_string(),
                 row.sessions.to_string(),
                 row.begun.to_string(),
                 row.expired.to_string(),
@@ -156,6 +162,15 @@ fn print(rows: &[Row]) {
     report::print_table(&header, &table);
 }
 
+/// What the cleaner knew of lifetimes.
+fn told(knowledge: Knowledge) -> &'static str {
+    match knowledge {
+        Knowledge::Unknown => "unknown until met",
+        Knowledge::Swept => "ignored, the sweep tells",
+        Knowledge::Known => "known",
+    }
+}
+
 fn chart(rows: &[Row]) -> Chart {
     let mut categories: Vec<String> = Vec::new();
     let mut series: Vec<Series> = Vec::new();
@@ -173,11 +188,7 @@ fn chart(rows: &[Row]) -> Chart {
         } else {
             "one level"
         };
-        let known = if row.lifetimes {
-            "lifetimes known"
-        } else {
-            "lifetimes ignored"
-        };
+        let known = told(row.knowledge);
         let name = format!("{level}, {known}");
         let point = (
             at as f64,
