@@ -189,12 +189,25 @@ pub fn smallest_bound(
         };
         let completed = run(workload, live_bytes_max, turns, &mut store).is_some();
         let totals = store.engine.totals;
-        let bound_mb = (segments * segment_bytes) as f64 / 1e6;
-        let words = if completed { "enough" } else { "too little" };
         let segments_to_entries = totals.peak_segment_bytes as f64 / needed.entry_bytes as f64;
+        let memory = store.engine.memory();
+        let mb = |bytes: u64| bytes / 1_000_000;
+        let words = match completed {
+            true => "are enough".to_string(),
+            false => format!(
+                "are too little: {} live, {} reclaimable, {} reserved, {} index, {} of {} segments",
+                mb(memory.live_bytes),
+                mb(memory.reclaimable_bytes),
+                mb(memory.reserved_bytes),
+                mb(memory.index_bytes),
+                memory.replica_segments,
+                memory.replica_segments_max
+            ),
+        };
         eprintln!(
-            "{}: {bound_mb:.0} MB are {words}, segments / entries {segments_to_entries:.3}",
-            workload.name
+            "{}: {} MB {words}; segments / entries {segments_to_entries:.3}",
+            workload.name,
+            mb(segments * segment_bytes),
         );
         completed.then(|| (totals, store.engine.copied_bytes()))
     };

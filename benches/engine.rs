@@ -244,7 +244,9 @@ impl Engine {
         self.totals.appended_bytes += bytes as u64;
         self.appended_since_offer += bytes as u64;
         if self.more_is_due || self.appended_since_offer >= OFFER_BYTES {
-            self.offer_slice();
+            // A large value makes as much work as many small ones.
+            let offers = (self.appended_since_offer / OFFER_BYTES).max(1);
+            let _ = (0..offers).all(|_| self.offer_slice());
         }
     }
 
