@@ -59,9 +59,12 @@ const CLEAN_SLICE_BYTES: u64 = 128 << 10;
 /// more eager, and a million buckets are passed in 16 s.
 const FULL_SWEEP_US: u64 = 4_000;
 
-/// Slices in one flush, so that answers wait at most about a millisecond for the cleaner. A flush in which more than
-/// that became due had as much more to do itself.
+/// Slices in one flush, so that answers wait at most about a millisecond for the cleaner.
 const CLEAN_SLICES: u32 = 8;
+
+/// Writers are offered a slice whenever so much has been appended, and after every write while more is due. The fuller
+/// memory is, the more each write costs: it is the writers that are slowed down, in time, and not refused.
+const CLEAN_EVERY_BYTES: u64 = 4 << 10;
 
 /// Requests of a pipeline whose keys are loaded together before they are executed: so many loads hide nearly
 /// all of the waiting for memory, and the processor has no room for many more.
@@ -126,6 +129,8 @@ pub struct Shard {
     /// Bytes not on all replicas as of the last flush, and appended since.
     unreplicated: u64,
     clean_more: bool,
+    /// Appended since the cleaner was called.
+    uncleaned: u64,
     recover_more: bool,
     tick_due_us: u64,
     sweep_due_us: u64,
@@ -172,6 +177,7 @@ impl Shard {
             leased_at_us: None,
             unreplicated: 0,
             clean_more: false,
+            uncleaned: 0,
             recover_more: false,
             tick_due_us: 0,
             touch_more: config.touch_memory,
@@ -460,6 +466,11 @@ impl Shard {
             true => end,
             false => self.answers.needs(namespace, hash),
         };
+        let refused = matches!(outcome, Outcome::Failed(Failure::OutOfMemory));
+        let due = refused || self.clean_more || self.uncleaned >= CLEAN_EVERY_BYTES;
+        if due && command.op.is_write() {
+            self.clean();
+        }
         (needs, outcome)
     }
 
@@ -469,6 +480,14 @@ impl Shard {
             false => end.offset,
         };
         self.unreplicated += u64::from(bytes);
+        self.uncleaned += u64::from(bytes);
+    }
+
+    /// One slice. True if more is due.
+    fn clean(&mut self) -> bool {
+        self.uncleaned = 0;
+        self.clean_more = self.log.clean(self.clock, CLEAN_SLICE_BYTES);
+        self.clean_more
     }
 
     fn count(&mut self, is_write: bool) {
@@ -524,7 +543,7 @@ impl Shard {
             self.touch_due_us = now.mono_us + TOUCH_US;
             self.touch_more = self.log.touch_ahead(TOUCH_BYTES);
         }
-        self.clean_more = (0..CLEAN_SLICES).all(|_| self.log.clean(self.clock, CLEAN_SLICE_BYTES));
+        self.clean_more = (0..CLEAN_SLICES).all(|_| self.clean());
     }
 
     /// What is outside the log counts against the same bound.

@@ -7,6 +7,7 @@
 
 mod answers;
 mod chaos;
+mod cleaning;
 mod commands;
 mod compaction;
 mod limits;

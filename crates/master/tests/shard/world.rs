@@ -77,8 +77,8 @@ pub struct World {
     pub stopped: Option<String>,
     /// Fetch parts are damaged on their way from these.
     pub corrupts: BTreeSet<ServerId>,
-    stream: u64,
-    index: u64,
+    pub stream: u64,
+    pub index: u64,
     token: u64,
     pub sequence: u64,
 }
