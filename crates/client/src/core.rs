@@ -15,6 +15,9 @@
 //!     refused, `OutcomeUnknown` otherwise.
 //! C4. A key-space command speaks for one view: if the tablets change on the way, all of it is
 //!     asked again.
+//! C5. A failure counts only if it answers the latest attempt. Shards keep no record of failures, and
+//!     what memory or a namespace had no room for may fit when the repetition comes. Every other
+//!     outcome is on record and counts whichever attempt it answers.
 //!
 //! Bounds: `Config::pending_max` commands of `pending_bytes_max` bytes, `window_max` of them on
 //! their way to each shard. A key-space command counts once and has one part per shard.
@@ -207,6 +210,7 @@ impl Core {
             target,
             place: Place::Waiting,
             sent_us: 0,
+            stream: 0,
             attempted: false,
             unsure: false,
             refused_busy: false,
@@ -242,6 +246,9 @@ impl Core {
                         restart = self.refused(now, from, response.token, why);
                     }
                 }
+                // C5: the latest attempt has, or will get, an answer of its own.
+                Outcome::Failed(_)
+                    if !self.is_latest_attempt(from, responses.stream, response.token) => {}
                 outcome => self.answered(now, from, response.token, outcome),
             }
         }
@@ -274,6 +281,7 @@ impl Core {
         // keeps its place in the stream.
         let mut moving: Vec<Ticket> = self.parked.iter().copied().collect();
         self.parked.clear();
+        let mut broken = BTreeSet::new();
         for (&shard, lane) in &self.lanes {
             for &ticket in lane.sent.iter().chain(&lane.queue) {
                 let Some(pending) = self.pending.get(&ticket) else {
@@ -288,17 +296,26 @@ impl Core {
                 };
                 if here && !stays {
                     moving.push(ticket);
+                    if pending.place == Place::Sent(shard) {
+                        broken.insert(shard);
+                    }
                 }
             }
         }
         moving.sort_unstable();
         moving.dedup();
-        for ticket in moving {
+        for &ticket in &moving {
             self.unplace(ticket);
-            self.route(now, ticket);
         }
         let routes = &self.routes;
         self.lanes.retain(|&shard, _| routes.is_shard(shard));
+        // L3: what leaves a shard that is still there may come back to it.
+        for shard in broken {
+            self.restart(now, shard);
+        }
+        for ticket in moving {
+            self.route(now, ticket);
+        }
         self.start_fans(now);
     }
 
@@ -551,7 +568,18 @@ impl Core {
         true
     }
 
-    /// A shard executed a command, or refused it for good. True whichever stream the answer came by.
+    /// True if what came from a shard by a stream answers the latest attempt at a command (L3), be it that
+    /// another one is due already: what has failed is better not tried again behind those that followed it.
+    fn is_latest_attempt(&self, from: ServerId, stream: u64, ticket: Ticket) -> bool {
+        self.pending
+            .get(&ticket)
+            .is_some_and(|pending| match pending.place {
+                Place::Sent(at) => at == from && pending.stream == stream,
+                _ => pending.stream == stream,
+            })
+    }
+
+    /// A shard executed a command, or refused it for good.
     fn answered(&mut self, now: Now, from: ServerId, ticket: Ticket, outcome: Outcome) {
         let Some(pending) = self.pending.get(&ticket) else {
             return;
@@ -588,13 +616,21 @@ impl Core {
                 self.finish(now, ticket, outcome);
             }
             Target::Part { fan, shard } => {
+                if let Outcome::Failed(failure) = &outcome {
+                    if !self.pending[&fan].command.op.is_write() {
+                        return self.finish(now, fan, outcome);
+                    }
+                    if *failure != Failure::StaleClient {
+                        // C5: no earlier attempt was executed either, or the record had answered.
+                        let part = self.pending.get_mut(&ticket).expect("found above");
+                        part.attempted = false;
+                        part.unsure = false;
+                    }
+                }
                 self.drop_part(ticket);
                 let parts = &mut self.fans.get_mut(&fan).expect("a part has its fan").parts;
-                let failed = matches!(outcome, Outcome::Failed(_));
-                parts.insert(shard, Part::Answered(outcome.clone()));
-                if failed {
-                    self.finish(now, fan, outcome);
-                } else if parts.values().all(|part| matches!(part, Part::Answered(_))) {
+                parts.insert(shard, Part::Answered(outcome));
+                if parts.values().all(|part| matches!(part, Part::Answered(_))) {
                     self.merge(now, fan);
                 }
             }
@@ -773,6 +809,11 @@ impl Core {
             }
             pending.unsure |= pending.attempted;
             pending.attempted = true;
+            assert_ne!(
+                pending.stream, lane.stream,
+                "L3: an answer would not tell which attempt it is to"
+            );
+            pending.stream = lane.stream;
             pending.sent_us = now.mono_us;
             pending.place = Place::Sent(shard);
             items.push(Request {

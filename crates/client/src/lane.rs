@@ -7,6 +7,7 @@
 //! L1. Indexes of a stream have no gaps, and a stream number is never used again: a shard executes
 //!     the newest stream in order and ignores older ones.
 //! L2. The queue is in order of submission, so what a restart repeats keeps its order.
+//! L3. A command is sent at most once in a stream, so an answer's stream tells to which attempt it is.
 
 use std::collections::VecDeque;
 

@@ -18,6 +18,8 @@ pub(crate) struct Pending {
     pub(crate) target: Target,
     pub(crate) place: Place,
     pub(crate) sent_us: u64,
+    /// The stream of the latest attempt; 0 before the first.
+    pub(crate) stream: u64,
     /// The latest attempt is out and was not refused; an earlier one may have been executed.
     pub(crate) attempted: bool,
     pub(crate) unsure: bool,

@@ -3,7 +3,7 @@
 #[path = "support/shard.rs"]
 mod shard;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use holdfast_client::{Config, Core, OrderKey, Scope, Submit};
@@ -12,7 +12,7 @@ use holdfast_format::{
     ClientId, ClusterMs, Epoch, KeyHash, LogId, Namespace, ServerId, Slot, SlotRange,
 };
 use holdfast_wire::{
-    Command, Condition, ExpiryChange, Failure, Member, Message, Once, Op, Outcome, Requests,
+    Command, Condition, ExpiryChange, Failure, Member, Message, Once, Op, Outcome, Quota, Requests,
     Responses, Role, Tablet, View,
 };
 use proptest::prelude::*;
@@ -173,6 +173,21 @@ impl World {
     fn advance_to(&mut self, at_us: u64) {
         self.now.mono_us = at_us;
         self.store.now = ClusterMs(at_us / 1_000);
+    }
+
+    fn shard(&mut self, id: ServerId) -> &mut Shard {
+        self.shards.get_mut(&id).expect("up")
+    }
+
+    /// Lets everything sent be executed, and holds the answers back.
+    fn execute_all(&mut self) {
+        self.flush();
+        while self.deliver_request() {}
+    }
+
+    /// Time for the core to find a shard silent.
+    fn pass_silence(&mut self) {
+        self.advance_to(self.now.mono_us + 400_000);
     }
 
     fn outcome(&self, token: u64) -> &Outcome {
@@ -701,6 +716,192 @@ fn answers_that_make_no_sense_are_ignored() {
     assert!(matches!(world.outcome(token), Outcome::Done { .. }));
 }
 
+/// What a shard may have no room for now and room for later.
+fn lacks_of_room() -> [Failure; 3] {
+    let namespace = Namespace(0);
+    [
+        Failure::OutOfMemory,
+        Failure::NamespaceFull {
+            namespace,
+            quota: Quota::Bytes,
+            limit: 1_000,
+        },
+        Failure::NamespaceValueTooLarge {
+            namespace,
+            bytes: 1,
+            limit: 0,
+        },
+    ]
+}
+
+/// Seed 476 of the simulation: the first attempt found no room, its answer was late, the repetition
+/// was executed, and the late answer had the writer told that nothing was.
+#[test]
+fn a_failure_of_an_earlier_attempt_is_not_believed() {
+    for why in lacks_of_room() {
+        let mut world = World::new();
+        let (a, _) = keys();
+        world.shard(A).full = Some(why.clone());
+        let write = world.submit(put(a, "1"), LINE, None);
+        world.execute_all();
+        world.pass_silence();
+        world.shard(A).full = None;
+        world.execute_all();
+        let streams: Vec<u64> = world.responses.iter().map(|(_, r)| r.stream).collect();
+        assert_eq!(streams.len(), 2, "one answer to each attempt");
+        assert!(streams[0] < streams[1]);
+        world.deliver_response();
+        world.flush();
+        assert!(
+            world.outcomes.is_empty(),
+            "{why}: the repetition will answer"
+        );
+        world.deliver_response();
+        world.flush();
+        assert!(matches!(world.outcome(write), Outcome::Done { .. }));
+        assert_eq!(world.executed(a).len(), 1);
+    }
+}
+
+/// The same when the repetition's own answer is lost.
+#[test]
+fn a_late_failure_does_not_make_an_unknown_outcome_known() {
+    let mut world = World::new();
+    let (a, _) = keys();
+    world.shard(A).full = Some(Failure::OutOfMemory);
+    let write = world.submit(put(a, "1"), LINE, None);
+    world.execute_all();
+    world.pass_silence();
+    world.shard(A).full = None;
+    world.execute_all();
+    world.responses.truncate(1);
+    world.deliver_response();
+    world.shards.remove(&A);
+    world.run(2_500);
+    assert_eq!(world.executed(a).len(), 1);
+    assert_eq!(
+        *world.outcome(write),
+        Outcome::Failed(Failure::OutcomeUnknown)
+    );
+}
+
+/// Nobody has it now and nobody will be asked: it has failed.
+#[test]
+fn a_failure_that_comes_before_the_repetition_is_sent_is_final() {
+    let mut world = World::new();
+    let (a, _) = keys();
+    world.shard(A).full = Some(Failure::OutOfMemory);
+    let write = world.submit(put(a, "1"), LINE, None);
+    world.execute_all();
+    world.core.peer_lost(world.now, A);
+    world.shard(A).full = None;
+    world.deliver_response();
+    world.run(500);
+    assert_eq!(*world.outcome(write), Outcome::Failed(Failure::OutOfMemory));
+    assert!(world.executed(a).is_empty());
+}
+
+#[test]
+fn a_failure_of_the_latest_attempt_is_final() {
+    for why in lacks_of_room() {
+        let mut world = World::new();
+        let (a, _) = keys();
+        world.shard(A).full = Some(why.clone());
+        let write = world.submit(put(a, "1"), LINE, None);
+        world.execute_all();
+        world.responses.clear();
+        world.pass_silence();
+        world.execute_all();
+        world.deliver_response();
+        world.flush();
+        assert_eq!(*world.outcome(write), Outcome::Failed(why));
+        assert!(world.executed(a).is_empty());
+        assert_eq!(world.core.figures().pending, 0);
+    }
+}
+
+/// The reverse of seed 476: executed, its answer lost, and no room by the time of the repetition.
+#[test]
+fn a_repetition_is_answered_from_the_record_when_there_is_no_room_any_more() {
+    for moved in [false, true] {
+        let mut world = World::new();
+        let (a, _) = keys();
+        let write = world.submit(put(a, "1"), LINE, None);
+        world.execute_all();
+        world.responses.clear();
+        for shard in world.shards.values_mut() {
+            shard.full = Some(Failure::OutOfMemory);
+        }
+        if moved {
+            world.deal(&[(0, 16383, B, true)]);
+        }
+        world.run(500);
+        assert!(matches!(world.outcome(write), Outcome::Done { .. }));
+        assert_eq!(world.executed(a).len(), 1);
+    }
+}
+
+/// What the old owner had no room for is what the new one says it is, even if the two are the same.
+#[test]
+fn a_failure_of_an_earlier_owner_is_not_believed() {
+    for back in [false, true] {
+        let mut world = World::new();
+        let (a, _) = keys();
+        world.shard(A).full = Some(Failure::OutOfMemory);
+        let write = world.submit(put(a, "1"), LINE, None);
+        world.execute_all();
+        world.shard(A).full = None;
+        world.deal(&[(0, 16383, B, true)]);
+        if back {
+            world.deal(&[(0, 16383, A, true)]);
+        }
+        world.execute_all();
+        world.deliver_response();
+        world.flush();
+        assert!(world.outcomes.is_empty());
+        world.deliver_response();
+        world.flush();
+        assert!(matches!(world.outcome(write), Outcome::Done { .. }));
+        assert_eq!(world.executed(a).len(), 1);
+    }
+}
+
+/// C3 for a flush: one shard without room for its part says nothing about the others.
+#[test]
+fn a_flush_that_fails_in_part_is_not_said_to_have_failed() {
+    let flush = |full: &[ServerId]| {
+        let mut world = World::new();
+        for &shard in full {
+            world.shard(shard).full = Some(Failure::OutOfMemory);
+        }
+        let flush = world.submit(command("", Op::Flush), LINE, None);
+        world.run(100);
+        assert_eq!(world.core.figures().pending, 0);
+        world.outcome(flush).clone()
+    };
+    let unknown = Outcome::Failed(Failure::OutcomeUnknown);
+    assert_eq!(flush(&[A]), unknown);
+    assert_eq!(flush(&[B]), unknown);
+    assert_eq!(flush(&[A, B]), Outcome::Failed(Failure::OutOfMemory));
+    assert_eq!(flush(&[]), Outcome::Flushed);
+}
+
+/// C4 and C5: a part that may have been executed before all was asked again is not forgotten.
+#[test]
+fn a_flush_asked_again_and_refused_may_have_happened() {
+    let mut world = World::new();
+    let flush = world.submit(command("", Op::Flush), LINE, None);
+    world.execute_all();
+    world.responses.clear();
+    world.deal(&[(0, 16383, A, true)]);
+    world.shard(A).full = Some(Failure::OutOfMemory);
+    world.run(500);
+    assert_eq!(
+        *world.outcome(flush),
+        Outcome::Failed(Failure::OutcomeUnknown)
+    );
+}
+
 #[derive(Clone, Debug)]
 enum Act {
     Submit { line: u64, key: u8, op: u8 },
@@ -712,6 +913,7 @@ enum Act {
     Swap,
     PeerLost(bool),
     Refuse(bool, u8),
+    Full(bool, u8),
     Deal(u8),
     Pass(u16),
 }
@@ -727,6 +929,7 @@ fn act() -> impl Strategy<Value = Act> {
         1 => Just(Act::Swap),
         1 => any::<bool>().prop_map(Act::PeerLost),
         1 => (any::<bool>(), 0u8..4).prop_map(|(a, why)| Act::Refuse(a, why)),
+        1 => (any::<bool>(), 0u8..4).prop_map(|(a, why)| Act::Full(a, why)),
         1 => (0u8..6).prop_map(Act::Deal),
         2 => (0u16..400).prop_map(Act::Pass),
     ]
@@ -735,9 +938,10 @@ fn act() -> impl Strategy<Value = Act> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Over a network that loses, doubles and swaps messages, with shards that refuse and owners
-    /// that change: every command is answered once, no write is executed twice, and the writes of
-    /// one connection to one key are executed in order.
+    /// Over a network that loses, doubles and swaps messages, with shards that refuse or are full and
+    /// owners that change: every command is answered once, no write is executed twice or after its
+    /// writer was told that it was not, and the writes of one connection to one key are executed in order,
+    /// but for those that failed before.
     #[test]
     fn writes_happen_once_and_in_order_over_a_bad_network(
         acts in prop::collection::vec(act(), 1..120),
@@ -746,6 +950,7 @@ proptest! {
         let mut world = World::new();
         let mut dice = Dice::new(seed);
         let mut submitted = Vec::new();
+        let mut asked = BTreeMap::new();
         for act in acts {
             match act {
                 Act::Submit { line, key, op } => {
@@ -756,7 +961,10 @@ proptest! {
                         7 => command("", Op::Count),
                         _ => put(key, &format!("{line}:{number:05}")),
                     };
-                    submitted.push(world.submit(command, Some(OrderKey(line)), None));
+                    let op = command.op.clone();
+                    let token = world.submit(command, Some(OrderKey(line)), None);
+                    submitted.push(token);
+                    asked.insert(token, op);
                     world.flush();
                 }
                 Act::Request => { world.deliver_request(); }
@@ -780,6 +988,10 @@ proptest! {
                         [None, Some(Failure::Busy), Some(Failure::NotReady), Some(Failure::NotOwner)]
                             [why as usize].clone();
                 }
+                Act::Full(a, why) => {
+                    world.shard(if a { A } else { B }).full =
+                        lacks_of_room().get(usize::from(why)).cloned();
+                }
                 Act::Deal(how) => {
                     let (low, high) = [(A, B), (B, A), (A, A), (B, B), (A, B), (B, A)][how as usize];
                     let tablets = [(0, 8191, low, true), (8192, 16383, high, true)];
@@ -794,6 +1006,7 @@ proptest! {
         }
         for shard in world.shards.values_mut() {
             shard.refuse = None;
+            shard.full = None;
         }
         let tablets = [(0, 8191, A, true), (8192, 16383, B, true)];
         world.deal(&tablets);
@@ -804,12 +1017,32 @@ proptest! {
         prop_assert_eq!(world.core.figures().pending, 0);
         prop_assert_eq!(world.core.figures().pending_bytes, 0);
         prop_assert_eq!(world.core.wakeup(), None);
+        for (token, op) in &asked {
+            let outcome = world.outcome(*token);
+            let untold = matches!(
+                outcome,
+                Outcome::Failed(Failure::OutcomeUnknown | Failure::StaleClient)
+            );
+            if op.is_write() && matches!(outcome, Outcome::Failed(_)) && !untold {
+                prop_assert!(
+                    world.store.executed.iter().all(|command| command.op != *op),
+                    "{op:?} was executed, and its writer told {outcome:?}"
+                );
+            }
+        }
         for key in ["bar", "foo", "a", "b"] {
             for line in 0..3 {
                 let mine: Vec<Bytes> = world.executed(key).into_iter().filter_map(|op| match op {
                     Op::Put { value, .. } if value.starts_with(format!("{line}:").as_bytes()) => Some(value),
                     _ => None,
                 }).collect();
+                let unique: BTreeSet<&Bytes> = mine.iter().collect();
+                prop_assert_eq!(unique.len(), mine.len(), "executed twice");
+                // Failures are not on record: a repetition may be executed after what followed it.
+                let failed = |value: &Bytes| world.store.failed.iter().any(|command| {
+                    matches!(&command.op, Op::Put { value: other, .. } if other == value)
+                });
+                let mine: Vec<&Bytes> = mine.iter().filter(|value| !failed(value)).collect();
                 prop_assert!(mine.windows(2).all(|two| two[0] < two[1]), "{mine:?}");
             }
         }

@@ -312,7 +312,7 @@ fn what_is_wrong_is_said_in_redis_words() {
         -ERR invalid cursor
         ",
     );
-    world.shards.get_mut(&A).expect("up").out_of_memory = true;
+    world.shards.get_mut(&A).expect("up").full = Some(holdfast_wire::Failure::OutOfMemory);
     let value = "x".repeat(70_000);
     assert_eq!(
         world.ask(1, "SET bar v"),

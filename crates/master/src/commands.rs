@@ -4,6 +4,8 @@
 //! on is durable (`answers`). A write and its completion record are one atomic append, so a retry
 //! finds either both or neither. A refused or absent outcome of a write changes nothing and is
 //! recorded all the same: the retry must hear what the first attempt was told, not what holds by then.
+//! A failure is not recorded, for often there is no room: it speaks for its own attempt alone, and says that no
+//! attempt before it was executed either, because the record is looked for before anything that could fail a write.
 //!
 //! Expiry that lies in the past removes the session at once, as in Redis.
 
@@ -71,11 +73,11 @@ pub(crate) fn execute(
     identity: Identity<'_>,
     evicted: &mut Vec<KeyHash>,
 ) -> Outcome {
-    if let Some(failure) = over_limit(log, command) {
-        return Outcome::Failed(failure);
-    }
     if !command.op.is_write() {
-        return read(log, limits, context, command);
+        return match over_limit(log, command) {
+            Some(failure) => Outcome::Failed(failure),
+            None => read(log, limits, context, command),
+        };
     }
     let once = match identity {
         Identity::Once(once) => Some(once),
@@ -92,6 +94,10 @@ pub(crate) fn execute(
         if let Some(outcome) = replayed(log, once) {
             return outcome;
         }
+    }
+    // After the record is looked for: another shard, which allowed more, may have executed it.
+    if let Some(failure) = over_limit(log, command) {
+        return Outcome::Failed(failure);
     }
     let slot = match (once, command.op.is_keyspace(), context.owned.first()) {
         // Only completion records are filed under it.

@@ -177,7 +177,8 @@ pub enum Outcome {
     Failed(Failure),
 }
 
-/// Why a command was not executed, and so what to do next.
+/// Why a command was not executed, and so what to do next. What a shard says speaks for one attempt: no record is kept
+/// of it, and a repetition may fare otherwise.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Failure {
     /// Ask whoever owns it by a newer view.

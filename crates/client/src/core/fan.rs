@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use holdfast_cluster::Now;
 use holdfast_format::{KeyHash, ServerId};
-use holdfast_wire::{Op, Outcome, Usage};
+use holdfast_wire::{Failure, Op, Outcome, Usage};
 
 use super::{Core, Scope};
 use crate::order::Ticket;
@@ -88,6 +88,7 @@ impl Core {
                 target: Target::Part { fan: ticket, shard },
                 place: Place::Parked,
                 sent_us: 0,
+                stream: 0,
                 attempted: false,
                 unsure: false,
                 refused_busy: false,
@@ -151,7 +152,7 @@ impl Core {
             },
             Op::Count => merge_counts(answers),
             Op::Usage => merge_usage(answers),
-            _ => Outcome::Flushed,
+            _ => merge_flushes(answers, fan.unsure),
         };
         self.finish(now, ticket, outcome);
     }
@@ -182,6 +183,15 @@ fn merge_scans(from: KeyHash, answers: impl Iterator<Item = Outcome>) -> Option<
     // After a takeover two shards may have answered for one key.
     all.dedup();
     Some(Outcome::Scanned { keys: all, next })
+}
+
+/// A flush that failed at every shard has failed. If it `may_be_done` anywhere, nobody can say so.
+fn merge_flushes(mut answers: impl Iterator<Item = Outcome>, may_be_done: bool) -> Outcome {
+    match answers.find(|answer| matches!(answer, Outcome::Failed(_))) {
+        Some(_) if may_be_done => Outcome::Failed(Failure::OutcomeUnknown),
+        Some(failed) => failed,
+        None => Outcome::Flushed,
+    }
 }
 
 fn merge_usage(answers: impl Iterator<Item = Outcome>) -> Outcome {

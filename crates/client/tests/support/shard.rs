@@ -26,8 +26,11 @@ pub struct Store {
     pub now: ClusterMs,
     sessions: BTreeMap<(Namespace, Bytes), Session>,
     completions: BTreeMap<(ClientId, u64), Outcome>,
+    /// Remembered, because records are shared and an earlier attempt may come to another shard yet.
+    acknowledged: BTreeMap<ClientId, u64>,
     version: u64,
     pub executed: Vec<Command>,
+    pub failed: Vec<Command>,
 }
 
 #[derive(Debug)]
@@ -37,7 +40,8 @@ pub struct Shard {
     pub refuse: Option<Failure>,
     streams: BTreeMap<ClientId, Stream>,
     pub value_bytes_max: u64,
-    pub out_of_memory: bool,
+    /// Fail writes that add something like this.
+    pub full: Option<Failure>,
 }
 
 #[derive(Debug, Default)]
@@ -64,7 +68,7 @@ impl Shard {
             refuse: None,
             streams: BTreeMap::new(),
             value_bytes_max: 1 << 20,
-            out_of_memory: false,
+            full: None,
         }
     }
 
@@ -121,24 +125,38 @@ impl Shard {
             assert!(!command.op.is_write(), "a write without an identity");
             return self.execute(store, command);
         };
-        store.completions.retain(|(client, sequence), _| {
-            *client != once.client || *sequence >= once.acknowledged
-        });
+        let known = store.acknowledged.entry(once.client).or_default();
+        *known = once.acknowledged.max(*known);
+        let known = *known;
+        store
+            .completions
+            .retain(|(client, sequence), _| *client != once.client || *sequence >= known);
         if let Some(outcome) = store.completions.get(&(once.client, once.sequence)) {
             return outcome.clone();
         }
-        if once.sequence < once.acknowledged || once.lease_until < store.now {
+        if once.sequence < known || once.lease_until < store.now {
             return Outcome::Failed(Failure::StaleClient);
         }
         let outcome = self.execute(store, command);
-        store
-            .completions
-            .insert((once.client, once.sequence), outcome.clone());
+        // Failures are not on record.
+        if !matches!(outcome, Outcome::Failed(_)) {
+            store
+                .completions
+                .insert((once.client, once.sequence), outcome.clone());
+        }
         outcome
     }
 
     fn execute(&mut self, store: &mut Store, command: &Command) -> Outcome {
-        store.executed.push(command.clone());
+        let outcome = self.try_to_execute(store, command);
+        match outcome {
+            Outcome::Failed(_) => store.failed.push(command.clone()),
+            _ => store.executed.push(command.clone()),
+        }
+        outcome
+    }
+
+    fn try_to_execute(&mut self, store: &mut Store, command: &Command) -> Outcome {
         let now = store.now;
         store
             .sessions
@@ -177,8 +195,8 @@ impl Shard {
                     let bytes = value.len() as u64;
                     return Outcome::Failed(Failure::ValueTooLarge { bytes, limit });
                 }
-                if self.out_of_memory {
-                    return Outcome::Failed(Failure::OutOfMemory);
+                if let Some(failure) = &self.full {
+                    return Outcome::Failed(failure.clone());
                 }
                 if !holds(condition, current.as_ref()) {
                     return refused(*return_old);
@@ -309,6 +327,9 @@ impl Shard {
                 Outcome::Usage(usage)
             }
             Op::Flush => {
+                if let Some(failure) = &self.full {
+                    return Outcome::Failed(failure.clone());
+                }
                 store.sessions.retain(|(namespace, key), _| {
                     *namespace != command.namespace || !self.owned[Slot::of(key).0 as usize]
                 });

@@ -424,6 +424,45 @@ fn a_repeated_write_is_answered_and_not_executed() {
     assert_eq!(world.value("nothing").as_deref(), Some("something"));
 }
 
+/// What was executed is never said to have failed, however short room is when it is asked for again.
+#[test]
+fn a_repeated_write_is_answered_from_its_record_when_memory_is_full() {
+    let mut world = World::new(3, 3);
+    let value = "x".repeat(4_000);
+    let once = world.once();
+    let first = world.ask_as(once, put("mine", &value));
+    assert!(matches!(first, Outcome::Done { .. }));
+    let mut written = 0;
+    let refused = loop {
+        let again = world.once();
+        match world.ask_as(again, put(&format!("k{written}"), &value)) {
+            Outcome::Done { .. } => written += 1,
+            Outcome::Failed(Failure::OutOfMemory) => break again,
+            other => panic!("{other:?}"),
+        }
+        assert!(written < 100_000, "memory has no end");
+    };
+    world.new_stream();
+    assert_eq!(world.ask_as(once, put("mine", &value)), first);
+    // A failure is not recorded: asked again when there is room, the same write is executed.
+    let key = format!("k{written}");
+    assert_eq!(world.value(&key), None);
+    for i in 0..written / 2 {
+        world.ask(delete(&format!("k{i}")));
+    }
+    for _ in 0..200 {
+        world.run(20);
+    }
+    let refused = Once {
+        lease_until: world.time().plus_ms(60_000),
+        ..refused
+    };
+    world.new_stream();
+    let outcome = world.ask_as(refused, put(&key, &value));
+    assert!(matches!(outcome, Outcome::Done { .. }), "{outcome:?}");
+    assert_eq!(world.value(&key).as_deref(), Some(&value[..]));
+}
+
 #[test]
 fn an_acknowledged_write_is_never_executed_again() {
     let mut world = World::new(3, 3);

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use holdfast_cluster::Node;
-use holdfast_format::{ClusterMs, LogId, SegmentId, ServerId, Slot, SlotRange, Version};
+use holdfast_format::{ClusterMs, LogId, Namespace, SegmentId, ServerId, Slot, SlotRange, Version};
+use holdfast_master::ShardConfig;
 use holdfast_wire::*;
 
 use crate::world::*;
@@ -54,7 +55,12 @@ pub fn plan(dead: &World, ranges: Vec<SlotRange>) -> Recover {
 
 /// A live shard beside `dead`, with the same backups and a view in which `dead` is being recovered.
 pub fn heir(dead: &World) -> World {
-    let mut world = World::idle(2, dead.backups.len() as u64, dead.config.replicas);
+    heir_configured(dead, |_| {})
+}
+
+fn heir_configured(dead: &World, configure: impl FnOnce(&mut ShardConfig)) -> World {
+    let backups = dead.backups.len() as u64;
+    let mut world = World::configured(2, backups, dead.config.replicas, configure);
     world.now_us = dead.now_us;
     world.backups = dead.backups.clone();
     world
@@ -173,6 +179,55 @@ fn a_write_is_executed_once_across_a_takeover() {
     world.new_stream();
     let stale = world.ask_as(once, put("a", "mine"));
     assert_eq!(stale, Outcome::Failed(Failure::StaleClient));
+}
+
+/// The record is looked for before the namespace's room and before the new owner's own limits.
+#[test]
+fn a_write_executed_before_a_takeover_is_not_refused_after_it() {
+    let value = "x".repeat(3_000);
+    let mut dead = World::new(3, 3);
+    let once = dead.once();
+    let first = dead.ask_as(once, put("a", &value));
+    assert!(matches!(first, Outcome::Done { .. }));
+    let small = |config: &mut ShardConfig| config.log.value_bytes_max = 2_000;
+    for (configured, limits) in [
+        (true, None),
+        (false, Some((Some(1), None))),
+        (false, Some((None, Some(2_000)))),
+    ] {
+        let mut world = match configured {
+            true => heir_configured(&dead, small),
+            false => heir(&dead),
+        };
+        ask_to_recover(&mut world, &plan(&dead, vec![SlotRange::ALL]));
+        give_ownership(&mut world, &[SlotRange::ALL]);
+        if let Some((sessions, value_bytes)) = limits {
+            world.view.namespaces = vec![NamespacePolicy {
+                namespace: Namespace(0),
+                limits: NamespaceLimits {
+                    sessions,
+                    bytes: None,
+                    value_bytes,
+                    evict: Eviction::Never,
+                },
+            }];
+            world.publish();
+            world.run(0);
+        }
+        let outcome = world.ask(put("b", &value));
+        assert!(
+            matches!(
+                outcome,
+                Outcome::Failed(
+                    Failure::ValueTooLarge { .. }
+                        | Failure::NamespaceFull { .. }
+                        | Failure::NamespaceValueTooLarge { .. }
+                )
+            ),
+            "{outcome:?}"
+        );
+        assert_eq!(world.ask_as(once, put("a", &value)), first);
+    }
 }
 
 /// V1: what the old owner's backups granted runs out first.
