@@ -18,6 +18,7 @@ pub const ALARMS_FROM: u64 = 1_000_000;
 const RESTART_FROM: u64 = 2_000_000;
 const RECOVER_FROM: u64 = 3_000_000;
 const CRASH_FROM: u64 = 4_000_000;
+const STARVED_FROM: u64 = 5_000_000;
 
 /// Faults that come again and again, with the mean time between them.
 const RECURRING: [(Fault, u64); 15] = [
@@ -110,6 +111,9 @@ impl Chaos {
         if !self.active {
             return;
         }
+        if let Some(place) = name.checked_sub(STARVED_FROM) {
+            return self.crash_the_starved(world, PlaceId(place as usize));
+        }
         if let Some(place) = name.checked_sub(CRASH_FROM) {
             return world.crash(PlaceId(place as usize));
         }
@@ -151,8 +155,14 @@ impl Chaos {
                 world.network.slow_down(from, to, factor, until_us);
                 world.counts.count(fault);
             }
-            Fault::ShardCrash => self.crash(world, Role::Shard, fault),
-            Fault::BackupCrash => self.crash(world, Role::Backup, fault),
+            Fault::ShardCrash => {
+                self.crash(world, Role::Shard, fault);
+                self.starve(world);
+            }
+            Fault::BackupCrash => {
+                self.crash(world, Role::Backup, fault);
+                self.starve(world);
+            }
             Fault::CoordinatorCrash => self.crash(world, Role::Coordinator, fault),
             Fault::GatewayCrash => self.crash(world, Role::Gateway, fault),
             Fault::Pause => {
@@ -340,6 +350,29 @@ impl Chaos {
             }
         }
         world.alarm(in_us, CRASH_FROM + shard.0 as u64);
+    }
+
+    /// Some shard's next compaction will be among the last things it does.
+    fn starve(&mut self, world: &mut World) {
+        let shard = *self.chance.pick(&world.places_of(Role::Shard));
+        world.starve_from_compaction(shard, STARVED_FROM + shard.0 as u64);
+    }
+
+    /// For the rest of its life nothing that the shard appends to its heads arrives, but copies of older segments do,
+    /// and it has many to make: a backup dies and soon comes back. Whatever it has changed in old segments on the
+    /// strength of what it has appended lately will outlive that.
+    fn crash_the_starved(&mut self, world: &mut World, shard: PlaceId) {
+        let backup = *self.chance.pick(&world.places_of(Role::Backup));
+        let backup_in_us = self.chance.between(1_000, 150_000);
+        let back_in_us = backup_in_us + self.chance.between(10_000, 100_000);
+        let in_us = back_in_us + self.chance.between(20_000, 250_000);
+        world.alarm(backup_in_us, CRASH_FROM + backup.0 as u64);
+        world.alarm(back_in_us, RESTART_FROM + backup.0 as u64);
+        world.alarm(in_us, CRASH_FROM + shard.0 as u64);
+        let again_in_us = in_us + self.chance.between(150_000, 1_500_000);
+        world.alarm(again_in_us, RESTART_FROM + shard.0 as u64);
+        world.counts.count(Fault::BackupCrash);
+        world.counts.count(Fault::ShardCrash);
     }
 
     fn restart_later(&mut self, world: &mut World, place: PlaceId) {

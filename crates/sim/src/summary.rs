@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::faults::{Fault, FaultCounts};
 use crate::run::Report;
-use crate::world::REPLICAS_OF_COMPACTED;
+use crate::world::{COMPACTED, REPLICAS_OF_COMPACTED, STARVED};
 
 /// A seed must commit so many operations to have tested anything.
 const OPERATIONS_MIN: u64 = 500;
@@ -18,11 +18,12 @@ const SEEDS_TO_JUDGE: u64 = 100;
 const VIOLATIONS_SHOWN: usize = 5;
 
 /// Corners of the code that a batch of seeds should have been in, as the roles count them.
-const CORNERS: [(&str, &str); 16] = [
+const CORNERS: [(&str, &str); 17] = [
     ("holdfast_shard_recoveries_total", "a shard recovered"),
     (COMPACTED, "bytes compacted"),
     (CLEANED, "bytes cleaned"),
     (REPLICAS_OF_COMPACTED, "a compacted copy closed"),
+    (STARVED, "starved as it compacted"),
     (
         "holdfast_shard_copies_begun_again_total",
         "a copy begun again",
@@ -52,12 +53,16 @@ const CORNERS: [(&str, &str); 16] = [
     ),
 ];
 
-const COMPACTED: &str = "holdfast_shard_compacted_bytes_total";
 const CLEANED: &str = "holdfast_shard_cleaned_bytes_total";
 
 /// Corners without which a batch has not tested cleaning, and in how many of a hundred seeds they must
 /// have been reached.
-const CORNERS_MIN: [(&str, u64); 3] = [(COMPACTED, 30), (CLEANED, 30), (REPLICAS_OF_COMPACTED, 10)];
+const CORNERS_MIN: [(&str, u64); 4] = [
+    (COMPACTED, 30),
+    (CLEANED, 30),
+    (REPLICAS_OF_COMPACTED, 10),
+    (STARVED, 10),
+];
 
 /// The sum of many reports.
 #[derive(Clone, Debug, Default)]

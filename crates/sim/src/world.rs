@@ -44,6 +44,12 @@ const SPINS_MAX: u32 = 10_000;
 /// The tally of replicas that were closed with other bytes than the first of their segment.
 pub const REPLICAS_OF_COMPACTED: &str = "sim_replicas_of_compacted_total";
 
+/// The tally of shards whose heads were cut off from their backups as they compacted.
+pub const STARVED: &str = "sim_starved_shards_total";
+
+/// What shards call the bytes that they have copied in compacting.
+pub const COMPACTED: &str = "holdfast_shard_compacted_bytes_total";
+
 /// What applications and scenarios get to see.
 #[derive(Debug)]
 pub enum Happening {
@@ -174,11 +180,24 @@ struct Running {
     paused_until_us: u64,
     tick_at_us: u64,
     spins: u32,
+    appetite: Appetite,
     /// Outputs not applied yet because the process stands still between two of them.
     held: VecDeque<Output>,
     blow: Option<(u32, Blow)>,
     /// Peers it may send to: it gave their address, or they spoke first.
     reachable: BTreeSet<ServerId>,
+}
+
+/// Whether what a shard appends to its open heads arrives.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Appetite {
+    Fed,
+    /// It does until the shard has compacted more bytes than so many; then this alarm comes.
+    UntilCompaction {
+        compacted: u64,
+        alarm: u64,
+    },
+    Starved,
 }
 
 struct Connection {
@@ -622,6 +641,17 @@ impl World {
         self.schedule(in_us, Event::Start { place, incarnation });
     }
 
+    /// From its next compaction on, every append to an open head that the shard there sends is lost, beginning with
+    /// what it appended just before; copies of other segments arrive. An alarm tells that it has begun.
+    pub fn starve_from_compaction(&mut self, place: PlaceId, alarm: u64) {
+        if let Some(running) = &mut self.places[place.0].running
+            && running.appetite != Appetite::Starved
+        {
+            let compacted = happen::compacted_bytes(running.node.as_ref());
+            running.appetite = Appetite::UntilCompaction { compacted, alarm };
+        }
+    }
+
     /// Lets a blow fall after so many more outputs of the process, in 100 ms at the latest.
     pub fn strike(&mut self, place: PlaceId, after_outputs: u32, blow: Blow) {
         let incarnation = self.places[place.0].incarnation;
@@ -694,6 +724,7 @@ impl World {
             match &mut self.places[place.0].running {
                 Some(running) => {
                     running.blow = None;
+                    running.appetite = Appetite::Fed;
                     running.paused_until_us = now_us;
                     self.turn_soon(place);
                 }

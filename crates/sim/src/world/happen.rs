@@ -10,7 +10,10 @@ use holdfast_cluster::{
 use holdfast_format::ServerId;
 use holdfast_wire::{Message, Role};
 
-use super::{BATCH_INPUTS, Blow, Event, Happening, Running, SPINS_MAX, Scheduled, Tells, World};
+use super::{
+    Appetite, BATCH_INPUTS, Blow, COMPACTED, Event, Happening, Running, SPINS_MAX, STARVED,
+    Scheduled, Tells, World,
+};
 use crate::content;
 use crate::faults::Fault;
 use crate::network::{Fate, PlaceId, Route};
@@ -353,9 +356,28 @@ impl World {
                 step(node, now, None, &mut out);
             }
         }
+        self.notice_compaction(place);
         let outputs: VecDeque<Output> = out.list.drain(..).collect();
         self.scratch = out;
         self.apply(place, outputs, cost_us);
+    }
+
+    /// A shard that has just compacted starves from now on, if it was to.
+    fn notice_compaction(&mut self, place: PlaceId) {
+        let running = self.places[place.0]
+            .running
+            .as_mut()
+            .expect("it has just made a step");
+        if let Appetite::UntilCompaction { compacted, alarm } = running.appetite
+            && compacted_bytes(running.node.as_ref()) > compacted
+        {
+            running.appetite = Appetite::Starved;
+            self.tell(Tells::Events, || {
+                format!("{place:?} has compacted and starves")
+            });
+            *self.tallies.entry(STARVED).or_default() += 1;
+            self.alarm(0, alarm);
+        }
     }
 
     /// The shard that a gateway is lent (W5).
@@ -526,11 +548,9 @@ impl World {
         {
             self.view = view.clone();
         }
-        let reachable = &self.places[place.0]
-            .running
-            .as_ref()
-            .expect("it runs")
-            .reachable;
+        let running = self.places[place.0].running.as_ref().expect("it runs");
+        let starved = running.appetite == Appetite::Starved;
+        let reachable = &running.reachable;
         if to != ServerId::COORDINATOR && !reachable.contains(&to) {
             // A driver has nowhere to send it. Whoever was forgotten may still be answered late.
             if !self.whereabouts.contains_key(&to) {
@@ -545,6 +565,10 @@ impl World {
         };
         if self.id(there) != Some(to) {
             return self.refuse(place, to, in_us);
+        }
+        // Only what goes to open heads asks for a lease.
+        if starved && matches!(&message, Message::Append(append) if append.lease_ms > 0) {
+            return;
         }
         if let Some(filter) = &mut self.filter
             && filter(place, there, &message)
@@ -748,6 +772,7 @@ impl World {
             paused_until_us: 0,
             tick_at_us: u64::MAX,
             spins: 0,
+            appetite: Appetite::Fed,
             held: VecDeque::new(),
             blow: None,
             reachable: BTreeSet::new(),
@@ -822,6 +847,13 @@ impl World {
             }
         }
     }
+}
+
+/// What a shard has copied in compacting so far.
+pub(super) fn compacted_bytes(node: &dyn Node) -> u64 {
+    let metrics = node.metrics().into_iter();
+    let mut compacted = metrics.filter(|(name, _)| *name == COMPACTED);
+    compacted.next().map_or(0, |(_, bytes)| bytes as u64)
 }
 
 pub(super) fn tally(tallies: &mut BTreeMap<&'static str, u64>, node: &dyn Node) {
