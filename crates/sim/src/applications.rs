@@ -43,6 +43,8 @@ const COMPARE_AND_DELETE: &[u8] =
 pub struct Habits {
     pub callers: u32,
     pub speakers: u32,
+    /// Of the speakers those that never write: they go on where whoever writes has to wait.
+    pub onlookers: u32,
     /// Mean time between an application's operations.
     pub think_us: u64,
     pub cold_keys: u32,

@@ -256,19 +256,39 @@ impl Chaos {
     }
 
     fn partition(&mut self, world: &mut World, fault: Fault) {
-        let until_us = world.now_us()
-            + match self.chance.percent(75) {
-                true => self.chance.between(100_000, 2_000_000),
-                false => self.chance.between(1_000_000, 5_000_000),
-            };
+        let lasts_us = match self.chance.percent(75) {
+            true => self.chance.between(100_000, 2_000_000),
+            false => self.chance.between(1_000_000, 5_000_000),
+        };
         let holds = self.chance.percent(50);
-        for (a, b) in self.cuts(world) {
+        let (lasts_us, cuts) = match world.setup.islands && self.chance.percent(50) {
+            true => (lasts_us + 2_000_000, self.island(world)),
+            false => (lasts_us, self.cuts(world)),
+        };
+        let until_us = world.now_us() + lasts_us;
+        for (a, b) in cuts {
             world.network.block(a, b, until_us, holds);
             if fault == Fault::Partition {
                 world.network.block(b, a, until_us, holds);
             }
         }
         world.counts.count(fault);
+    }
+
+    /// The coordinator gives up a shard, and no backup can tell the shard so: until its lease has run out it serves a
+    /// gateway as deaf as itself.
+    fn island(&mut self, world: &World) -> Vec<(MachineId, MachineId)> {
+        let [shard, gateway] = [Role::Shard, Role::Gateway].map(|role| {
+            let places = world.places_of(role);
+            world.machine(*self.chance.pick(&places))
+        });
+        let coordinator = world.machine(world.places_of(Role::Coordinator)[0]);
+        let backups = world.places_of(Role::Backup).into_iter();
+        let backups = backups.map(|backup| world.machine(backup));
+        (backups.chain([coordinator]).filter(|&it| it != shard))
+            .map(|it| (shard, it))
+            .chain([(gateway, coordinator)])
+            .collect()
     }
 
     /// Between which machines: two groups, or only a few machines and one that everybody else can

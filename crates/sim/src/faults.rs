@@ -131,6 +131,11 @@ impl FaultSet {
         self.0.contains(&fault)
     }
 
+    /// Uses it in any case.
+    pub fn add(&mut self, fault: Fault) {
+        self.0.insert(fault);
+    }
+
     /// Leaves it out.
     pub fn remove(&mut self, fault: Fault) {
         self.0.remove(&fault);

@@ -85,11 +85,17 @@ impl Plan {
             cold_keys: chance.between(100, 300) as u32,
             large_percent: *chance.pick(&[5, 30, 50]),
             large_bytes_max: 12 << 10,
+            onlookers: 0,
         };
         if setup.gateways_in_masters {
             // Calls go as messages; what a gateway asks the shard of its thread comes from connections.
             habits.callers = 2;
             habits.speakers += 3;
+        }
+        if setup.islands {
+            // Whoever writes to an island waits, so its visitors must be content to read.
+            faults.add(Fault::Partition);
+            habits.onlookers = habits.speakers / 2;
         }
         let unsafe_us = chance.between(16_000_000, 32_000_000);
         let finale = chance.percent(40);

@@ -40,6 +40,8 @@ pub struct Setup {
     pub wall_offset_ms_max: u32,
     /// The next coordinator to start may take it that nobody else is alive.
     pub cold_start: bool,
+    /// Where the coordinator cannot hear a shard, backups mostly cannot either: it keeps what is left of its lease.
+    pub islands: bool,
     /// Every log is checked from end to end after every step of its shard. Slow; changes nothing else.
     pub verify: bool,
 }
@@ -53,6 +55,9 @@ pub struct PlacePlan {
     /// Places of one process die together.
     pub process: u32,
 }
+
+/// One seed in so many has islands.
+const ISLANDS_EVERY: u64 = 5;
 
 impl Setup {
     /// Three shards, four backups, three replicas, two gateways, no faults.
@@ -83,6 +88,7 @@ impl Setup {
             drift_ppm_max: 0,
             wall_offset_ms_max: 0,
             cold_start: false,
+            islands: false,
             verify: false,
         }
     }
@@ -108,6 +114,11 @@ impl Setup {
         // Where there may be few segments they are combined, where there may be many they are compacted.
         setup.replica_expansion_percent = *chance.pick(&[200, 500, 800]);
         setup.frames = 1_024;
+        if seed % ISLANDS_EVERY == 3 {
+            // Whoever is alone then is alone for long.
+            setup.islands = true;
+            setup.config.lease_ms = 3_000;
+        }
         setup
     }
 

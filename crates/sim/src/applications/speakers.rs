@@ -87,6 +87,12 @@ impl Applications {
                 &[b"SELECT", number.as_bytes()],
             );
         }
+        let writers = self.speakers.len() - self.habits.onlookers as usize;
+        if index >= writers {
+            let name = self.history.keys.bytes(key);
+            let kind = ExpectedKind::Values(vec![key]);
+            return self.say(world, index, kind, &[b"GET", &name]);
+        }
         if namespace == 1 && self.chance.percent(3) {
             return self.say(world, index, ExpectedKind::Flushed, &[b"FLUSHDB"]);
         }
