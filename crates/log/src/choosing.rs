@@ -141,10 +141,7 @@ impl Log {
     }
 
     fn outlook(&self, segment: &Segment, oldest: SegmentId, horizon_ms: u64) -> Outlook {
-        let live = match segment.births < oldest {
-            true => segment.live - segment.tombstones,
-            false => segment.live,
-        };
+        let live = kept_at_most(segment, oldest);
         match &segment.lifetimes {
             None => Outlook {
                 live_bytes: u64::from(live),
@@ -259,7 +256,7 @@ impl Log {
                 continue;
             }
             // The longest entry may waste what is gained; the best must be some that can be had.
-            let reserve = u64::from(segment.live + opening);
+            let reserve = u64::from(kept_at_most(segment, oldest) + opening);
             if self.least_held(reserve, segment.largest, 1) >= seglets {
                 continue;
             }
@@ -316,7 +313,7 @@ impl Log {
                 slot,
                 score: (1.0 - used) * age / (used + 0.01),
                 live,
-                reserve: u64::from(segment.live),
+                reserve: u64::from(kept_at_most(segment, oldest)),
                 seglets: segment.bytes.seglets(),
                 largest: segment.largest,
             });
@@ -378,7 +375,7 @@ impl Log {
                 slot,
                 score: 0.0,
                 live: u64::from(self.lasting_bytes(segment, oldest)),
-                reserve: u64::from(segment.live),
+                reserve: u64::from(kept_at_most(segment, oldest)),
                 seglets: segment.bytes.seglets(),
                 largest: segment.largest,
             });
@@ -519,6 +516,15 @@ impl Log {
     fn least_held(&self, bytes: u64, largest: u32, segments: u32) -> u32 {
         let (missing, _) = missing_bytes(bytes, largest, segments);
         missing.div_ceil(u64::from(self.config.seglet_bytes)) as u32
+    }
+}
+
+/// Live bytes of a segment that a job must have room for: tombstones that nothing needs any more surely go, and nothing
+/// will ever need them again, because `oldest` only rises.
+fn kept_at_most(segment: &Segment, oldest: SegmentId) -> u32 {
+    match segment.births < oldest {
+        true => segment.live - segment.tombstones,
+        false => segment.live,
     }
 }
 

@@ -302,11 +302,17 @@ impl Index {
         None
     }
 
+    /// True if one more word can be inserted as it is.
+    #[inline]
+    pub fn has_room(&self) -> bool {
+        self.overflow_spare() >= SPARE_MIN
+    }
+
     /// Makes sure that one more word can be inserted. `may_take_block`: the region may give the
     /// index another block for it.
     #[inline]
     pub fn make_room(&mut self, region: &mut Region, may_take_block: bool) -> bool {
-        self.overflow_spare() >= SPARE_MIN || self.add_overflow(region, may_take_block)
+        self.has_room() || self.add_overflow(region, may_take_block)
     }
 
     /// Adds a word. `make_room` has been asked.

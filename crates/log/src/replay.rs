@@ -374,11 +374,14 @@ impl Log {
     }
 
     fn try_side_space(&mut self, id: ReplayId, bytes: usize) -> Result<Slot, ReplayError> {
-        let limit = self.limit(Class::Small);
-        let available = self.available();
-        let may_take = self.index_may_take(Class::Small);
-        if available < limit || !self.index.make_room(&mut self.region, may_take) {
+        if self.available() < self.limit(Class::Small) {
             return Err(ReplayError::OutOfMemory);
+        }
+        if !self.index.has_room() {
+            let may_take = self.index_may_take(Class::Small);
+            if !self.index.make_room(&mut self.region, may_take) {
+                return Err(ReplayError::OutOfMemory);
+            }
         }
         let open = self.replays[&id].open;
         if let Some(open) = open {

@@ -53,9 +53,11 @@ impl Log {
         if class == Class::Put && self.available() < self.limit(class) {
             return Err(AppendError::OutOfMemory);
         }
-        let may_take = self.index_may_take(class);
-        if !self.index.make_room(&mut self.region, may_take) {
-            return Err(AppendError::OutOfMemory);
+        if !self.index.has_room() {
+            let may_take = self.index_may_take(class);
+            if !self.index.make_room(&mut self.region, may_take) {
+                return Err(AppendError::OutOfMemory);
+            }
         }
         let fits = self.segments.get(self.head).bytes.room() as usize >= bytes;
         if !fits || self.next_version() >= self.version_ceiling {

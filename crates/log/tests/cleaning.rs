@@ -140,3 +140,61 @@ fn compaction_saves_replication_traffic() {
         one.cleaned_bytes
     );
 }
+
+/// Nine sessions of ten are deleted and others take their place. Segments of the first ones consist of tombstones that
+/// nothing needs any more, when the last segments with what they hid are gone; jobs asked for room for all of them, which they
+/// give back and do not take, and so these segments stayed as they were.
+#[test]
+fn segments_full_of_tombstones_that_nothing_needs_are_given_back() {
+    let mut log = Log::new(
+        LogId(1),
+        Config {
+            memory_bytes: 32 << 20,
+            segment_bytes: 512 << 10,
+            ..Config::for_testing()
+        },
+    )
+    .unwrap();
+    let mut dice = Dice(0xDE1E_7E5);
+    let (mut live, mut next, mut refused) = (Vec::new(), 0u64, 0);
+    let clean = |log: &mut Log| {
+        settle(log);
+        while log.clean(ms(1), SLICE_BYTES) {
+            settle(log);
+        }
+        settle(log);
+    };
+    let mut put = |log: &mut Log, live: &mut Vec<u64>, value_bytes: usize| {
+        let key = next.to_le_bytes();
+        let value = vec![7; value_bytes];
+        let stored = log.put(NS, &key, &value, Expiry::default(), None, ms(1));
+        match stored {
+            Ok(_) => live.push(next),
+            Err(_) => refused += 1,
+        }
+        next += 1;
+        clean(log);
+    };
+    let delete = |log: &mut Log, live: &mut Vec<u64>, dice: &mut Dice| {
+        let number = live.swap_remove(dice.below(live.len()));
+        let deleted = log.delete(NS, &number.to_le_bytes(), None, ms(1));
+        assert!(matches!(deleted, Ok(Some(_))), "{deleted:?}");
+        clean(log);
+    };
+    let live_bytes = 23 << 20;
+    while live.len() * 132 < live_bytes {
+        put(&mut log, &mut live, 100);
+    }
+    for _ in 0..live.len() * 9 / 10 {
+        delete(&mut log, &mut live, &mut dice);
+    }
+    for _ in 0..live_bytes / 162 {
+        if live.len() * 162 > live_bytes {
+            delete(&mut log, &mut live, &mut dice);
+        }
+        put(&mut log, &mut live, 130);
+    }
+    log.verify();
+    assert_eq!(log.count(NS).sessions, live.len() as u64);
+    assert_eq!(refused, 0, "of {next}, {:?}", log.memory());
+}
