@@ -45,6 +45,9 @@ const NEARLY_DEAD_PERCENT: u64 = 5;
 /// their sake. To end an eighth of what lives at most all the rest is copied once.
 const TOMBSTONES_PART: u64 = 8;
 
+/// The same when there is no other garbage to be had: better than refusing writers.
+const LAST_TOMBSTONES_PART: u64 = 64;
+
 /// From this shortage of memory on no segment is left alone because it will be emptier soon.
 const NOTHING_WAITS: Shortage = Shortage(208);
 
@@ -211,7 +214,7 @@ impl Log {
         if shortage == Shortage(0) {
             return false;
         }
-        if idle && self.tombstones_weigh() && self.combine_oldest() {
+        if idle && self.tombstones_weigh(TOMBSTONES_PART) && self.combine_oldest() {
             return true;
         }
         let percent = match self.is_used_up() {
@@ -221,7 +224,11 @@ impl Log {
         if self.config.cleaner.two_level && self.compact_one(percent) {
             return true;
         }
-        idle && self.combine_for_memory(percent)
+        if idle && self.combine_for_memory(percent) {
+            return true;
+        }
+        let last = shortage >= NOTHING_WAITS && self.tombstones_weigh(LAST_TOMBSTONES_PART);
+        idle && last && self.combine_oldest()
     }
 
     /// Opens a head if that frees more than it costs: what is empty leaves with it.
@@ -359,8 +366,8 @@ impl Log {
     }
 
     /// True if tombstones that must be kept are a great part of what lives.
-    fn tombstones_weigh(&self) -> bool {
-        self.segments.tombstones() * TOMBSTONES_PART > self.segments.live()
+    fn tombstones_weigh(&self, part: u64) -> bool {
+        self.segments.tombstones() * part > self.segments.live()
     }
 
     fn combine_oldest(&mut self) -> bool {

@@ -190,7 +190,7 @@ impl Log {
         let unbegun = (room / seglet_bytes) as u32;
         let left = segment_seglets - (extents.seglets() - unbegun);
         let free = self.available().saturating_sub(self.limit(class));
-        let step = step(free, segment_seglets);
+        let step = self.step();
         if let Some(end) = end {
             let min = (bytes - room.min(bytes)).div_ceil(seglet_bytes) as u32;
             let want = min.max(step).min(free).min(left.saturating_sub(unbegun));
@@ -210,6 +210,14 @@ impl Log {
         };
         self.segments.extend(&mut self.region, slot, run);
         true
+    }
+
+    /// Seglets that a segment takes at once: much while there is much, so that extents are long; less and less towards
+    /// the end, so that what one segment does not use yet is not missing elsewhere. By what is there for puts, also
+    /// where deletes may take more: a head that takes it for a tombstone takes it from them.
+    fn step(&self) -> u32 {
+        let free = self.available().saturating_sub(self.limit(Class::Put));
+        (free / 4).clamp(1, self.config.segment_seglets())
     }
 
     /// True if a segment would have room for `bytes` in a run of their own, if only there were memory.
@@ -277,13 +285,11 @@ impl Log {
     /// A run for a new segment that begins with `bytes`.
     pub(crate) fn take_run(&mut self, bytes: usize, class: Class) -> Option<Run> {
         let min = bytes.div_ceil(self.config.seglet_bytes as usize) as u32;
-        let segment_seglets = self.config.segment_seglets();
         let allowed = self.available().saturating_sub(self.limit(class));
         if allowed < min || self.too_many_segments(class) {
             return None;
         }
-        let want = step(allowed, segment_seglets).max(min);
-        self.region.take(min, want)
+        self.region.take(min, self.step().min(allowed).max(min))
     }
 
     fn too_many_segments(&self, class: Class) -> bool {
@@ -351,12 +357,6 @@ impl Log {
             self.segments.get_mut(slot).state = State::Leaving(id);
         }
     }
-}
-
-/// Seglets that a segment takes at once: much while there is much, so that extents are long; less and less towards
-/// the end, so that what one segment does not use yet is not missing elsewhere.
-fn step(free: u32, segment_seglets: u32) -> u32 {
-    (free / 4).clamp(1, segment_seglets)
 }
 
 /// The birth of a tombstone of either kind.

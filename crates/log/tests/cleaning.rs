@@ -155,7 +155,7 @@ fn segments_full_of_tombstones_that_nothing_needs_are_given_back() {
         },
     )
     .unwrap();
-    let mut dice = Dice(0xDE1E_7E5);
+    let mut dice = Dice(0x0DE1_E7E5);
     let (mut live, mut next, mut refused) = (Vec::new(), 0u64, 0);
     let clean = |log: &mut Log| {
         settle(log);
