@@ -15,11 +15,11 @@ use crate::keys::Key;
 
 pub const NAMESPACE: Namespace = Namespace(0);
 /// Keys whose buckets and entries are asked for together, as a shard does with a pipeline.
-pub const BATCH: usize = 16;
+pub const BATCH: usize = 32;
 
 /// The cleaner is offered a slice whenever so much has been appended, and after every append while it says that
 /// more is due: it is the log that paces cleaning.
-const OFFER_BYTES: u64 = 2 << 10;
+const OFFER_BYTES: u64 = 4 << 10;
 /// What one slice may read and copy.
 pub const SLICE_BYTES: u64 = 128 << 10;
 /// Slices that a shard lets a write without room have.
