@@ -181,7 +181,7 @@ fn segments_full_of_tombstones_that_nothing_needs_are_given_back() {
         assert!(matches!(deleted, Ok(Some(_))), "{deleted:?}");
         clean(log);
     };
-    let live_bytes = 23 << 20;
+    let live_bytes = 25 << 20;
     while live.len() * 132 < live_bytes {
         put(&mut log, &mut live, 100);
     }
@@ -197,4 +197,34 @@ fn segments_full_of_tombstones_that_nothing_needs_are_given_back() {
     log.verify();
     assert_eq!(log.count(NS).sessions, live.len() as u64);
     assert_eq!(refused, 0, "of {next}, {:?}", log.memory());
+}
+
+/// The head grew by a quarter of what was free to whoever asked, and to a delete that is what is kept for deletes too:
+/// one tombstone took up to a quarter of that from writers, at once.
+#[test]
+fn a_tombstone_takes_no_more_memory_for_the_head_than_a_put() {
+    let config = Config {
+        memory_bytes: 32 << 20,
+        segment_bytes: 512 << 10,
+        ..Config::for_testing()
+    };
+    let seglet_bytes = u64::from(config.seglet_bytes);
+    let mut log = Log::new(LogId(1), config).unwrap();
+    let free = |log: &Log| {
+        let memory = log.memory();
+        (memory.limit_bytes - memory.used_bytes).saturating_sub(memory.reserved_bytes)
+    };
+    let mut number = 0u64;
+    while free(&log) > 16 * seglet_bytes {
+        let key = number.to_le_bytes();
+        (log.put(NS, &key, &[7; 100], Expiry::default(), None, ms(1))).unwrap();
+        number += 1;
+    }
+    for number in 0..4_000u64 {
+        let before = log.memory();
+        let most = (free(&log) / 4).max(seglet_bytes) + 2 * seglet_bytes;
+        log.delete(NS, &number.to_le_bytes(), None, ms(1)).unwrap();
+        let taken = log.memory().used_bytes - before.used_bytes;
+        assert!(taken <= most, "{taken} bytes at once, {most} are a put's");
+    }
 }
