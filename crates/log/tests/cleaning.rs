@@ -220,7 +220,7 @@ fn a_tombstone_takes_no_more_memory_for_the_head_than_a_put() {
         (log.put(NS, &key, &[7; 100], Expiry::default(), None, ms(1))).unwrap();
         number += 1;
     }
-    for number in 0..4_000u64 {
+    for number in 0..12_000u64 {
         let before = log.memory();
         let most = (free(&log) / 4).max(seglet_bytes) + 2 * seglet_bytes;
         log.delete(NS, &number.to_le_bytes(), None, ms(1)).unwrap();
