@@ -150,11 +150,8 @@ impl Engine {
         let mut hashes = [KeyHash(0); BATCH];
         for (hash, key) in hashes.iter_mut().zip(keys) {
             *hash = KeyHash::of(NAMESPACE, key);
-            self.log.prefetch(*hash);
         }
-        for &hash in &hashes[..keys.len().min(BATCH)] {
-            self.log.prefetch_entry(hash);
-        }
+        self.log.prefetch_batch(&hashes[..keys.len().min(BATCH)]);
     }
 
     /// Stores a value and offers the cleaner its slice. A put that is refused for want of memory is tried

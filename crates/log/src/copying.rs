@@ -20,7 +20,7 @@ use crate::segments::{Owner, Segments, Slot};
 
 /// Entries that are read, and whose buckets are asked for, before the first of them is dealt with: enough to hide a
 /// miss to memory.
-const AHEAD: usize = 12;
+const AHEAD: usize = 32;
 
 /// What dealing with an entry costs besides its bytes, as bytes that could be copied in the time.
 pub(crate) const ENTRY_COST_BYTES: i64 = 200;
@@ -613,6 +613,12 @@ impl Cursor {
             }
             self.place += u64::from(next.bytes);
             self.ahead.push_back(next);
+            // Half-way its bucket has come, and tells if the next of the chain is asked for as well.
+            if let Some(half) = self.ahead.len().checked_sub(AHEAD / 2)
+                && let Some(near) = self.ahead.get(half)
+            {
+                index.prefetch_chain(region, near.hash);
+            }
         }
     }
 }

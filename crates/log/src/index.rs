@@ -215,6 +215,15 @@ pub(crate) struct Index {
     moving: Vec<Raw>,
 }
 
+/// Starts loading an entry's header and key, which seldom end in the line in which they begin, and where its value
+/// begins.
+#[inline]
+fn prefetch_front(region: &Region, word: Word) {
+    for line in 0..3 {
+        region.prefetch(word.offset() + line * BUCKET_BYTES);
+    }
+}
+
 /// Where a word stood when it was seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub(crate) struct At(u64);
@@ -260,9 +269,9 @@ impl Index {
     }
 
     /// Starts loading what a look-up will read after the bucket, which has been loaded by now: the
-    /// entry, or the next bucket of the chain.
+    /// entry, or the next bucket of the chain. True if it is the latter.
     #[inline]
-    pub fn prefetch_entry(&self, region: &Region, hash: KeyHash) {
+    pub fn prefetch_entry(&self, region: &Region, hash: KeyHash) -> bool {
         let (bucket, tag) = self.home(region, hash);
         let line = line(region, bucket);
         let found = matching(line, tag);
@@ -272,12 +281,33 @@ impl Index {
         };
         match (raw.word(), raw.link_for(tag)) {
             (Some(word), _) if found != 0 => {
-                // Header and key seldom end in the line in which they begin.
-                region.prefetch(word.offset());
-                region.prefetch(word.offset() + BUCKET_BYTES);
+                prefetch_front(region, word);
+                false
             }
-            (_, Some(link)) => region.prefetch(self.overflow_offset(region, link)),
-            _ => {}
+            (_, Some(link)) => {
+                region.prefetch(self.overflow_offset(region, link));
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Starts loading the entry if it is an overflow bucket that names it, all of which have been loaded by now.
+    pub fn prefetch_behind(&self, region: &Region, hash: KeyHash) {
+        if let Some((_, word)) = self.probe(region, hash).next() {
+            prefetch_front(region, word);
+        }
+    }
+
+    /// Starts loading the next bucket of the chain if a look-up will read it. The first has been loaded by now.
+    #[inline]
+    pub fn prefetch_chain(&self, region: &Region, hash: KeyHash) {
+        let (bucket, tag) = self.home(region, hash);
+        let line = line(region, bucket);
+        if matching(line, tag) == 0
+            && let Some(link) = raw_in(line, WORDS - 1).link_for(tag)
+        {
+            region.prefetch(self.overflow_offset(region, link));
         }
     }
 
