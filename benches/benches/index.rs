@@ -13,7 +13,7 @@
 
 use std::hint::black_box;
 
-use holdfast_format::{ClusterMs, Expiry, KeyHash, LogId, Namespace, Version};
+use holdfast_format::{ClusterMs, Entries, Expiry, KeyHash, LogId, Namespace, Version};
 use holdfast_log::{Config, Log};
 use rustix::time::{ClockId, clock_gettime};
 
@@ -211,7 +211,7 @@ fn overwrite(memory_mib: u64, sessions: u64) {
     );
 }
 
-/// Segments of unique sessions under 16-byte keys, replayed whole.
+/// Segments of unique sessions under 16-byte keys, replayed in parts as long as those that backups send.
 fn replay(sessions: u64, value_bytes: usize) {
     let entry_bytes = 24 + 16 + value_bytes as u64;
     let mut source = new_log(sessions * (entry_bytes + 16) + 128 * MIB);
@@ -232,12 +232,16 @@ fn replay(sessions: u64, value_bytes: usize) {
         })
         .collect();
     drop(source);
+    let parts: Vec<&[u8]> = segments.iter().flat_map(|it| parts(it)).collect();
     for _ in 0..3 {
         let mut log = new_log(sessions * (entry_bytes + 16) + 192 * MIB);
         let start = cpu_ns();
         let id = log.replay_begin();
-        for segment in &segments {
-            log.replay(id, segment, NOW).expect("room for it");
+        let mut to_come: u64 = segments.iter().map(|it| it.len() as u64).sum();
+        for part in &parts {
+            log.replay(id, part, NOW).expect("room for it");
+            to_come -= part.len() as u64;
+            log.replay_expect(id, to_come);
         }
         log.replay_finish(id, Version(sessions + 1));
         let ns = (cpu_ns() - start) as f64 / sessions as f64;
@@ -248,6 +252,22 @@ fn replay(sessions: u64, value_bytes: usize) {
             entry_bytes as f64 / ns
         );
     }
+}
+
+/// A segment in parts of about 1 MiB, each of whole entries.
+fn parts(segment: &[u8]) -> Vec<&[u8]> {
+    let mut parts = Vec::new();
+    let (mut from, mut end) = (0, 0);
+    for entry in Entries::trusted(segment) {
+        let entry = entry.expect("a log's own bytes");
+        end = entry.offset + entry.length;
+        if end - from >= MIB as usize {
+            parts.push(&segment[from..end]);
+            from = end;
+        }
+    }
+    parts.push(&segment[from..end]);
+    parts
 }
 
 fn short_key(n: u64) -> [u8; 16] {

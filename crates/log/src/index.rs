@@ -20,6 +20,8 @@
 //! Growth is in place, by an eighth, from the last bucket down to the first: since a bucket's new
 //! place is never below its old one, everything from `cursor` up stands at its new place and
 //! everything below at its old one. A few buckets move with each insertion, so there is no pause.
+//! Growth by an eighth moves every word some eight times until the table has doubled; when it is known that many
+//! words are to come (a replay), the table doubles at once, and no further than they need.
 //!
 //! I1. The words of a bucket and its overflow chain are packed: a hole is filled by the last word.
 //! I2. `offset`s are those of live entries of the region; whoever moves or kills one says so here.
@@ -211,6 +213,8 @@ pub(crate) struct Index {
     overflow_used: u64,
     seglets: u64,
     words: u64,
+    /// So many words are expected before long; 0 if nothing is known.
+    expected: u64,
     /// Words of the bucket that is being moved; kept to save allocating.
     moving: Vec<Raw>,
 }
@@ -249,6 +253,7 @@ impl Index {
             overflow_used: 0,
             seglets: 1,
             words: 0,
+            expected: 0,
             moving: Vec::new(),
         };
         assert!(
@@ -336,6 +341,17 @@ impl Index {
     #[inline]
     pub fn has_room(&self) -> bool {
         self.overflow_spare() >= SPARE_MIN
+    }
+
+    /// How many words there are.
+    pub fn words(&self) -> u64 {
+        self.words
+    }
+
+    /// Tells that there will be about so many words before long; 0: nothing is known any more. Growth then
+    /// takes longer steps, which never lead past what so many words need.
+    pub fn expect(&mut self, words: u64) {
+        self.expected = words;
     }
 
     /// Makes sure that one more word can be inserted. `may_take_block`: the region may give the
@@ -432,8 +448,11 @@ impl Index {
         if !self.is_growing() {
             // Whole chunks: a begun one would be as good as wasted.
             let chunks = self.chunks.len();
-            let more = (chunks + GROWTH / 2) / GROWTH;
-            self.chunks.resize(chunks + more.max(1), NO_CHUNK);
+            let step = ((chunks + GROWTH / 2) / GROWTH).max(1);
+            let wanted = self.expected.div_ceil(WORDS_PER_BUCKET << self.chunk_shift) as usize;
+            // At most the double: see `move_bucket`.
+            let more = wanted.saturating_sub(chunks).clamp(step, chunks);
+            self.chunks.resize(chunks + more, NO_CHUNK);
             self.to = Rule::of((self.chunks.len() as u64) << self.chunk_shift);
             self.cursor = self.rule.buckets;
         }

@@ -33,6 +33,9 @@ pub(crate) struct Replay {
     pub sides: Vec<Slot>,
     open: Option<Slot>,
     finished: bool,
+    /// Bytes given, and words that the index has more because of them.
+    bytes: u64,
+    words: u64,
     /// The durable head's version ceiling may be below the counter (P4).
     raises_ceiling: bool,
     /// The head whose digest names the sides.
@@ -98,9 +101,24 @@ impl Log {
                 }
             }
         }
+        let words = self.index.words();
         let replayed = self.replay_checked(id, entries, &list, now);
         self.replay_list = list;
+        let replay = self.replays.get_mut(&id).expect("a replay under way");
+        replay.bytes += entries.len() as u64;
+        replay.words += self.index.words().saturating_sub(words);
         error.map_or(replayed, |error| replayed.and(Err(error)))
+    }
+
+    /// Tells that about so many bytes are still to be replayed, so that the index grows for all of them at once
+    /// and not in many small steps. A guess that is wrong costs memory or time, nothing else.
+    pub fn replay_expect(&mut self, id: ReplayId, bytes_to_come: u64) {
+        let replay = &self.replays[&id];
+        if replay.bytes > 0 {
+            let to_come = u128::from(bytes_to_come) * u128::from(replay.words);
+            let to_come = (to_come / u128::from(replay.bytes)) as u64;
+            self.index.expect(self.index.words() + to_come);
+        }
     }
 
     /// Everything has been replayed. Later versions of this log are above `version_ceiling`.
@@ -112,6 +130,7 @@ impl Log {
             self.segments.close(&mut self.region, open);
         }
         self.replay_list = Vec::new();
+        self.index.expect(0);
         self.last_version = self.last_version.max(version_ceiling);
         self.commit();
     }
@@ -133,6 +152,7 @@ impl Log {
             return;
         };
         assert!(replay.committed_by.is_none(), "{id:?} is part of the log");
+        self.index.expect(0);
         let mut flushes = Vec::new();
         for &side in &replay.sides {
             let extents = self.segments.get(side).bytes.list().to_vec();
