@@ -9,7 +9,7 @@ use holdfast_format::{Epoch, LogId, SegmentId, ServerId, crc32c};
 use holdfast_wire::{Append, Certificate, Refusal};
 
 use crate::backup::Backup;
-use crate::replica::{Fit, Grant, Misfit, Replica};
+use crate::replica::{Fit, Grant, Misfit, Replica, Told};
 
 /// For so long after `Free` a segment's opening append is taken for a late duplicate. Ids are never
 /// used again, so only a master that comes back to this backup for the same segment waits for it.
@@ -128,6 +128,7 @@ impl Backup {
             length: 0,
             crc: Some(crc32c(&[])),
             opening: certificate,
+            told: Told::by(&append.bytes, log, segment),
             certificate: None,
             closed: false,
             ceiling: append.expiry_ceiling,
@@ -247,6 +248,9 @@ impl Backup {
             replica.certificate = Some(certificate);
         }
         replica.closed |= fit.close;
+        if let Some(told) = replica.told.as_mut().filter(|_| replica.closed) {
+            told.digest = None;
+        }
         assert!(
             replica
                 .certificate

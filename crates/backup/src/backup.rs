@@ -4,7 +4,9 @@
 //!     acknowledgement mode demands.
 //! B2. Once `Inventory` has answered a `Fence`, no append of that log below the fence's epoch is
 //!     acknowledged, and no lease granted.
-//! B3. What `Inventory` lists and `FetchPart` carries was read back and verified first.
+//! B3. What `FetchPart` carries was read back and verified first. What `Inventory` lists was verified when it
+//!     came, or read back and verified if it came in an earlier incarnation; what is found bad only when it is
+//!     fetched is listed as bad from then on.
 //! B4. A certified replica goes only when a verified one at least as good is held, or its master or the
 //!     coordinator says so. One that is found bad stays until then, and is listed as bad: were it
 //!     forgotten, a log of which all replicas are bad would look as if it had never been written.

@@ -82,13 +82,26 @@ impl Backup {
         (held == asked || crc32c(&bytes) == asked.checksum).then_some(bytes)
     }
 
+    /// How many fetches, from the first, are worked on: those of the first few replicas. Several recovery masters
+    /// ask for the same one, which is read once for all of them.
+    fn active(&self) -> usize {
+        let replicas_max = self.config.reads_in_flight_max as usize;
+        let mut frames: Vec<FrameId> = Vec::with_capacity(replicas_max);
+        for (index, job) in self.fetches.iter().enumerate() {
+            if frames.contains(&job.frame) {
+                continue;
+            }
+            if frames.len() == replicas_max {
+                return index;
+            }
+            frames.push(job.frame);
+        }
+        self.fetches.len()
+    }
+
     /// Gets bytes for the first few fetches.
     pub(crate) fn pump_fetches(&mut self) {
-        let active = self
-            .fetches
-            .len()
-            .min(self.config.reads_in_flight_max as usize);
-        for index in 0..active {
+        for index in 0..self.active() {
             let job = &self.fetches[index];
             if job.bytes.is_some() || job.asked {
                 continue;
@@ -141,20 +154,14 @@ impl Backup {
     }
 
     pub(crate) fn has_fetch_work(&self) -> bool {
-        let active = self
-            .fetches
-            .iter()
-            .take(self.config.reads_in_flight_max as usize);
-        active.into_iter().any(|job| job.bytes.is_some())
+        let mut active = self.fetches.iter().take(self.active());
+        active.any(|job| job.bytes.is_some())
     }
 
     /// Sends the next part of one fetch: of the one that had the fewest.
     pub(crate) fn serve_fetch(&mut self, out: &mut Outputs) {
-        let active = self
-            .fetches
-            .iter()
-            .take(self.config.reads_in_flight_max as usize);
-        let next = active
+        let next = (self.fetches.iter())
+            .take(self.active())
             .enumerate()
             .filter(|(_, job)| job.bytes.is_some())
             .min_by_key(|(_, job)| job.part)
@@ -237,6 +244,9 @@ impl Backup {
 
 /// Entries from `at` on that concern `ranges`, and where to go on. Examines about `part_bytes`, at least
 /// one entry. What lies together is handed out without a copy.
+///
+/// `bytes` have been verified as a whole, and each recovery master verifies what it gets entry by entry: doing so
+/// here as well would cost each byte's checksum once more for every recovery master.
 fn cut_part(
     bytes: &Bytes,
     at: usize,
@@ -244,7 +254,7 @@ fn cut_part(
     part_bytes: usize,
 ) -> Result<(Bytes, usize), BadEntry> {
     let mut runs: Vec<(usize, usize)> = Vec::new();
-    let mut entries = Entries::new(&bytes[at..]);
+    let mut entries = Entries::trusted(&bytes[at..]);
     while entries.offset() < part_bytes {
         let Some(located) = entries.next() else {
             break;

@@ -133,6 +133,7 @@ impl Frames {
             length: newest.certificate.length,
             crc: None,
             opening: Certificate::default(),
+            told: None,
             certificate: Some(newest.certificate),
             closed,
             ceiling: newest.ceiling,

@@ -9,7 +9,10 @@
 //!     than the replica at hand is refused when it is certified, and closes nothing. Whichever was closed
 //!     under a certificate of its own is a whole replica.
 
-use holdfast_format::{ClusterMs, Epoch, LogId, SegmentId, ServerId, crc32c, crc32c_extend};
+use holdfast_format::{
+    ClusterMs, Epoch, HeaderKind, LogId, Opening, SegmentId, ServerId, Version, crc32c,
+    crc32c_extend,
+};
 use holdfast_wire::{Append, Certificate};
 
 /// A replica in a frame.
@@ -25,6 +28,9 @@ pub(crate) struct Replica {
     pub crc: Option<u32>,
     /// Length and checksum of the append that opened it: by these a late duplicate is known.
     pub opening: Certificate,
+    /// What its first bytes say, if they came in this incarnation and in one piece. A fence is answered from
+    /// it without reading anything.
+    pub told: Option<Told>,
     /// `None` while it is copied in pieces: it does not count.
     pub certificate: Option<Certificate>,
     pub closed: bool,
@@ -44,6 +50,29 @@ pub(crate) struct Replica {
     pub owed: Option<Grant>,
     /// When the last append came, for telling the abandoned.
     pub active_us: u64,
+}
+
+/// What `Inventory` says of a replica's contents.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Told {
+    pub version_ceiling: Version,
+    /// Of a head that is open. What is closed is no head (S1 of the coordinator's inventory), and the digests of
+    /// all closed heads would fill the memory.
+    pub digest: Option<Vec<SegmentId>>,
+}
+
+impl Told {
+    /// What the append that opens a replica says, unless part of the opening is still to come.
+    pub fn by(bytes: &[u8], log: LogId, segment: SegmentId) -> Option<Told> {
+        let opening = Opening::parse(bytes).ok()?;
+        let header = opening.header;
+        let whole = header.kind == HeaderKind::Side || opening.digest.is_some();
+        let right = (header.log, header.segment) == (log, segment);
+        (whole && right).then_some(Told {
+            version_ceiling: header.version_ceiling,
+            digest: opening.digest,
+        })
+    }
 }
 
 /// To whom an acknowledgement goes, and the lease it grants.
@@ -170,6 +199,13 @@ impl Replica {
         self.closed && !self.rotten && append.close && append.certificate == self.certificate
     }
 
+    /// What it is, if that is known without reading it: its bytes came in this incarnation, and each was checked
+    /// against a certificate when it came.
+    pub fn known(&self) -> Option<(Certificate, &Told)> {
+        let told = self.told.as_ref().filter(|_| self.checked)?;
+        Some((self.certificate?, told))
+    }
+
     /// True if nothing is lost when `other`, of the same segment, goes and `self` stays.
     pub fn supersedes(&self, other: &Replica) -> bool {
         let Some(certificate) = self.certificate else {
@@ -206,6 +242,7 @@ mod tests {
             length: bytes.len() as u32,
             crc: Some(crc32c(bytes)),
             opening: certificate,
+            told: None,
             certificate: certified.then_some(certificate),
             closed,
             ceiling: ClusterMs(0),

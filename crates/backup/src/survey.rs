@@ -1,5 +1,10 @@
-//! Answering `Fence`: promise the log's old owner nothing more, read back all that is held of the
-//! log, and list what verifies (docs/design-notes.md, Fence, seal, recover).
+//! Answering `Fence`: promise the log's old owner nothing more, and list what is held of the log
+//! (docs/design-notes.md, Fence, seal, recover).
+//!
+//! What came in this incarnation was checked against its certificate when it came, and is listed from memory:
+//! reading it back would cost more than all the rest of a recovery's beginning, and it is read and verified
+//! anyway when a recovery master asks for it (B3). What an earlier incarnation left is read and verified first,
+//! because nobody has looked at it yet, and because only its bytes tell which header slot counts.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,7 +14,7 @@ use holdfast_wire::{Inventory, Message, ReplicaState};
 
 use crate::backup::Backup;
 
-/// Replicas of a fenced log being read back.
+/// Replicas of a fenced log being looked at.
 #[derive(Debug, Default)]
 pub(crate) struct Survey {
     waiting: BTreeSet<FrameId>,
@@ -122,7 +127,7 @@ impl Backup {
         u32::try_from(left_us.div_ceil(1_000)).unwrap_or(u32::MAX)
     }
 
-    /// Reads back what is held, unless that is known or under way.
+    /// Lists what is known of what is held and reads back the rest, unless that is done or under way.
     fn begin_survey(&mut self, log: LogId) {
         let state = self.log_mut(log);
         if state.inventory.is_some() || state.survey.as_ref().is_some_and(Survey::is_begun) {
@@ -134,13 +139,32 @@ impl Backup {
                 .replica(*id)
                 .is_some_and(|replica| replica.certificate.is_some() && !replica.rotten)
         };
-        let waiting: BTreeSet<FrameId> = frames.filter(certified).collect();
-        for &id in &waiting {
-            self.reads.want(id);
+        let certified: Vec<FrameId> = frames.filter(certified).collect();
+        let mut waiting = BTreeSet::new();
+        let mut found = BTreeMap::new();
+        for id in certified {
+            let replica = self.frames.replica(id).expect("filtered above");
+            match replica.known() {
+                Some((certificate, told)) => {
+                    let state = ReplicaState {
+                        segment: replica.segment,
+                        epoch: replica.epoch,
+                        closed: replica.closed,
+                        certificate,
+                        version_ceiling: told.version_ceiling,
+                        digest: told.digest.clone(),
+                    };
+                    found.insert(id, state);
+                }
+                None => {
+                    self.reads.want(id);
+                    waiting.insert(id);
+                }
+            }
         }
         let survey = self.log_mut(log).survey.get_or_insert_default();
         survey.waiting = waiting;
-        survey.found.clear();
+        survey.found = found;
     }
 
     /// Answers a waiting `Fence` if nothing is missing any more. Called after everything that may have

@@ -312,7 +312,58 @@ fn a_fence_takes_back_acknowledgements_that_wait() {
     );
 }
 
-/// B3 and B4: also when asked again, and by the next incarnation.
+/// What an inventory says but for the digests of closed segments, which only replicas that were read have.
+fn without_closed_digests(replicas: &[ReplicaState]) -> Vec<ReplicaState> {
+    let mut replicas = replicas.to_vec();
+    for replica in replicas.iter_mut().filter(|replica| replica.closed) {
+        replica.digest = None;
+    }
+    replicas
+}
+
+/// A fence reads nothing of what came in this incarnation.
+#[test]
+fn a_fence_is_answered_from_memory() {
+    let mut rig = Rig::new(8, false);
+    let [closed, open] = [Segment::head(1, 10), Segment::head(2, 10)];
+    rig.acked(closed.whole());
+    rig.acked(open.append(0, open.ends[3]));
+    let known = rig.fence(5);
+    assert_eq!(rig.metric("holdfast_backup_reads_total"), 0.0);
+    let [first, second] = &known.replicas[..] else {
+        panic!("{known:?}")
+    };
+    assert_eq!((first.closed, second.closed), (true, false));
+    assert_eq!(first.certificate, closed.certificate(closed.len()));
+    assert_eq!(second.digest, Some(vec![SegmentId(1), SegmentId(2)]));
+    // What the next incarnation finds it has to read, and finds the same.
+    rig.restart();
+    let read = rig.fence(5);
+    assert_eq!(rig.metric("holdfast_backup_reads_total"), 2.0);
+    assert_eq!(without_closed_digests(&read.replicas), known.replicas);
+    assert_eq!(read.replicas[0].digest, Some(vec![SegmentId(1)]));
+}
+
+/// A copy's first piece may end anywhere, also in the middle of the digest: then it has to be read.
+#[test]
+fn a_copy_that_came_in_small_pieces_is_read() {
+    let mut rig = Rig::new(8, false);
+    let segment = Segment::head(2, 10);
+    let end = segment.ends[3];
+    let piece = Append {
+        certificate: None,
+        ..segment.append(0, 45)
+    };
+    rig.append(piece);
+    rig.acked(segment.append(45, end));
+    let inventory = rig.fence(5);
+    assert_eq!(rig.metric("holdfast_backup_reads_total"), 1.0);
+    let digest = vec![SegmentId(1), SegmentId(2)];
+    assert_eq!(inventory.replicas[0].digest, Some(digest));
+}
+
+/// B3 and B4: what is found bad when it is fetched is listed so, also when asked again, and by the next
+/// incarnation.
 #[test]
 fn corrupt_replicas_are_listed_as_bad_and_the_others_are_good() {
     for ack_disk in [false, true] {
@@ -329,6 +380,10 @@ fn corrupt_replicas_are_listed_as_bad_and_the_others_are_good() {
         let frame = rig.disk.find(&segments[1].bytes).unwrap();
         rig.disk
             .flip(frame, FRAME_HEADER_BYTES + segments[1].len() - 1);
+        let unread = rig.fence(5).replicas;
+        assert!(!unread.iter().any(ReplicaState::is_bad), "nobody knows yet");
+        let asked = segments[1].certificate(segments[1].len());
+        assert_eq!(rig.fetch(2, asked, &[SlotRange::ALL]), None);
         let inventory = rig.fence(5);
         let (bad, good): (Vec<_>, Vec<_>) =
             (inventory.replicas.iter().cloned()).partition(ReplicaState::is_bad);
@@ -355,7 +410,10 @@ fn corrupt_replicas_are_listed_as_bad_and_the_others_are_good() {
             None
         );
         rig.restart();
-        assert_eq!(rig.fence(5).replicas, inventory.replicas);
+        assert_eq!(
+            without_closed_digests(&rig.fence(5).replicas),
+            inventory.replicas
+        );
         rig.deliver(ServerId::COORDINATOR, Message::LogGone { log: LOG });
         assert_eq!(rig.metric("holdfast_backup_frames_free"), 8.0);
     }
@@ -369,6 +427,9 @@ fn a_log_of_one_bad_replica_is_not_taken_for_one_without() {
     rig.acked(segment.append(0, segment.ends[3]));
     let frame = rig.disk.find(&segment.bytes[..segment.ends[3] as usize]);
     rig.disk.flip(frame.unwrap(), FRAME_HEADER_BYTES + 1);
+    assert_eq!(rig.fence(5).replicas.len(), 1);
+    let asked = segment.certificate(segment.ends[3]);
+    assert_eq!(rig.fetch(1, asked, &[SlotRange::ALL]), None);
     let bad = [ReplicaState::bad(SegmentId(1), Epoch(1), false)];
     assert_eq!(rig.fence(5).replicas, bad);
     rig.restart();

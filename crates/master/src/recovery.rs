@@ -17,7 +17,8 @@
 //!     parts of two replicas are never put together. What was replayed of the first does no harm: it is
 //!     all of this log.
 //!
-//! Bounds: `RECOVERIES_MAX` at once, `FETCHES_MAX` segments in flight for each, one part replayed per step.
+//! Bounds: `RECOVERIES_MAX` at once, `FETCHES_MAX` segments and about `WINDOW_BYTES` in flight for each, about
+//! `REPLAY_STEP_BYTES` replayed per step.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -33,8 +34,13 @@ use holdfast_wire::{
 /// Recoveries under way at once. More are taken up when one has ended; the coordinator repeats itself.
 const RECOVERIES_MAX: usize = 8;
 
-/// Segments of one recovery in flight: their entries wait in memory, so at most 4 × 8 MiB.
-const FETCHES_MAX: usize = 4;
+/// Segments of one recovery in flight. So many that every backup has several to work on: one is read and
+/// verified while the entries of another are on their way and those of a third are replayed.
+const FETCHES_MAX: usize = 16;
+
+/// Bytes that the segments in flight may bring together, judged by what those before them brought: they wait in
+/// memory until they are replayed.
+const WINDOW_BYTES: u64 = 32 << 20;
 
 /// A fetch that brings nothing for so long is sent to the next holder; doubles with each round.
 const FETCH_TIMEOUT_US: u64 = 700_000;
@@ -85,6 +91,8 @@ struct Recovery {
     fetching: Vec<Fetching>,
     entries: u64,
     bytes: u64,
+    /// Of replicas of which everything has been replayed.
+    done_bytes: u64,
     timings: ReplayTimings,
     started_us: u64,
     serve_after_us: u64,
@@ -195,6 +203,7 @@ impl Recoveries {
             fetching: Vec::new(),
             entries: 0,
             bytes: 0,
+            done_bytes: 0,
             timings: ReplayTimings::default(),
             started_us: now.mono_us,
             serve_after_us: now.mono_us + u64::from(recover.lease_remaining_ms) * 1_000,
@@ -505,20 +514,18 @@ impl Recovery {
 
     /// Keeps a few segments in flight, and turns to the next holder for those that do not come.
     fn fetch(&mut self, now: Now, view: &View, out: &mut Outputs) -> Result<(), Stop> {
-        while self.fetching.len() < FETCHES_MAX
+        while self.may_fetch()
             && let Some(segment) = self.waiting.pop_front()
         {
             if segment.holders.is_empty() {
                 let missing = RecoveryFailure::SegmentMissing(segment.segment);
                 return Err(Stop::Failed(missing));
             }
-            // Shards begin with different holders, so that all backups are read from.
-            let spread = segment
-                .segment
-                .0
-                .wrapping_add(u64::from(self.recover.ranges[0].first.0));
+            // All shards begin with the same holder, which reads and verifies the segment once for all of
+            // them; neighbouring segments begin with different ones, so that all backups are read from.
+            let spread = segment.segment.0 % segment.holders.len() as u64;
             let mut fetching = Fetching {
-                holder: (spread % segment.holders.len() as u64) as usize,
+                holder: spread as usize,
                 segment,
                 round: 0,
                 next_part: 0,
@@ -556,6 +563,19 @@ impl Recovery {
         }
         self.fetching = fetchings;
         Ok(())
+    }
+
+    /// True if another segment may be asked for.
+    fn may_fetch(&self) -> bool {
+        let in_flight = self.fetching.iter().map(Fetching::length).sum();
+        self.fetching.is_empty()
+            || self.fetching.len() < FETCHES_MAX && self.share_of(in_flight) < WINDOW_BYTES
+    }
+
+    /// What so many bytes of replicas are likely to bring for our ranges: all of it, until we know better.
+    fn share_of(&self, replica_bytes: u64) -> u64 {
+        let share = u128::from(replica_bytes) * u128::from(self.bytes.min(self.done_bytes));
+        (share.checked_div(u128::from(self.done_bytes))).map_or(replica_bytes, |share| share as u64)
     }
 
     fn ask(&self, now: Now, fetching: &mut Fetching, out: &mut Outputs) {
@@ -608,12 +628,18 @@ impl Recovery {
             }
         }
         let done = |fetching: &Fetching| fetching.received_all && fetching.parts.is_empty();
-        self.fetching.retain(|fetching| !done(fetching));
-        Ok(self
-            .fetching
-            .iter()
-            .any(|fetching| !fetching.parts.is_empty())
-            || (self.fetching.len() < FETCHES_MAX && !self.waiting.is_empty()))
+        let done_bytes = self.done_bytes;
+        for fetching in self.fetching.extract_if(.., |fetching| done(fetching)) {
+            self.done_bytes += fetching.length();
+        }
+        if self.done_bytes > done_bytes {
+            let waiting = self.waiting.iter().map(|it| u64::from(it.length()));
+            let in_flight = self.fetching.iter().map(Fetching::length);
+            let to_come = self.share_of(waiting.chain(in_flight).sum());
+            log.replay_expect(self.replay, to_come);
+        }
+        let waits = |fetching: &Fetching| !fetching.parts.is_empty();
+        Ok(self.fetching.iter().any(waits) || (self.may_fetch() && !self.waiting.is_empty()))
     }
 }
 
@@ -621,6 +647,11 @@ impl Fetching {
     /// Whom it asks now.
     fn source(&self) -> Holder {
         self.segment.holders[self.holder]
+    }
+
+    /// Of the replica that it asks for.
+    fn length(&self) -> u64 {
+        u64::from(self.source().certificate.length)
     }
 
     /// True if an answer with this certificate is to what it asks now.

@@ -33,6 +33,7 @@ use bytes::Bytes;
 use holdfast_cluster::{DiskError, FRAME_HEADER_BYTES, FrameId};
 use holdfast_format::crc32c;
 use memmap2::{MmapOptions, MmapRaw};
+use rustix::buffer::spare_capacity;
 use rustix::fs::{FallocateFlags, FlockOperation};
 use rustix::io::Errno;
 
@@ -235,10 +236,21 @@ impl Store {
     /// Reads bytes of a frame, as they were last written. Waits for the disk.
     pub fn read(&self, frame: FrameId, offset: u32, length: u32) -> Result<Bytes, DiskError> {
         let at = self.place(frame, offset, length as usize);
-        let mut bytes = vec![0; length as usize];
-        self.file
-            .read_exact_at(&mut bytes, at)
-            .map_err(|error| DiskError(format!("cannot read {}: {error}", self.path.display())))?;
+        let failed = |error: &dyn std::fmt::Display| {
+            DiskError(format!("cannot read {}: {error}", self.path.display()))
+        };
+        // Not cleared before: that would cost as much as reading what the kernel has in memory.
+        let mut bytes = Vec::with_capacity(length as usize);
+        while bytes.len() < length as usize {
+            let from = at + bytes.len() as u64;
+            match rustix::io::pread(&self.file, spare_capacity(&mut bytes), from) {
+                Ok(0) => return Err(failed(&"the file ends")),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(failed(&error)),
+            }
+        }
+        // The allocation may be larger than what was asked for.
+        bytes.truncate(length as usize);
         Ok(Bytes::from(bytes))
     }
 
