@@ -124,6 +124,7 @@ struct RecoveryJson {
     entries: u64,
     bytes: u64,
     running_ms: u64,
+    detected_ms: u64,
     finished: bool,
     phases: Vec<PhaseJson>,
 }
@@ -199,6 +200,7 @@ impl StatusJson {
                     entries: recovery.entries,
                     bytes: recovery.bytes,
                     running_ms: recovery.running_ms,
+                    detected_ms: recovery.detected.0,
                     finished: recovery.finished,
                     phases: recovery
                         .phases

@@ -389,6 +389,7 @@ fn told_recovery(
         entries: recovery.partitions.iter().map(|part| part.entries).sum(),
         bytes: recovery.partitions.iter().map(|part| part.bytes).sum(),
         running_ms: recovery.done_ms.unwrap_or(since_ms),
+        detected: recovery.detected_at,
         finished,
         phases: phases_of(recovery, status),
     }

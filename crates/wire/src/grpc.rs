@@ -109,6 +109,8 @@ pub struct RecoveryStatus {
     pub bytes: u64,
     /// Since the shard was declared dead; of a finished recovery, until its end.
     pub running_ms: u64,
+    /// When the shard was declared dead, by cluster time.
+    pub detected: ClusterMs,
     pub finished: bool,
     pub phases: Vec<RecoveryPhase>,
 }

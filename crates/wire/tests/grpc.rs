@@ -107,6 +107,7 @@ fn status() -> ClusterStatus {
             entries: 100,
             bytes: 1000,
             running_ms: 30,
+            detected: ClusterMs(1_700_000_000_123),
             finished: true,
             phases: vec![RecoveryPhase {
                 name: "log fenced".to_owned(),

@@ -6,3 +6,5 @@ pub mod keys;
 pub mod load;
 pub mod recovery;
 pub mod replies;
+pub mod timeline;
+pub mod watch;

@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use clap::Args;
 use holdfast_format::Slot;
@@ -17,6 +17,8 @@ use tokio::net::TcpStream;
 
 use super::keys::{self, Random};
 use super::replies::{self, Reply};
+use super::timeline::{Event, Timeline};
+use super::watch::{Process, Watch};
 
 /// Sessions of the dead master that are asked for without pause; enough to tell the last percent.
 const SAMPLE_MAX: usize = 2_000;
@@ -31,6 +33,7 @@ const PATIENCE: Duration = Duration::from_secs(300);
 #[command(after_help = "Examples:
   holdfast bench recovery --sessions 500000 --value-bytes 1024
   holdfast bench recovery --masters 5 --backups 6 --json > report.json
+  holdfast bench recovery --svg recovery.svg
 
 Needs memory and disk for (replicas + 2) times the data. The cluster is its own: free ports, a
 temporary directory, removed at the end.")]
@@ -51,6 +54,9 @@ pub struct RecoveryArgs {
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
+    /// Draw the share of sessions that can be read, and what each process does, over time.
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
 }
 
 #[derive(Serialize, Debug)]
@@ -68,6 +74,8 @@ struct Report {
     readable_ms: Readable,
     /// The coordinator's account of the recovery.
     recovery: Value,
+    /// The same from the kill on, with what clients saw and what each stage cost.
+    timeline: Timeline,
     /// Value bytes and sessions of the victim per second, from the kill until all were readable.
     recovered_mb_per_second: f64,
     recovered_sessions_per_second: f64,
@@ -99,7 +107,10 @@ pub async fn run(args: RecoveryArgs) -> Result<(), Box<dyn std::error::Error + S
     if args.dir.is_none() {
         let _ = std::fs::remove_dir_all(&temporary);
     }
-    let report = result?;
+    let (report, drawing) = result?;
+    if let Some(path) = &args.svg {
+        std::fs::write(path, drawing)?;
+    }
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
@@ -114,7 +125,7 @@ pub async fn run(args: RecoveryArgs) -> Result<(), Box<dyn std::error::Error + S
 async fn measure(
     args: &RecoveryArgs,
     dir: &Path,
-) -> Result<Report, Box<dyn std::error::Error + Send + Sync>> {
+) -> Result<(Report, String), Box<dyn std::error::Error + Send + Sync>> {
     let cluster = Cluster::start(args, dir).await?;
     let resp = cluster.resp.clone();
 
@@ -134,7 +145,10 @@ async fn measure(
     let sample: Vec<u64> = of_victim.iter().copied().step_by(stride).collect();
     let probes = Probes::connect(args, &resp, sample).await?;
 
+    let watch = Watch::begin(cluster.child.id())?;
+    tokio::time::sleep(Duration::from_millis(100)).await;
     let killed = Instant::now();
+    let killed_at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
     kill_9(victim.pid)?;
     let mut readable = probes.until_all_read(killed).await?;
     readable.sort_by(f64::total_cmp);
@@ -150,6 +164,7 @@ async fn measure(
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     };
+    let seen: Vec<Process> = watch.end(killed);
     let recovery = cluster
         .status()
         .and_then(|status| {
@@ -169,7 +184,30 @@ async fn measure(
     let at = |share: f64| readable[((readable.len() - 1) as f64 * share) as usize];
     let all_seconds = at(1.0) / 1e3;
     let victim_value_bytes = of_victim.len() as u64 * u64::from(args.value_bytes);
-    Ok(Report {
+    let by_clients = |(what, at_ms): (&str, f64)| Event {
+        who: "clients".to_owned(),
+        what: what.to_owned(),
+        at_ms,
+    };
+    let clients: Vec<Event> = [
+        ("read the first session", at(0.0)),
+        ("could read half of the sessions", at(0.5)),
+        ("could read all sessions", at(1.0)),
+        ("ready again", ready_ms),
+    ]
+    .map(by_clients)
+    .into();
+    let timeline = Timeline::new(&recovery, killed_at.as_secs_f64() * 1e3, &clients, &seen);
+    let title = format!(
+        "kill -9 of a master with {:.0} MB of {} B sessions: {} masters, {} backups, {} replicas",
+        victim_value_bytes as f64 / 1e6,
+        args.value_bytes,
+        args.masters,
+        args.backups,
+        args.replicas
+    );
+    let drawing = timeline.svg(&title, &readable, &seen);
+    let report = Report {
         sessions: args.sessions,
         value_bytes: args.value_bytes,
         masters: args.masters,
@@ -190,10 +228,12 @@ async fn measure(
             all: at(1.0),
         },
         recovery,
+        timeline,
         ready_ms,
         verified_sessions: args.sessions,
         wrong_sessions,
-    })
+    };
+    Ok((report, drawing))
 }
 
 fn print_report(report: &Report) {
@@ -211,20 +251,13 @@ fn print_report(report: &Report) {
         report.victim_sessions,
         report.victim_value_bytes as f64 / 1e6
     );
-    if let Some(phases) = report.recovery["phases"].as_array() {
-        for phase in phases {
-            println!(
-                "  {:<22} {:>8} ms after the death was noticed",
-                phase["name"].as_str().unwrap_or("?"),
-                phase["at_ms"]
-            );
-        }
-        println!(
-            "  replayed {} entries, {:.0} MB",
-            report.recovery["entries"],
-            report.recovery["bytes"].as_f64().unwrap_or(0.0) / 1e6
-        );
-    }
+    print!("{}", report.timeline.table());
+    println!(
+        "  replayed {} entries, {:.0} MB; {:.1} CPU s for 1 GB until all was taken over",
+        report.recovery["entries"],
+        report.recovery["bytes"].as_f64().unwrap_or(0.0) / 1e6,
+        report.timeline.cpu_s_per_gb
+    );
     let readable = &report.readable_ms;
     println!(
         "readable again, milliseconds after the kill ({} sampled):",

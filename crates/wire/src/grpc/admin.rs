@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use holdfast_format::{Epoch, LogId, Namespace, SLOTS, ServerId, Slot, SlotRange};
+use holdfast_format::{ClusterMs, Epoch, LogId, Namespace, SLOTS, ServerId, Slot, SlotRange};
 use tonic::body::Body;
 use tonic::codegen::{Service, http};
 use tonic::server::NamedService;
@@ -355,6 +355,7 @@ fn recovery_to(recovery: &RecoveryStatus) -> v1::Recovery {
         entries: recovery.entries,
         bytes: recovery.bytes,
         running_ms: recovery.running_ms,
+        detected_ms: recovery.detected.0,
         finished: recovery.finished,
         phases: recovery
             .phases
@@ -375,6 +376,7 @@ fn recovery_from(recovery: v1::Recovery) -> RecoveryStatus {
         entries: recovery.entries,
         bytes: recovery.bytes,
         running_ms: recovery.running_ms,
+        detected: ClusterMs(recovery.detected_ms),
         finished: recovery.finished,
         phases: recovery
             .phases
