@@ -16,7 +16,7 @@
 //!     after the work was done: the rules that a shard has for its own answers.
 //! B3. A shard that is no longer lent (it has stopped) says nothing more: what waits for it is of unknown outcome.
 
-use holdfast_format::{Position, ServerId};
+use holdfast_format::{Namespace, Position, ServerId};
 use holdfast_wire::{Command, Meta, Outcome};
 
 use crate::Now;
@@ -28,6 +28,10 @@ pub trait ShardBeside {
 
     /// False if `execute` would decline everything now. True promises nothing.
     fn admits(&self, now: Now) -> bool;
+
+    /// Starts loading what commands on these keys will look for; they come soon. Only a hint, best given for some
+    /// dozen keys at a time.
+    fn expect(&self, namespace: Namespace, keys: &mut dyn Iterator<Item = &[u8]>);
 
     /// Executes a command on one key, or declines (B1).
     fn execute(&mut self, now: Now, command: &Command) -> Option<Executed<'_>>;

@@ -21,8 +21,9 @@ use holdfast_wire::redis::{AfterRead, InfoSections, Join, Many, ReplyShape, Scan
 use holdfast_wire::resp::{Protocol, ReplyWriter, RespLimits, RespParser};
 use holdfast_wire::{Failure, Outcome};
 
-/// The most that is allocated for replies before there are any.
-const OUT_BYTES_USUAL_MAX: usize = 16 << 10;
+/// The most that is allocated for replies before there are any: more than 16 values of 1 KB, which would otherwise be
+/// copied when the buffer grows. An idle connection has none.
+const OUT_BYTES_USUAL_MAX: usize = 64 << 10;
 
 /// Which words failures are told in: cluster clients look for some.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

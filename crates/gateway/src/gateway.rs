@@ -38,6 +38,10 @@ use crate::executor::{Executor, Waiter};
 /// Requests read of one connection before others have their turn: about a millisecond of work.
 const REQUESTS_PER_TURN: usize = 1_024;
 
+/// Requests read together, so that a shard beside can look for all their keys at once: nearly all the waiting for
+/// memory is hidden with so many, and one that pauses its connection has few read in vain.
+const REQUESTS_TOGETHER: usize = 32;
+
 /// Rounds of outcomes and what they lead to in one `flush`; the rest waits its turn.
 const ROUNDS_PER_FLUSH: usize = 8;
 
@@ -60,6 +64,8 @@ pub struct Gateway {
     /// Nothing withheld is given up before this.
     give_up_us: u64,
     done: Vec<(u64, Outcome)>,
+    /// Empty between turns; kept for its memory.
+    args: Args,
     next_number: u64,
     stopping: bool,
     stopped: bool,
@@ -79,6 +85,7 @@ impl Gateway {
             withheld: BTreeSet::new(),
             give_up_us: u64::MAX,
             done: Vec::new(),
+            args: Args::default(),
             next_number: 1,
             stopping: false,
             stopped: false,
@@ -173,33 +180,70 @@ impl Gateway {
     fn serve(&mut self, now: Now, id: ConnectionId, shard: Beside<'_, '_>, out: &mut Outputs) {
         self.resume.remove(&id);
         self.dirty.insert(id);
+        let mut args = std::mem::take(&mut self.args);
         let mut shard = shard.as_deref_mut().filter(|shard| shard.admits(now));
-        let mut args = Args::default();
-        for _ in 0..REQUESTS_PER_TURN {
-            let Some(connection) = self.connections.get_mut(&id) else {
-                return;
-            };
+        let mut left = REQUESTS_PER_TURN;
+        while let Some(request) = self.serve_own(now, id, &mut shard, &mut args, &mut left, out) {
+            match request {
+                RespRequest::ClientList { filter } => self.client_list(now, id, &filter),
+                RespRequest::Select { namespace } => self.select(id, namespace),
+                RespRequest::ClientKill { filter, counted } => {
+                    self.client_kill(now, id, &filter, counted, out);
+                }
+                _ => unreachable!("it concerns the connection alone"),
+            }
+        }
+        args.clear();
+        self.args = args;
+        if left == 0 {
+            self.resume.insert(id);
+        }
+    }
+
+    /// The same up to a request that concerns other connections too: that one is given back.
+    fn serve_own(
+        &mut self,
+        now: Now,
+        id: ConnectionId,
+        shard: &mut Option<&mut (dyn ShardBeside + '_)>,
+        args: &mut Args,
+        left: &mut usize,
+        out: &mut Outputs,
+    ) -> Option<RespRequest> {
+        let connection = self.connections.get_mut(&id)?;
+        while *left > 0 {
             if connection.output_bytes() > self.executor.config.output_bytes_max {
-                return self.close_over_output_bound(id, out);
+                self.close_over_output_bound(id, out);
+                return None;
             }
             if !connection.reads(self.executor.config.replies_max) || self.stopping {
-                return;
+                return None;
             }
-            match connection.parser.next(&mut args) {
-                Ok(true) => {}
-                Ok(false) => return,
-                Err(error) => {
-                    self.executor.refuse(connection, &error);
-                    connection.closing = true;
-                    return;
+            if !connection.parser.turn(args) {
+                match connection.parser.read(args, REQUESTS_TOGETHER) {
+                    Ok(0) => return None,
+                    Ok(1) => {}
+                    Ok(_) => {
+                        if let Some(shard) = shard {
+                            shard.expect(connection.namespace, &mut args.coming());
+                        }
+                    }
+                    Err(error) => {
+                        self.executor.refuse(connection, &error);
+                        connection.closing = true;
+                        return None;
+                    }
                 }
+                connection.parser.turn(args);
             }
+            *left -= 1;
             if speaks_http(args.get(0)) {
                 let why = "it speaks HTTP; a web page may be trying to send commands";
-                return self.close(id, why, out);
+                self.close(id, why, out);
+                return None;
             }
             self.executor.counters.commands_total += 1;
-            match redis::parse(&args, connection.namespace) {
+            match redis::parse(args, connection.namespace) {
                 Err(error) => self.executor.refuse(connection, &error),
                 Ok(request) if !connection.authenticated && !request.allowed_before_auth() => {
                     self.executor.refuse(connection, &RespError::AuthRequired);
@@ -208,19 +252,18 @@ impl Gateway {
                     if shard.as_deref_mut().is_some_and(|shard| {
                         self.executor.here(now, connection, shard, &command, shape)
                     }) => {}
-                Ok(RespRequest::ClientList { filter }) => self.client_list(now, id, &filter),
-                Ok(RespRequest::Select { namespace })
+                Ok(request @ (RespRequest::ClientList { .. } | RespRequest::ClientKill { .. })) => {
+                    return Some(request);
+                }
+                Ok(request @ RespRequest::Select { .. })
                     if self.executor.config.namespace_connections_max.is_some() =>
                 {
-                    self.select(id, namespace);
-                }
-                Ok(RespRequest::ClientKill { filter, counted }) => {
-                    self.client_kill(now, id, &filter, counted, out);
+                    return Some(request);
                 }
                 Ok(request) => self.executor.execute(now, id, connection, request),
             }
         }
-        self.resume.insert(id);
+        None
     }
 
     fn close_over_output_bound(&mut self, id: ConnectionId, out: &mut Outputs) {

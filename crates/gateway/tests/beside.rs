@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use holdfast_cluster::{Answer, ConnectionId, Executed, Input, Node, Now, Outputs, ShardBeside};
-use holdfast_format::{Position, SegmentId, ServerId, Version};
+use holdfast_format::{Namespace, Position, SegmentId, ServerId, Version};
 use holdfast_gateway::{GatewayConfig, Mode};
 use holdfast_wire::{Command, Meta, Op, Outcome};
 
@@ -53,6 +53,11 @@ impl ShardBeside for Beside {
 
     fn admits(&self, _: Now) -> bool {
         true
+    }
+
+    fn expect(&self, _: Namespace, keys: &mut dyn Iterator<Item = &[u8]>) {
+        // Whatever a gateway expects it may still not ask for: nothing follows from it.
+        keys.for_each(drop);
     }
 
     fn execute(&mut self, _: Now, command: &Command) -> Option<Executed<'_>> {

@@ -267,6 +267,10 @@ impl Index {
         self.seglets * region.seglet_bytes() as u64
     }
 
+    pub fn buckets(&self) -> u64 {
+        self.to.buckets
+    }
+
     /// Starts loading the bucket in which a look-up of `hash` will begin.
     #[inline]
     pub fn prefetch(&self, region: &Region, hash: KeyHash) {
@@ -473,6 +477,15 @@ impl Index {
         let next = rule.first_hash(number + 1);
         let bucket = self.bucket_offset(region, number);
         (Probe::new(self, region, bucket, None), next)
+    }
+
+    /// Starts loading the entries that a bucket's words lead to; gives the first hash of the next bucket.
+    pub fn prefetch_bucket(&self, region: &Region, hash: KeyHash) -> Option<KeyHash> {
+        let (bucket, next) = self.bucket(region, hash);
+        for (_, word) in bucket {
+            region.prefetch(word.offset());
+        }
+        next
     }
 
     /// Walks every word, for `verify`, with the hashes that its place allows.

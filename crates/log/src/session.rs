@@ -24,7 +24,19 @@ const SCAN_BUCKETS_MAX: usize = 512;
 impl Log {
     /// The session, if it lives by cluster time `now`.
     pub fn find(&self, namespace: Namespace, key: &[u8], now: ClusterMs) -> Option<Found<'_>> {
-        let words = self.words(namespace, key, KeyHash::of(namespace, key));
+        self.find_hashed(namespace, key, KeyHash::of(namespace, key), now)
+    }
+
+    /// As `find`, for a caller that knows the key's hash.
+    pub fn find_hashed(
+        &self,
+        namespace: Namespace,
+        key: &[u8],
+        hash: KeyHash,
+        now: ClusterMs,
+    ) -> Option<Found<'_>> {
+        debug_assert_eq!(hash, KeyHash::of(namespace, key));
+        let words = self.words(namespace, key, hash);
         let current = self.current(words)?;
         current.is_live(now).then_some(Found {
             version: current.object.version,

@@ -14,7 +14,16 @@ use crate::log::{KeyWords, Log};
 use crate::segments::{Owner, State};
 use crate::space::Class;
 
+/// Buckets whose entries are loaded ahead of the one that is looked at: some 14 entries, as many as the processor
+/// waits for at a time.
+const AHEAD_BUCKETS: u32 = 2;
+
 impl Log {
+    /// How many buckets a pass of the sweep is.
+    pub fn index_buckets(&self) -> u64 {
+        self.index.buckets()
+    }
+
     /// Looks at the next `budget_buckets` buckets of the index, and at as many completion records.
     pub fn sweep(&mut self, now: ClusterMs, budget_buckets: u32) {
         let oldest = self.segments.oldest_id();
@@ -23,7 +32,13 @@ impl Log {
         }
         self.sweep_completions(now, budget_buckets);
         let mut words = Vec::new();
+        // Nearly every entry is cold: without this the sweep would be nothing but waiting for memory.
+        let mut ahead = Some(self.swept);
+        for _ in 0..AHEAD_BUCKETS {
+            ahead = ahead.and_then(|from| self.index.prefetch_bucket(&self.region, from));
+        }
         for _ in 0..budget_buckets {
+            ahead = ahead.and_then(|from| self.index.prefetch_bucket(&self.region, from));
             let (bucket, next) = self.index.bucket(&self.region, self.swept);
             words.extend(bucket.map(|(_, word)| word));
             self.swept = next.unwrap_or(KeyHash(0));

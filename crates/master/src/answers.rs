@@ -20,6 +20,9 @@ use std::collections::{BTreeMap, VecDeque};
 use holdfast_format::{ClientId, FixedMap, KeyHash, Namespace, Position, ServerId};
 use holdfast_wire::Outcome;
 
+/// Room for so many keys is cleared faster, by a pass over two KiB, than one key is looked for and taken out.
+const CLEARED_MAX: usize = 2_048;
+
 /// One answer and whom it is for.
 #[derive(Clone, Debug)]
 pub(crate) struct Answer {
@@ -84,6 +87,9 @@ impl Answers {
 
     /// What an answer about this key has to wait for (A1, A2).
     pub fn needs(&self, namespace: Namespace, hash: KeyHash) -> Position {
+        if self.appended.is_empty() {
+            return Position::default();
+        }
         let key = self.keys.get(&hash).copied().unwrap_or_default();
         let all = self.namespaces.get(&namespace).copied().unwrap_or_default();
         key.max(all)
@@ -105,6 +111,13 @@ impl Answers {
     pub fn durable(&mut self, position: Position) {
         assert!(self.durable <= position, "what was durable became not so");
         self.durable = position;
+        let all = self.appended.back().is_some_and(|&(at, _)| at <= position);
+        if all && self.keys.capacity() <= CLEARED_MAX.max(self.appended.len() * 4) {
+            // All of it, as is usual: nothing has to be looked for. (Clearing costs time by what there is room for.)
+            self.appended.clear();
+            self.keys.clear();
+            self.namespaces.clear();
+        }
         while let Some(&(at, concern)) = self.appended.front() {
             if at > position {
                 break;

@@ -47,10 +47,17 @@ use crate::streams::{Admission, Streams};
 /// Background work is done so often when nothing else happens.
 const TICK_US: u64 = 20_000;
 
-/// Index buckets swept per tick: at most seven entries each are looked at, so about 0.2 ms; a million buckets
+/// Index buckets swept per tick at most: at most seven entries each are looked at, so about 0.2 ms; a million buckets
 /// are passed in 80 s, which is soon enough for counting. When memory is short the cleaner
 /// does not wait for the sweep.
 const SWEEP_BUCKETS: u32 = 256;
+
+/// And at least, so that a small index is passed in no time.
+const SWEEP_BUCKETS_MIN: u32 = 64;
+
+/// Ticks that one pass takes at least if it needs no more buckets than that in each: passing a hundred thousand
+/// sessions every second would cost 3 % of a core and throw what clients ask for out of its caches.
+const SWEEP_PASS_TICKS: u64 = 10_000_000 / TICK_US;
 
 /// One slice of the cleaner: some 50 to 150 microseconds of reading and copying. How many are due the log says.
 const CLEAN_SLICE_BYTES: u64 = 128 << 10;
@@ -551,7 +558,11 @@ impl Shard {
         if self.sweep_due_us <= now.mono_us {
             let full = self.limits.any_full(&self.log);
             self.sweep_due_us = now.mono_us + if full { FULL_SWEEP_US } else { TICK_US };
-            self.log.sweep(self.clock, SWEEP_BUCKETS);
+            let buckets = match full {
+                true => SWEEP_BUCKETS,
+                false => self.sweep_buckets(),
+            };
+            self.log.sweep(self.clock, buckets);
         }
         if self.tick_due_us <= now.mono_us {
             self.tick_due_us = now.mono_us + TICK_US;
@@ -562,6 +573,12 @@ impl Shard {
         }
         self.tries = CLEAN_SLICES;
         self.clean_more = (0..CLEAN_SLICES).all(|_| self.clean());
+    }
+
+    /// How many index buckets a tick sweeps.
+    fn sweep_buckets(&self) -> u32 {
+        let share = self.log.index_buckets().div_ceil(SWEEP_PASS_TICKS);
+        share.clamp(SWEEP_BUCKETS_MIN.into(), SWEEP_BUCKETS.into()) as u32
     }
 
     /// What is outside the log counts against the same bound.

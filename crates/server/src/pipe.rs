@@ -17,6 +17,9 @@ use crate::socket::Socket;
 /// How much one read asks for when a peer has much to say.
 const READ_BYTES: usize = 64 << 10;
 
+/// A read with less room than this is not worth its system call.
+pub const READ_BYTES_MIN: usize = READ_BYTES / 8;
+
 #[derive(Debug)]
 pub struct Pipe {
     stream: Socket,
@@ -137,7 +140,7 @@ impl Pipe {
         if self.closed.get() {
             return Ok(0);
         }
-        if buffer.capacity() - buffer.len() < READ_BYTES / 8 {
+        if buffer.capacity() - buffer.len() < READ_BYTES_MIN {
             buffer.reserve(READ_BYTES);
         }
         self.stream.try_read_buf(buffer)

@@ -30,7 +30,7 @@ use tokio::sync::Semaphore;
 use crate::door::{ACCEPT_PAUSE, HANDSHAKES_MAX, Seldom};
 use crate::error::{Context, Outcome};
 use crate::local::Local;
-use crate::pipe::Pipe;
+use crate::pipe::{Pipe, READ_BYTES_MIN};
 use crate::stream::Stream;
 use crate::tls::{Face, Tls};
 
@@ -375,6 +375,9 @@ impl Resp {
     async fn read(self: Rc<Self>, gateway: ServerId, connection: ConnectionId, client: Rc<Client>) {
         let pipe = &client.pipe;
         loop {
+            if pipe.queued_bytes() > READ_PAUSE_BYTES {
+                pipe.until_queued_at_most(READ_PAUSE_BYTES).await;
+            }
             let read = pipe.try_read(&mut self.incoming.borrow_mut());
             match read {
                 Ok(1..) => {}
@@ -388,12 +391,13 @@ impl Resp {
             }
             let bytes = self.incoming.borrow_mut().split().freeze();
             client.heard_s.set(self.now_s.get());
+            let may_have_more = bytes.len() >= READ_BYTES_MIN;
             self.local
                 .push(gateway, Input::Received { connection, bytes });
-            // Lets the gateway work this off before more is read: this bounds the queue.
-            tokio::task::yield_now().await;
-            if pipe.queued_bytes() > READ_PAUSE_BYTES {
-                pipe.until_queued_at_most(READ_PAUSE_BYTES).await;
+            if may_have_more {
+                // Lets the gateway work this off before more is read: this bounds the queue. (After a shorter
+                // read the socket has to become readable first, which takes a turn as well.)
+                tokio::task::yield_now().await;
             }
         }
         pipe.close_now();

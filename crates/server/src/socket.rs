@@ -14,6 +14,7 @@ use std::net::Shutdown;
 use bytes::BytesMut;
 use rustls::Connection;
 use socket2::SockRef;
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 /// Records opened by one read before others have their turn.
@@ -72,7 +73,17 @@ impl Socket {
     /// Reads what is there. `Ok(0)` is the end.
     pub fn try_read_buf(&self, buffer: &mut BytesMut) -> io::Result<usize> {
         match self {
-            Socket::Plain(stream) => stream.try_read_buf(buffer),
+            Socket::Plain(stream) => {
+                let room = buffer.capacity() - buffer.len();
+                let count = stream.try_read_buf(buffer)?;
+                if (1..room).contains(&count) {
+                    // The kernel had no more. Saying so here saves the system call that would find it out;
+                    // whatever comes later sets the readiness anew.
+                    let nothing = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
+                    let _ = stream.try_io(Interest::READABLE, nothing);
+                }
+                Ok(count)
+            }
             Socket::Sealed(sealed) => sealed.try_read_buf(buffer),
         }
     }

@@ -7,6 +7,8 @@
 //! P1. Nothing is allocated on the word of a length prefix: ranges and buffer grow with the bytes
 //!     that have really arrived, up to `RespLimits`.
 //! P2. Arguments of a whole command share the receive buffer (`Args::bytes` counts a reference).
+//!     Requests that have arrived together are read together (`read`), so that their keys can be looked for
+//!     together; each stays with the parser until it is turned to (`turn`).
 //! P3. After an error the stream has no meaning any more; the parser answers every later call with
 //!     the same error, and the connection is to be closed after the error is written.
 
@@ -106,42 +108,83 @@ fn printable(byte: u8) -> char {
     }
 }
 
-/// The arguments of one request, the command's name first. Reused from request to request.
+/// The arguments of a request, the command's name first: of the one that was last turned to (`advance`) among those
+/// that were read together. Reused from reading to reading.
 #[derive(Clone, Debug, Default)]
 pub struct Args {
     frame: Bytes,
+    /// Of all requests, counted from the start of `frame`.
     ranges: Vec<Range<u32>>,
+    requests: Vec<Framed>,
+    /// How many of `requests` have been turned to.
+    passed: usize,
+    /// Which of `ranges` are those of the current request.
+    current: Range<usize>,
+}
+
+/// Where a request ends.
+#[derive(Clone, Copy, Debug)]
+struct Framed {
+    /// In `Args::ranges`.
+    ranges_end: u32,
+    /// In the parser's bytes, counted from where reading began.
+    bytes_end: u32,
 }
 
 impl Args {
     /// Arguments from parts, as tests and in-process callers have them.
     pub fn of(parts: &[&[u8]]) -> Args {
         let mut frame = BytesMut::new();
-        let mut ranges = Vec::with_capacity(parts.len());
+        let mut args = Args::default();
         for part in parts {
             let start = offset(frame.len());
             frame.put_slice(part);
-            ranges.push(start..offset(frame.len()));
+            args.ranges.push(start..offset(frame.len()));
         }
-        Args {
-            frame: frame.freeze(),
-            ranges,
-        }
+        args.end_request(frame.len());
+        args.frame = frame.freeze();
+        args.advance();
+        args
+    }
+
+    /// Turns to the next of the requests that were read; false if there is none.
+    pub fn advance(&mut self) -> bool {
+        let Some(next) = self.requests.get(self.passed) else {
+            return false;
+        };
+        self.current = self.current.end..next.ranges_end as usize;
+        self.passed += 1;
+        true
+    }
+
+    /// The second word of every request not yet turned to, which for most commands is a key.
+    pub fn coming(&self) -> impl Iterator<Item = &[u8]> {
+        let starts = [self.current.end].into_iter();
+        let ends = self.requests[self.passed..].iter();
+        let starts = starts.chain(ends.clone().map(|it| it.ranges_end as usize));
+        starts.zip(ends).filter_map(|(start, request)| {
+            let range = self.ranges[start..request.ranges_end as usize].get(1)?;
+            Some(&self.frame[range.start as usize..range.end as usize])
+        })
     }
 
     /// How many there are, at least 1 after a successful `RespParser::next`.
     pub fn len(&self) -> usize {
-        self.ranges.len()
+        self.current.len()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.ranges.is_empty()
+        self.current.is_empty()
+    }
+
+    fn range(&self, index: usize) -> Range<usize> {
+        let range = &self.ranges[self.current.clone()][index];
+        range.start as usize..range.end as usize
     }
 
     /// The argument; panics if there is none.
     pub fn get(&self, index: usize) -> &[u8] {
-        let range = &self.ranges[index];
-        &self.frame[range.start as usize..range.end as usize]
+        &self.frame[self.range(index)]
     }
 
     /// True if the argument is this word, in any case; panics if there is none.
@@ -151,14 +194,34 @@ impl Args {
 
     /// The argument, sharing the receive buffer; panics if there is none.
     pub fn bytes(&self, index: usize) -> Bytes {
-        let range = &self.ranges[index];
-        self.frame.slice(range.start as usize..range.end as usize)
+        self.frame.slice(self.range(index))
     }
 
     /// Lets go of the receive buffer but keeps the room for ranges.
     pub fn clear(&mut self) {
         self.frame = Bytes::new();
         self.ranges.clear();
+        self.requests.clear();
+        self.passed = 0;
+        self.current = 0..0;
+    }
+
+    /// The ranges added since the last request are another one, which ends here in the parser's bytes.
+    fn end_request(&mut self, bytes_end: usize) {
+        self.requests.push(Framed {
+            ranges_end: offset(self.ranges.len()),
+            bytes_end: offset(bytes_end),
+        });
+    }
+
+    /// Bytes of the request that was last turned to, with those before it that nobody else has.
+    fn current_bytes(&self) -> usize {
+        let end = |request: usize| self.requests[request].bytes_end as usize;
+        match self.passed {
+            0 => 0,
+            1 => end(0),
+            passed => end(passed - 1) - end(passed - 2),
+        }
     }
 }
 
@@ -172,6 +235,9 @@ pub struct RespParser {
     /// then `whole` is empty.
     whole: Bytes,
     pieces: BytesMut,
+    /// So many of them were given out by `read` and not yet turned to. The command under way, which the
+    /// next four fields are about, begins after them.
+    framed: usize,
     /// How far the current command has been read.
     at: usize,
     /// Arguments still to come of the current multibulk; `None` before its first line.
@@ -191,6 +257,7 @@ impl RespParser {
             authenticated: false,
             whole: Bytes::new(),
             pieces: BytesMut::new(),
+            framed: 0,
             at: 0,
             remaining: None,
             bulk: None,
@@ -230,31 +297,63 @@ impl RespParser {
     /// The next request into `args`; false if more bytes are needed. Empty requests (`*0`, an empty
     /// line) are passed over, as in Redis.
     pub fn next(&mut self, args: &mut Args) -> Result<bool, RespProtocolError> {
+        Ok(self.read(args, 1)? > 0 && self.turn(args))
+    }
+
+    /// Reads as many requests as have arrived, up to `requests_max`, and says how many. What follows those that
+    /// are never turned to is read again. Until `set_authenticated` it is one at a time.
+    pub fn read(
+        &mut self,
+        args: &mut Args,
+        requests_max: usize,
+    ) -> Result<usize, RespProtocolError> {
         if let Some(error) = self.failed {
             return Err(error);
         }
         args.clear();
-        loop {
+        if self.framed > 0 {
+            self.framed = 0;
+            self.begin_command();
+        }
+        let requests_max = if self.authenticated { requests_max } else { 1 };
+        while args.requests.len() < requests_max {
             match self.step() {
-                Ok(Step::Command(end)) => {
-                    args.frame = self.take(end);
-                    std::mem::swap(&mut self.ranges, &mut args.ranges);
-                    self.ranges.clear();
-                    if !args.is_empty() {
-                        return Ok(true);
-                    }
+                Ok(Step::Command(_)) if self.ranges.is_empty() => {
+                    self.pass_over(self.framed + self.at, args);
                 }
+                Ok(Step::Command(bytes)) => {
+                    let start = offset(self.framed);
+                    let shifted = |range: Range<u32>| range.start + start..range.end + start;
+                    args.ranges.extend(self.ranges.drain(..).map(shifted));
+                    self.framed += bytes;
+                    args.end_request(self.framed);
+                    self.begin_command();
+                }
+                // Its arguments are not as they stand in the buffer: it is read alone.
+                Ok(Step::Inline { .. }) if !args.requests.is_empty() => break,
                 Ok(Step::Inline { line, end }) => {
-                    let taken = self.take(end);
-                    split_inline(&taken[..line], args).inspect_err(|&e| self.fail(e))?;
-                    if !args.is_empty() {
-                        return Ok(true);
+                    let buffer = self.buffer();
+                    let split = split_inline(&buffer[self.framed..][..line], args);
+                    split.inspect_err(|&e| self.fail(e))?;
+                    if args.ranges.is_empty() {
+                        self.pass_over(self.framed + end, args);
+                        continue;
                     }
+                    self.framed += end;
+                    args.end_request(self.framed);
+                    self.begin_command();
+                    return Ok(1);
                 }
-                Ok(Step::NeedMore) => {
+                Ok(Step::NeedMore) if args.requests.is_empty() => {
                     // Give the driver's buffer back instead of pinning it under half a command.
                     self.gather();
-                    return Ok(false);
+                    return Ok(0);
+                }
+                Ok(Step::NeedMore) => break,
+                // It is found again when it is its turn.
+                Err(_) if !args.requests.is_empty() => {
+                    self.begin_command();
+                    break;
                 }
                 Err(error) => {
                     self.fail(error);
@@ -262,6 +361,65 @@ impl RespParser {
                 }
             }
         }
+        if self.whole.is_empty() {
+            self.whole = std::mem::take(&mut self.pieces).freeze();
+        }
+        args.frame = self.whole.slice(..self.framed);
+        Ok(args.requests.len())
+    }
+
+    /// Turns to the next request that `read` has put into `args`, whose bytes now belong to it alone.
+    pub fn turn(&mut self, args: &mut Args) -> bool {
+        if self.framed == 0 || !args.advance() {
+            return false;
+        }
+        let bytes = args.current_bytes();
+        self.framed -= bytes;
+        self.drop_front(bytes);
+        true
+    }
+
+    fn buffer(&self) -> &[u8] {
+        match self.pieces.is_empty() {
+            true => &self.whole,
+            false => &self.pieces,
+        }
+    }
+
+    /// An empty request ends here. It goes with the one before it, or at once.
+    fn pass_over(&mut self, end: usize, args: &mut Args) {
+        self.begin_command();
+        match args.requests.last_mut() {
+            Some(last) => {
+                last.bytes_end = offset(end);
+                self.framed = end;
+            }
+            None => self.drop_front(end),
+        }
+    }
+
+    fn drop_front(&mut self, bytes: usize) {
+        let from = match self.pieces.is_empty() {
+            true => {
+                self.whole.advance(bytes);
+                if self.whole.is_empty() {
+                    self.whole = Bytes::new();
+                }
+                return;
+            }
+            false => &mut self.pieces,
+        };
+        from.advance(bytes);
+        if from.is_empty() {
+            self.pieces = BytesMut::new();
+        }
+    }
+
+    fn begin_command(&mut self) {
+        self.at = 0;
+        self.remaining = None;
+        self.bulk = None;
+        self.ranges.clear();
     }
 
     fn limits(&self) -> RespLimits {
@@ -282,10 +440,9 @@ impl RespParser {
     /// Reads on from `at` until the command is whole or bytes run out.
     fn step(&mut self) -> Result<Step, RespProtocolError> {
         let limits = self.limits();
-        let buffer = if self.pieces.is_empty() {
-            &self.whole[..]
-        } else {
-            &self.pieces[..]
+        let buffer = match self.pieces.is_empty() {
+            true => &self.whole[self.framed..],
+            false => &self.pieces[self.framed..],
         };
         let Some(&first) = buffer.first() else {
             return Ok(Step::NeedMore);
@@ -369,22 +526,6 @@ impl RespParser {
         Ok(Step::Command(self.at))
     }
 
-    /// Takes the first `end` bytes out and begins a new command.
-    fn take(&mut self, end: usize) -> Bytes {
-        self.at = 0;
-        self.remaining = None;
-        self.bulk = None;
-        if self.pieces.is_empty() {
-            self.whole.split_to(end)
-        } else {
-            let taken = self.pieces.split_to(end).freeze();
-            if self.pieces.is_empty() {
-                self.pieces = BytesMut::new();
-            }
-            taken
-        }
-    }
-
     /// Moves what is left to `pieces`, with room for what is known to be coming.
     fn gather(&mut self) {
         if !self.whole.is_empty() {
@@ -394,13 +535,15 @@ impl RespParser {
         // P1 bends here, once: a bulk's length is known and within the limits, and growing by
         // doubling would copy a large value several times over. At most 64 KiB is taken on trust.
         if let Some(length) = self.bulk {
-            let missing = (self.at + length as usize + 2).saturating_sub(self.pieces.len());
+            let needed = self.framed + self.at + length as usize + 2;
+            let missing = needed.saturating_sub(self.pieces.len());
             self.pieces.reserve(missing.min(64 * 1024));
         }
     }
 
     fn fail(&mut self, error: RespProtocolError) {
         self.failed = Some(error);
+        self.framed = 0;
         self.whole = Bytes::new();
         self.pieces = BytesMut::new();
         self.ranges = Vec::new();
@@ -560,8 +703,24 @@ mod tests {
         }
     }
 
-    /// Everything that comes out when `input` arrives cut at `cuts`, and how it ended.
+    /// Everything that comes out when `input` arrives cut at `cuts`, and how it ended. However many requests are
+    /// read together, and turned to or not, it is the same.
     fn parse_in_pieces(input: &[u8], cuts: &[usize]) -> (Commands, Option<RespProtocolError>) {
+        let one_by_one = parse_together(input, cuts, 1, 1);
+        for (together, turned) in [(2, 1), (3, 3), (8, 5), (8, 8)] {
+            let result = parse_together(input, cuts, together, turned);
+            assert_eq!(result, one_by_one, "{turned} of {together}");
+        }
+        one_by_one
+    }
+
+    /// Reads `together` requests at a time and turns to `turned` of them.
+    fn parse_together(
+        input: &[u8],
+        cuts: &[usize],
+        together: usize,
+        turned: usize,
+    ) -> (Commands, Option<RespProtocolError>) {
         let mut parser = RespParser::new(limits());
         parser.set_authenticated(true);
         let mut args = Args::default();
@@ -574,11 +733,19 @@ mod tests {
             parser.feed(Bytes::copy_from_slice(&input[from..to]));
             from = to;
             loop {
-                match parser.next(&mut args) {
-                    Ok(true) => {
-                        commands.push((0..args.len()).map(|i| args.get(i).to_vec()).collect());
+                match parser.read(&mut args, together) {
+                    Ok(0) => break,
+                    Ok(read) => {
+                        let seconds: Vec<Vec<u8>> = args.coming().map(<[u8]>::to_vec).collect();
+                        let from = commands.len();
+                        for _ in 0..read.min(turned) {
+                            assert!(parser.turn(&mut args), "it was read");
+                            let words = (0..args.len()).map(|i| args.get(i).to_vec());
+                            commands.push(words.collect::<Vec<_>>());
+                        }
+                        let told = commands[from..].iter().filter_map(|words| words.get(1));
+                        assert!(told.zip(&seconds).all(|(word, coming)| word == coming));
                     }
-                    Ok(false) => break,
                     Err(error) => return (commands, Some(error)),
                 }
             }

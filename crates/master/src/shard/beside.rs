@@ -5,10 +5,10 @@
 //! they do there; the gateway withholds the answer instead of `Answers`.
 
 use holdfast_cluster::{Answer, Executed, Now, ShardBeside};
-use holdfast_format::{KeyHash, Position, ServerId, Slot, SlotRange};
+use holdfast_format::{KeyHash, Namespace, Position, ServerId, Slot, SlotRange};
 use holdfast_wire::{Command, Op};
 
-use super::{Life, Shard};
+use super::{Life, PREFETCH_MAX, Shard};
 use crate::commands::{Identity, meta};
 
 impl ShardBeside for Shard {
@@ -18,6 +18,21 @@ impl ShardBeside for Shard {
 
     fn admits(&self, now: Now) -> bool {
         !self.owned.is_empty() && self.unready(now).is_none()
+    }
+
+    fn expect(&self, namespace: Namespace, keys: &mut dyn Iterator<Item = &[u8]>) {
+        let mut hashes = [KeyHash(0); PREFETCH_MAX];
+        loop {
+            let mut count = 0;
+            for (hash, key) in hashes.iter_mut().zip(&mut *keys) {
+                *hash = KeyHash::of(namespace, key);
+                count += 1;
+            }
+            self.log.prefetch_batch(&hashes[..count]);
+            if count < PREFETCH_MAX {
+                return;
+            }
+        }
     }
 
     fn execute(&mut self, now: Now, command: &Command) -> Option<Executed<'_>> {
@@ -39,7 +54,9 @@ impl ShardBeside for Shard {
         }
         let hash = KeyHash::of(command.namespace, &command.key);
         let needs = self.answers.needs(command.namespace, hash);
-        let found = self.log.find(command.namespace, &command.key, self.clock);
+        let found = self
+            .log
+            .find_hashed(command.namespace, &command.key, hash, self.clock);
         let answer = match found {
             Some(found) => Answer::Value {
                 value: found.value,

@@ -68,15 +68,30 @@ impl CommandInfo {
 /// The row of a command, whatever the case of its name.
 pub fn lookup(name: &[u8]) -> Option<&'static CommandInfo> {
     let mut lower = [0; NAME_BYTES_MAX];
-    let lower = lower.get_mut(..name.len())?;
-    for (to, from) in lower.iter_mut().zip(name) {
-        *to = from.to_ascii_lowercase();
-    }
-    let index = COMMANDS
-        .binary_search_by(|row| row.name.as_bytes().cmp(lower))
-        .ok()?;
-    Some(&COMMANDS[index])
+    lower.get_mut(..name.len())?.copy_from_slice(name);
+    lower.make_ascii_lowercase();
+    let index = NAMES.binary_search(&u128::from_be_bytes(lower)).ok()?;
+    // The zeros after a short name could be the asker's own.
+    Some(&COMMANDS[index]).filter(|row| row.name.len() == name.len())
 }
+
+/// The names as numbers, which sort as the names do and are compared at once.
+static NAMES: [u128; COMMAND_COUNT] = {
+    let mut names = [0; COMMAND_COUNT];
+    let mut row = 0;
+    while row < COMMAND_COUNT {
+        let name = COMMANDS[row].name.as_bytes();
+        let mut padded = [0; NAME_BYTES_MAX];
+        let mut at = 0;
+        while at < name.len() {
+            padded[at] = name[at];
+            at += 1;
+        }
+        names[row] = u128::from_be_bytes(padded);
+        row += 1;
+    }
+    names
+};
 
 /// How many commands there are.
 pub const COMMAND_COUNT: usize = COMMANDS.len();
