@@ -273,7 +273,7 @@ impl Store for EngineStore {
         self.stamp += 1;
         self.value[..8].copy_from_slice(&self.stamp.to_le_bytes());
         let value = &self.value[..value_bytes];
-        let stored = self.engine.put_as_shard(key, value, Expiry::default());
+        let stored = self.engine.put_once(key, value, Expiry::default());
         stored.is_ok()
     }
 

@@ -22,8 +22,6 @@ pub const BATCH: usize = 32;
 const OFFER_BYTES: u64 = 4 << 10;
 /// What one slice may read and copy.
 pub const SLICE_BYTES: u64 = 128 << 10;
-/// Slices that a shard lets a write without room have.
-const TRIES_OF_SHARD: u32 = 8;
 /// Slices before a refused put is given up.
 const PATIENCE_SLICES: u32 = 100_000;
 
@@ -165,25 +163,7 @@ impl Engine {
         result
     }
 
-    /// Stores a value as a shard would: without room for it the cleaner has a few slices to make some, then it is
-    /// refused.
-    pub fn put_as_shard(
-        &mut self,
-        key: &[u8],
-        value: &[u8],
-        expiry: Expiry,
-    ) -> Result<(), AppendError> {
-        let mut result = self.put_once(key, value, expiry);
-        let mut tries = TRIES_OF_SHARD;
-        while result.is_err() && tries > 0 {
-            let more = self.offer_slice();
-            tries = if more { tries - 1 } else { 0 };
-            result = self.put_once(key, value, expiry);
-        }
-        result
-    }
-
-    /// Stores a value if there is room for it.
+    /// Stores a value as a shard would: refused is refused.
     pub fn put_once(
         &mut self,
         key: &[u8],

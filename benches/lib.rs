@@ -8,8 +8,10 @@
 //!
 //! Their small runs are ordinary tests, so that no benchmark rots unnoticed. No test here looks at a time.
 
-// Clocks, threads and processes are what is measured here.
-#![allow(clippy::disallowed_methods)]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "clocks, threads and processes are what is measured here"
+)]
 
 pub mod chart;
 pub mod churn;

@@ -1,7 +1,9 @@
 //! A cluster that is full: writes against the memory bound, then deletes, then writes again. `docs/benchmarks.md`.
 
-// Clocks are what is measured with here.
-#![allow(clippy::disallowed_methods)]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "clocks are what is measured with here"
+)]
 
 use std::time::{Duration, Instant};
 

@@ -1,7 +1,9 @@
 //! Object sizes that change (W1 to W8 of FAST '14): what a log needs, and what processes grow to. `docs/benchmarks.md`.
 
-// Clocks are what is measured with here.
-#![allow(clippy::disallowed_methods)]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "clocks are what is measured with here"
+)]
 
 use std::time::Duration;
 

@@ -88,9 +88,7 @@ fn lookup(criterion: &mut Criterion) {
             let keys: [[u8; 16]; 16] =
                 std::array::from_fn(|i| key((n + i as u64 * 104_729) % SESSIONS));
             n = (n + 7_919) % SESSIONS;
-            for key in &keys {
-                log.prefetch(holdfast_format::KeyHash::of(NS, key));
-            }
+            log.prefetch_batch(&keys.map(|key| holdfast_format::KeyHash::of(NS, &key)));
             for key in &keys {
                 found += usize::from(log.find(NS, key, NOW).is_some());
             }

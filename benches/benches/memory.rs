@@ -1,7 +1,9 @@
 //! Bytes of process memory per session, Holdfast against its peers. `docs/benchmarks.md`.
 
-// Clocks are what is measured with here.
-#![allow(clippy::disallowed_methods)]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "clocks are what is measured with here"
+)]
 
 use std::time::Duration;
 

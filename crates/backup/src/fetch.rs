@@ -86,6 +86,9 @@ impl Backup {
     /// ask for the same one, which is read once for all of them.
     fn active(&self) -> usize {
         let replicas_max = self.config.reads_in_flight_max as usize;
+        if self.fetches.len() <= replicas_max {
+            return self.fetches.len();
+        }
         let mut frames: Vec<FrameId> = Vec::with_capacity(replicas_max);
         for (index, job) in self.fetches.iter().enumerate() {
             if frames.contains(&job.frame) {

@@ -117,11 +117,8 @@ fn main() {
                     false => (n >> 20) % sessions,
                 };
                 *key_ = key(n);
-                log.prefetch(KeyHash::of(NS, key_));
             }
-            for key in &keys {
-                log.prefetch_entry(KeyHash::of(NS, key));
-            }
+            log.prefetch_batch(&keys.map(|key| KeyHash::of(NS, &key)));
             for key in &keys {
                 version += 1;
                 value[..8].copy_from_slice(&version.to_le_bytes());

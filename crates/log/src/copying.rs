@@ -614,10 +614,8 @@ impl Cursor {
             self.place += u64::from(next.bytes);
             self.ahead.push_back(next);
             // Half-way its bucket has come, and tells if the next of the chain is asked for as well.
-            if let Some(half) = self.ahead.len().checked_sub(AHEAD / 2)
-                && let Some(near) = self.ahead.get(half)
-            {
-                index.prefetch_chain(region, near.hash);
+            if let Some(half) = self.ahead.len().checked_sub(AHEAD / 2) {
+                index.prefetch_chain(region, self.ahead[half].hash);
             }
         }
     }

@@ -219,15 +219,6 @@ pub(crate) struct Index {
     moving: Vec<Raw>,
 }
 
-/// Starts loading an entry's header and key, which seldom end in the line in which they begin, and where its value
-/// begins.
-#[inline]
-fn prefetch_front(region: &Region, word: Word) {
-    for line in 0..3 {
-        region.prefetch(word.offset() + line * BUCKET_BYTES);
-    }
-}
-
 /// Where a word stood when it was seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub(crate) struct At(u64);
@@ -926,6 +917,15 @@ fn write(region: &mut Region, at: u64, raw: Raw) {
 #[inline]
 fn clear(region: &mut Region, at: u64, bytes: u64) {
     region.memory_mut()[at as usize..(at + bytes) as usize].fill(0);
+}
+
+/// Starts loading an entry's header and key, which seldom end in the line in which they begin, and where its value
+/// begins.
+#[inline]
+fn prefetch_front(region: &Region, word: Word) {
+    for line in 0..3 {
+        region.prefetch(word.offset() + line * BUCKET_BYTES);
+    }
 }
 
 #[cfg(test)]

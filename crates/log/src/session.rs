@@ -48,18 +48,6 @@ impl Log {
         })
     }
 
-    /// Starts loading the index bucket of a key that will be asked for soon. Only a hint.
-    #[inline]
-    pub fn prefetch(&self, hash: KeyHash) {
-        self.index.prefetch(&self.region, hash);
-    }
-
-    /// Starts loading the entry of a key whose index bucket has been loaded by now. Only a hint.
-    #[inline]
-    pub fn prefetch_entry(&self, hash: KeyHash) {
-        let _ = self.index.prefetch_entry(&self.region, hash);
-    }
-
     /// Starts loading all that looking these keys up will read. Only a hint. With 16 to 32 of them at a time
     /// nearly all of the waiting for memory is hidden; the processor has no room for many more.
     #[inline]

@@ -66,7 +66,7 @@ const CLEAN_SLICE_BYTES: u64 = 128 << 10;
 /// more eager, and a million buckets are passed in 16 s.
 const FULL_SWEEP_US: u64 = 4_000;
 
-/// Slices in one flush, so that answers wait at most about a millisecond for the cleaner.
+/// Slices in one flush, about a millisecond at most. The writes of a turn may each bring one more.
 const CLEAN_SLICES: u32 = 8;
 
 /// Writers are offered a slice whenever so much has been appended, and after every write while more is due. The fuller
@@ -136,8 +136,6 @@ pub struct Shard {
     /// Bytes not on all replicas as of the last flush, and appended since.
     unreplicated: u64,
     clean_more: bool,
-    /// Slices that writes without room may still ask for in this turn, all together.
-    tries: u32,
     /// Appended since the cleaner was called.
     uncleaned: u64,
     recover_more: bool,
@@ -186,7 +184,6 @@ impl Shard {
             leased_at_us: None,
             unreplicated: 0,
             clean_more: false,
-            tries: CLEAN_SLICES,
             uncleaned: 0,
             recover_more: false,
             tick_due_us: 0,
@@ -435,28 +432,19 @@ impl Shard {
     /// Executes a command and notes what it concerned.
     fn run(&mut self, command: &Command, identity: Identity<'_>) -> (Position, Outcome) {
         let before = self.log.end();
-        let mut evicted = Vec::new();
-        let mut more = true;
-        let outcome = loop {
-            let context = Context {
-                now: self.clock,
-                owned: &self.owned,
-            };
-            let outcome = execute(
-                &mut self.log,
-                &mut self.limits,
-                context,
-                command,
-                identity,
-                &mut evicted,
-            );
-            // Nobody is refused for want of memory before the cleaner has had a try, unless it had enough of them.
-            if !is_refused(&outcome) || !more || self.tries == 0 {
-                break outcome;
-            }
-            self.tries -= 1;
-            more = self.clean();
+        let context = Context {
+            now: self.clock,
+            owned: &self.owned,
         };
+        let mut evicted = Vec::new();
+        let outcome = execute(
+            &mut self.log,
+            &mut self.limits,
+            context,
+            command,
+            identity,
+            &mut evicted,
+        );
         if let Outcome::Failed(failure) = &outcome {
             self.counts.failed += 1;
             // D4.
@@ -485,17 +473,12 @@ impl Shard {
             true => end,
             false => self.answers.needs(namespace, hash),
         };
-        if command.op.is_write() {
-            self.clean_for(&outcome);
+        let refused = matches!(outcome, Outcome::Failed(Failure::OutOfMemory));
+        let due = refused || self.clean_more || self.uncleaned >= CLEAN_EVERY_BYTES;
+        if due && command.op.is_write() {
+            self.clean();
         }
         (needs, outcome)
-    }
-
-    /// What a write brings about: a large one as many slices as the small ones that would be as long.
-    fn clean_for(&mut self, outcome: &Outcome) {
-        let due = self.clean_more || is_refused(outcome) || self.uncleaned >= CLEAN_EVERY_BYTES;
-        let slices = (self.uncleaned / CLEAN_EVERY_BYTES).clamp(1, u64::from(CLEAN_SLICES));
-        let _ = due && (0..slices).all(|_| self.clean());
     }
 
     fn note_appended(&mut self, before: Position, end: Position) {
@@ -571,7 +554,6 @@ impl Shard {
             self.touch_due_us = now.mono_us + TOUCH_US;
             self.touch_more = self.log.touch_ahead(TOUCH_BYTES);
         }
-        self.tries = CLEAN_SLICES;
         self.clean_more = (0..CLEAN_SLICES).all(|_| self.clean());
     }
 
@@ -915,8 +897,4 @@ impl Node for Shard {
             ..Figures::default()
         }
     }
-}
-
-fn is_refused(outcome: &Outcome) -> bool {
-    matches!(outcome, Outcome::Failed(Failure::OutOfMemory))
 }

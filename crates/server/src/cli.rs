@@ -39,7 +39,7 @@ enum Command {
         holdfast dev --memory 2GiB --dir /var/lib/holdfast\n  \
         holdfast dev --processes --masters 3 --backups 4   then kill -9 any of them\n  \
         holdfast dev --resp 127.0.0.1:0 --resp-cluster 127.0.0.1:0 --grpc 127.0.0.1:0 --http 127.0.0.1:0 \\\n    \
-            --ready-file /tmp/ready.json                 for scripts: free ports, told in a file")]
+            --ready-file ready.json                      for scripts: free ports, told in a file")]
     Dev(DevOptions),
     /// Run the coordinator: membership, tablet map, recoveries.
     #[command(after_help = "Examples:\n  \

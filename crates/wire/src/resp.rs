@@ -891,6 +891,29 @@ mod tests {
         assert_eq!(parser.buffered_bytes(), 25);
     }
 
+    /// P1: found by the fuzzer; a connection could pin the buffer of its largest request with a few bytes
+    /// of the next one, which `buffered_bytes` did not tell.
+    #[test]
+    fn a_request_under_way_does_not_pin_the_buffer_of_the_one_before() {
+        let mut parser = RespParser::new(RespLimits::for_values(8 << 20));
+        parser.set_authenticated(true);
+        let mut args = Args::default();
+        parser.feed(Bytes::from_static(b"*2\r\n$4\r\nECHO\r\n$8388608\r\n"));
+        assert_eq!(parser.next(&mut args), Ok(false));
+        for _ in 0..128 {
+            parser.feed(Bytes::from(vec![b'v'; 64 << 10]));
+            assert_eq!(parser.next(&mut args), Ok(parser.buffered_bytes() == 0));
+        }
+        parser.feed(Bytes::from_static(b"\r\n*2\r\n$3\r\nGET\r\n"));
+        assert_eq!(parser.next(&mut args), Ok(true));
+        assert_eq!(parser.next(&mut args), Ok(false));
+        assert_eq!(parser.buffered_bytes(), 13);
+        assert!(parser.whole.is_empty(), "it shares the large buffer");
+        assert!(parser.allocated_bytes() < 256 << 10);
+        parser.feed(Bytes::from_static(b"$1\r\nk\r\n"));
+        assert_eq!(parser.next(&mut args), Ok(true));
+    }
+
     /// P2: a whole command shares the buffer it came in.
     #[test]
     fn arguments_share_the_receive_buffer() {
