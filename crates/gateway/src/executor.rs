@@ -16,6 +16,7 @@ use holdfast_wire::{Command, Eviction, Failure, NamespacePolicy, Op, Outcome, Us
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
+use crate::calls::Calls;
 use crate::cluster::{self, SlotsReply, node_id};
 use crate::config::{GatewayConfig, Mode};
 use crate::connection::{
@@ -54,6 +55,7 @@ pub(crate) struct Executor {
     pub(crate) rate: Rate,
     /// Bytes that wait for the shard on this thread, of all connections.
     pub(crate) withheld_bytes: u64,
+    pub(crate) calls: Calls,
 }
 
 /// Who gets an outcome.
@@ -66,6 +68,7 @@ pub(crate) enum Waiter {
     },
     Call {
         token: u64,
+        key: KeyHash,
     },
 }
 
@@ -100,7 +103,7 @@ impl Counters {
         self.withheld_given_up += u64::from(replies);
     }
 
-    fn count(&mut self, outcome: &Outcome) {
+    pub(crate) fn count(&mut self, outcome: &Outcome) {
         match outcome {
             Outcome::Failed(_) => self.errors_total += 1,
             Outcome::Value { .. } => self.hits += 1,
@@ -142,6 +145,7 @@ impl Executor {
             counters: Counters::default(),
             rate: Rate::default(),
             withheld_bytes: 0,
+            calls: Calls::default(),
         }
     }
 
@@ -187,14 +191,21 @@ impl Executor {
         connection.write(|reply| write_outcome(face, ReplyShape::Ok, &outcome, reply));
     }
 
+    /// For how long to try a call.
+    pub(crate) fn call_within_ms(&self, call: &Call) -> u32 {
+        let within_ms = call.within_ms.unwrap_or(self.config.retry_ms);
+        within_ms.min(CALL_WITHIN_MS_MAX)
+    }
+
     /// Submits a call's command, which keeps nobody's order.
     pub(crate) fn call(&mut self, now: Now, token: u64, call: Call) {
-        let within_ms = call.within_ms.unwrap_or(self.config.retry_ms);
+        let within_ms = self.call_within_ms(&call);
+        let key = self.calls.sent(&call.command);
         let how = Submit {
-            token: self.waiters.put(Waiter::Call { token }),
+            token: self.waiters.put(Waiter::Call { token, key }),
             once: call.once,
             order: None,
-            within_ms: within_ms.min(CALL_WITHIN_MS_MAX),
+            within_ms,
             scope: Scope::All,
         };
         self.core.submit(now, call.command, how);

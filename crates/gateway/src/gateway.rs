@@ -103,7 +103,8 @@ impl Gateway {
             connection.parser.buffered_bytes() + connection.output_bytes()
         };
         let connections: usize = self.connections.values().map(of).sum();
-        connections as u64 + self.executor.core.figures().pending_bytes
+        let calls = self.executor.calls.bytes();
+        connections as u64 + calls + self.executor.core.figures().pending_bytes
     }
 
     fn message(&mut self, now: Now, from: ServerId, message: Message, out: &mut Outputs) {
@@ -297,7 +298,10 @@ impl Gateway {
     /// Hands an outcome to whoever waits for it.
     fn arrive(&mut self, now: Now, token: u64, outcome: Outcome, out: &mut Outputs) {
         match self.executor.waiters.take(token) {
-            Waiter::Call { token } => out.push(Output::Answer { token, outcome }),
+            Waiter::Call { token, key } => {
+                self.executor.calls.arrived(key);
+                out.push(Output::Answer { token, outcome });
+            }
             Waiter::Reply {
                 connection: id,
                 reply,
@@ -320,7 +324,7 @@ impl Gateway {
         }
     }
 
-    fn call(&mut self, now: Now, token: u64, call: Call, out: &mut Outputs) {
+    fn call(&mut self, now: Now, token: u64, call: Call, shard: Beside<'_, '_>, out: &mut Outputs) {
         self.executor.counters.calls_total += 1;
         let refusal = match self.executor.too_large(&call.command) {
             Some(failure) => Some(failure),
@@ -334,7 +338,13 @@ impl Gateway {
             });
             return;
         }
-        self.executor.call(now, token, call);
+        let executed = match shard.as_deref_mut().filter(|shard| shard.admits(now)) {
+            Some(shard) => self.executor.call_here(now, shard, token, &call),
+            None => false,
+        };
+        if !executed {
+            self.executor.call(now, token, call);
+        }
     }
 
     /// Notes which shard is there. What another one was to make audible never will be (`ShardBeside`, B3).
@@ -344,6 +354,7 @@ impl Gateway {
             return;
         }
         self.beside = id;
+        self.executor.calls.lose_shard();
         let withheld = std::mem::take(&mut self.withheld);
         self.dirty.extend(withheld.into_iter().map(|(_, id)| id));
         // Among them are those that were served since the last flush: they are not in `withheld` yet.
@@ -357,6 +368,11 @@ impl Gateway {
 
     /// Sends what may be heard, and closes what is done.
     fn send(&mut self, now: Now, audible: Option<Position>, out: &mut Outputs) {
+        if let Some(audible) = audible {
+            self.executor.calls.release(audible, out);
+        }
+        let given_up = self.executor.calls.give_up(now.mono_us, out);
+        self.executor.counters.give_up(given_up);
         // Those that an acknowledgement or a renewed lease may have released.
         while let Some(&(needs, id)) = self.withheld.first()
             && audible.is_some_and(|audible| needs <= audible)
@@ -402,7 +418,9 @@ impl Gateway {
 
     /// Ends what has nothing left to do.
     fn finish_shutdown(&mut self, out: &mut Outputs) {
-        let waiting = self.executor.core.figures().pending > 0 || !self.withheld.is_empty();
+        let waiting = self.executor.core.figures().pending > 0
+            || !self.withheld.is_empty()
+            || !self.executor.calls.is_empty();
         if !self.stopping || self.stopped || waiting {
             return;
         }
@@ -469,7 +487,7 @@ impl Node for Gateway {
             Input::Disconnected { connection } => {
                 self.remove(connection);
             }
-            Input::Call { token, call } => self.call(now, token, call, out),
+            Input::Call { token, call } => self.call(now, token, call, &mut shard, out),
             Input::Shutdown => self.stopping = true,
             // Effects of other roles.
             Input::Disk(_) | Input::RecordsWritten { .. } | Input::Order { .. } => {}
@@ -527,7 +545,12 @@ impl Node for Gateway {
         let core = self.executor.core.wakeup();
         let membership = self.executor.membership.wakeup();
         let give_up = (!self.withheld.is_empty()).then_some(self.give_up_us);
-        core.into_iter().chain(membership).chain(give_up).min()
+        let calls = self.executor.calls.wakeup();
+        core.into_iter()
+            .chain(membership)
+            .chain(give_up)
+            .chain(calls)
+            .min()
     }
 
     fn metrics(&self) -> Vec<(&'static str, f64)> {

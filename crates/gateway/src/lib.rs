@@ -5,6 +5,7 @@
 //! a shard, and opens no socket. What it promises a connection (reply order, order of its commands
 //! on one slot, one execution of every write) it keeps with `holdfast_client`.
 
+mod calls;
 mod cluster;
 mod config;
 mod connection;

@@ -11,10 +11,12 @@ mod world;
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use holdfast_cluster::{Answer, ConnectionId, Executed, Input, Node, Now, Outputs, ShardBeside};
-use holdfast_format::{Namespace, Position, SegmentId, ServerId, Version};
+use holdfast_cluster::{
+    Answer, Call, ConnectionId, Executed, Input, Node, Now, Outputs, ShardBeside,
+};
+use holdfast_format::{ClientId, ClusterMs, Namespace, Position, SegmentId, ServerId, Version};
 use holdfast_gateway::{GatewayConfig, Mode};
-use holdfast_wire::{Command, Meta, Op, Outcome};
+use holdfast_wire::{Command, Condition, ExpiryChange, Failure, Meta, Once, Op, Outcome};
 
 use world::{A, B, World, request};
 
@@ -290,4 +292,155 @@ fn with_too_much_withheld_commands_go_the_ordinary_way() {
     pair.connection = 3;
     assert_eq!(pair.send(&["SET here:2 two"]), "");
     assert_eq!(pair.shard.written, 2, "it is executed beside");
+}
+
+// ---- calls ----
+
+fn call_of(key: &'static str, value: Option<&'static str>) -> Call {
+    let op = match value {
+        None => Op::Get,
+        Some(value) => Op::Put {
+            value: Bytes::from_static(value.as_bytes()),
+            condition: Condition::Always,
+            expiry: ExpiryChange::Clear,
+            return_old: false,
+        },
+    };
+    Call {
+        command: Command {
+            namespace: Namespace(0),
+            key: Bytes::from_static(key.as_bytes()),
+            op,
+        },
+        once: None,
+        within_ms: None,
+    }
+}
+
+impl Pair {
+    /// Makes calls, their tokens counting from `first`, and flushes.
+    fn call(&mut self, first: u64, calls: Vec<Call>) {
+        let mut out = Outputs::default();
+        let now = self.world.now;
+        for (token, call) in (first..).zip(calls) {
+            let input = Input::Call { token, call };
+            let shard: Option<&mut dyn ShardBeside> = Some(&mut self.shard);
+            self.world.gateway.step_beside(now, input, shard, &mut out);
+        }
+        self.heard(out);
+    }
+
+    /// Tokens of the calls that have been answered.
+    fn answered(&self) -> Vec<u64> {
+        self.world.answers.keys().copied().collect()
+    }
+}
+
+#[test]
+fn a_call_waits_for_what_it_needs_and_for_nothing_else() {
+    let mut pair = Pair::new();
+    pair.shard.audible = Some(0);
+    let calls = vec![
+        call_of("here:1", Some("one")),
+        call_of("here:1", None),
+        call_of("here:2", Some("two")),
+    ];
+    pair.call(1, calls);
+    assert_eq!(pair.answered(), []);
+    pair.shard.audible = Some(1);
+    pair.flush();
+    assert_eq!(pair.answered(), [1, 2]);
+    let value = Bytes::from_static(b"one");
+    let meta = Meta::default();
+    assert_eq!(pair.world.answers[&2], Outcome::Value { value, meta });
+    pair.shard.audible = None;
+    pair.call(4, vec![call_of("here:3", None)]);
+    assert_eq!(pair.answered(), [1, 2], "without a lease nothing is heard");
+    pair.shard.audible = Some(2);
+    pair.flush();
+    assert_eq!(pair.answered(), [1, 2, 3, 4]);
+    assert!(pair.world.requests.is_empty(), "all were executed beside");
+}
+
+/// A write with an identity goes as a message, for only messages leave a record; what comes after it on the same
+/// key must not be executed before it.
+#[test]
+fn calls_on_one_key_keep_their_order_across_both_ways() {
+    let mut pair = Pair::new();
+    pair.shard.audible = Some(9);
+    let once = Once {
+        client: ClientId(7),
+        sequence: 1,
+        acknowledged: 1,
+        lease_until: ClusterMs(pair.world.store.now.0 + 60_000),
+    };
+    let identified = Call {
+        once: Some(once),
+        ..call_of("here:1", Some("one"))
+    };
+    let calls = vec![
+        identified,
+        call_of("here:1", None),
+        call_of("here:2", Some("two")),
+    ];
+    pair.call(1, calls);
+    assert_eq!(pair.answered(), [3], "another key need not wait");
+    pair.world.run(5);
+    assert_eq!(pair.answered(), [1, 2, 3]);
+    let value = Bytes::from_static(b"one");
+    assert!(matches!(&pair.world.answers[&2], Outcome::Value { value: v, .. } if *v == value));
+    // Nothing of the key is on its way any more.
+    pair.call(4, vec![call_of("here:1", Some("three"))]);
+    assert_eq!(pair.answered(), [1, 2, 3, 4]);
+    assert_eq!(pair.shard.written, 2);
+}
+
+#[test]
+fn calls_that_stay_inaudible_are_given_up_in_their_own_time() {
+    let mut pair = Pair::new();
+    pair.shard.audible = Some(0);
+    let soon = Call {
+        within_ms: Some(50),
+        ..call_of("here:1", None)
+    };
+    let calls = vec![call_of("here:1", Some("one")), soon];
+    pair.call(1, calls);
+    pair.world.now.mono_us += 51_000;
+    pair.flush();
+    assert_eq!(pair.answered(), [2]);
+    let nobody = Outcome::Failed(Failure::Unreachable);
+    assert_eq!(pair.world.answers[&2], nobody, "it has changed nothing");
+    pair.world.now.mono_us += 2_000_000;
+    assert!(pair.world.gateway.wakeup() <= Some(pair.world.now.mono_us));
+    pair.flush();
+    let unknown = Outcome::Failed(Failure::OutcomeUnknown);
+    assert_eq!(pair.world.answers[&1], unknown);
+}
+
+#[test]
+fn calls_of_a_shard_that_is_gone_are_given_up_at_once() {
+    let mut pair = Pair::new();
+    pair.shard.audible = Some(0);
+    let calls = vec![call_of("here:1", Some("one")), call_of("here:1", None)];
+    pair.call(1, calls);
+    pair.shard = Beside::new(B);
+    pair.shard.audible = Some(9);
+    pair.flush();
+    let unknown = Outcome::Failed(Failure::OutcomeUnknown);
+    assert_eq!(pair.world.answers[&1], unknown);
+    let nobody = Outcome::Failed(Failure::Unreachable);
+    assert_eq!(pair.world.answers[&2], nobody);
+}
+
+#[test]
+fn with_too_many_withheld_calls_go_as_messages() {
+    let mut pair = Pair::with(|config| config.pending_max = 3);
+    pair.shard.audible = Some(0);
+    pair.call(1, vec![call_of("here:1", Some("v")); 5]);
+    assert_eq!(pair.shard.written, 3);
+    assert_eq!(pair.world.requests.len(), 1);
+    pair.shard.audible = Some(3);
+    pair.flush();
+    pair.world.run(5);
+    assert_eq!(pair.answered(), [1, 2, 3, 4, 5]);
 }

@@ -82,6 +82,11 @@ enum Command {
 enum BenchCommand {
     /// Load a server that speaks the Redis protocol and tell throughput, latency and its CPU time.
     Load(bench::load::LoadArgs),
+    /// Call and stream over gRPC and tell throughput, latency and CPU time, beside what tonic itself costs.
+    Grpc(bench::grpc::GrpcArgs),
+    /// Serve the echoes that `bench grpc --floor` measures.
+    #[command(hide = true)]
+    GrpcEcho(bench::grpc::EchoArgs),
     /// Open idle connections by the thousand and tell what each takes of the server's memory.
     Connections(bench::connections::ConnectionsArgs),
     /// Kill a master of a cluster of its own and tell how soon its sessions are back.
@@ -264,6 +269,16 @@ fn run(command: Command) -> Outcome<()> {
             bench::load::run(args)
                 .await
                 .context(|| "bench load".to_string())
+        }),
+        Command::Bench(BenchCommand::Grpc(args)) => admin::block_on(async {
+            bench::grpc::run(args)
+                .await
+                .context(|| "bench grpc".to_string())
+        }),
+        Command::Bench(BenchCommand::GrpcEcho(args)) => admin::block_on(async {
+            bench::grpc::echo(args)
+                .await
+                .context(|| "bench grpc-echo".to_string())
         }),
         Command::Bench(BenchCommand::Connections(args)) => admin::block_on(async {
             bench::connections::run(args)

@@ -9,14 +9,19 @@ use rustix::time::{ClockId, clock_gettime};
 /// The machine's time for a `Node`. The boot-time clock goes on while the machine sleeps, so a
 /// lease cannot outlive a suspended laptop.
 pub fn now() -> Now {
-    let boot = clock_gettime(ClockId::Boottime);
     let unix = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or(Duration::ZERO);
     Now {
-        mono_us: boot.tv_sec as u64 * 1_000_000 + boot.tv_nsec as u64 / 1_000,
+        mono_us: mono_us(),
         unix_ms: unix.as_millis() as u64,
     }
+}
+
+/// `Now::mono_us` alone.
+pub fn mono_us() -> u64 {
+    let boot = clock_gettime(ClockId::Boottime);
+    boot.tv_sec as u64 * 1_000_000 + boot.tv_nsec as u64 / 1_000
 }
 
 /// A random number from the kernel.

@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
-use holdfast_cluster::{Call, Order};
+use holdfast_cluster::Order;
 use holdfast_coordinator::{MemberStatus, Phase, Status};
 use holdfast_format::{ClientId, ClusterMs, Namespace, ServerId};
 use holdfast_wire::grpc::{
@@ -18,6 +18,7 @@ use tonic::server::NamedService;
 use tonic_health::ServingStatus;
 use tonic_health::server::{HealthReporter, health_reporter};
 
+use crate::calls::{self, Lane};
 use crate::clock;
 use crate::door::Door;
 use crate::error::{Context, Outcome as Served};
@@ -52,7 +53,8 @@ pub enum Admin {
 #[derive(Debug)]
 pub struct Face {
     pub world: Arc<World>,
-    /// The thread of this process's gateway; without one there are no sessions to serve.
+    /// The thread of this process's gateway, which is the one to serve on; without a gateway there are no
+    /// sessions to serve.
     pub gateway: Option<Arc<Inbox>>,
     pub admin: Admin,
     pub password: Option<String>,
@@ -79,9 +81,7 @@ impl Face {
             admin: self.admin,
             password: self.password,
         };
-        let mut server = tonic::transport::Server::builder()
-            .concurrency_limit_per_connection(CALLS_PER_CONNECTION_MAX)
-            .http2_keepalive_interval(Some(Duration::from_secs(30)));
+        let mut server = server_settings();
         // Balancers ask it without credentials; it says nothing else.
         let (health, health_service) = health_reporter();
         let admin = admin_server(Arc::new(admin), config.clone());
@@ -110,6 +110,13 @@ impl Face {
             () = watch_health(self.world, health, services) => unreachable!("it never ends"),
         }
     }
+}
+
+/// How every gRPC server of this program is set up.
+pub fn server_settings() -> tonic::transport::Server {
+    tonic::transport::Server::builder()
+        .concurrency_limit_per_connection(CALLS_PER_CONNECTION_MAX)
+        .http2_keepalive_interval(Some(Duration::from_secs(30)))
 }
 
 fn name_of<S: NamedService>(_: &S) -> &'static str {
@@ -151,39 +158,14 @@ struct Sessions {
 }
 
 impl SessionsHandler for Sessions {
+    type Lane = Lane;
+
     async fn call(&self, call: SessionCall) -> Outcome {
-        let SessionCall {
-            command,
-            once,
-            within_ms,
-        } = call;
-        let is_write = command.op.is_write();
-        let (reply, outcome) = oneshot::channel();
-        let posted_us = clock::now().mono_us;
-        self.gateway.post(Letter::Call {
-            call: Call {
-                command,
-                once,
-                within_ms,
-            },
-            posted_us,
-            reply,
-        });
-        // Dropped unanswered if the gateway is between two incarnations, or has just ended.
-        let outcome = outcome.await.unwrap_or(Outcome::Failed(if is_write {
-            Failure::OutcomeUnknown
-        } else {
-            Failure::Unreachable
-        }));
-        match (&outcome, within_ms) {
-            // Nobody could be reached in time: whose time was over, the caller's or ours?
-            (Outcome::Failed(Failure::Unreachable), Some(within_ms))
-                if clock::now().mono_us >= posted_us + u64::from(within_ms) * 1_000 =>
-            {
-                Outcome::Failed(Failure::TooLate)
-            }
-            _ => outcome,
-        }
+        calls::call(&self.gateway, call).await
+    }
+
+    fn open_lane(&self) -> Lane {
+        Lane::new(self.gateway.clone())
     }
 
     async fn open_client(&self) -> Result<ClientGrant, Failure> {

@@ -18,17 +18,19 @@
 //! the rest of the cluster is built to survive a process that ends.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use holdfast_cluster::{Input, Level, Node, Now, Output, Outputs, ShardBeside};
+use holdfast_cluster::{Call, Input, Level, Node, Now, Output, Outputs, ShardBeside};
 use holdfast_format::ServerId;
 use holdfast_wire::handshake::ClusterSecret;
 use holdfast_wire::{Message, Outcome};
 use tokio::sync::oneshot;
 use tokio::task::LocalSet;
 
+use crate::calls::Reply;
 use crate::clock;
 use crate::error::{Context, Fatal, Outcome as Started};
 use crate::inbox::{Inbox, Letter, NodeReport, Phase, Switchboard, time_left};
@@ -78,6 +80,9 @@ pub struct HostPlan {
     pub listener: Option<std::net::TcpListener>,
 }
 
+/// A task for a host thread beside its nodes, from when they exist until the thread ends.
+pub type Errand = Box<dyn FnOnce(Arc<Inbox>) -> Pin<Box<dyn Future<Output = ()>>> + Send>;
+
 /// A running host thread.
 #[derive(Debug)]
 pub struct Host {
@@ -87,7 +92,7 @@ pub struct Host {
 
 impl Host {
     /// Starts the thread and returns when its nodes exist, or says why they cannot.
-    pub fn start(plan: HostPlan, world: Arc<World>) -> Started<Host> {
+    pub fn start(plan: HostPlan, errand: Option<Errand>, world: Arc<World>) -> Started<Host> {
         let inbox = world.switchboard.open();
         let (report, started) = std::sync::mpsc::channel();
         let name = plan.name.clone();
@@ -95,7 +100,7 @@ impl Host {
             let inbox = inbox.clone();
             std::thread::Builder::new()
                 .name(name.clone())
-                .spawn(move || run(plan, world, inbox, report))
+                .spawn(move || run(plan, errand, world, inbox, report))
                 .context(|| format!("cannot start thread {name}"))?
         };
         match started.recv() {
@@ -108,6 +113,7 @@ impl Host {
 
 fn run(
     plan: HostPlan,
+    errand: Option<Errand>,
     world: Arc<World>,
     inbox: Arc<Inbox>,
     report: std::sync::mpsc::Sender<Started<()>>,
@@ -126,9 +132,12 @@ fn run(
     };
     let local_set = LocalSet::new();
     local_set.block_on(&runtime, async move {
-        match Loop::start(plan, world, inbox) {
+        match Loop::start(plan, world, inbox.clone()) {
             Ok(mut host) => {
                 let _ = report.send(Ok(()));
+                if let Some(errand) = errand {
+                    tokio::task::spawn_local(errand(inbox));
+                }
                 host.run().await;
             }
             Err(fatal) => {
@@ -151,7 +160,7 @@ struct Hosted {
     effects: Effects,
     /// Stepped since its last flush.
     stepped: bool,
-    calls: BTreeMap<u64, oneshot::Sender<Outcome>>,
+    calls: BTreeMap<u64, Reply>,
     orders: BTreeMap<u64, oneshot::Sender<()>>,
 }
 
@@ -329,30 +338,9 @@ impl Loop {
                     }
                 }
             }
-            Letter::Call {
-                mut call,
-                posted_us,
-                reply,
-            } => {
-                // Its caller has gone: the outcome would be nobody's.
-                if reply.is_closed() {
-                    return;
-                }
-                match time_left(call.within_ms, posted_us, now.mono_us) {
-                    Ok(left_ms) => call.within_ms = left_ms,
-                    Err(failure) => {
-                        let _ = reply.send(Outcome::Failed(failure));
-                        return;
-                    }
-                }
-                let gateway = self.nodes.iter_mut().find(|node| node.role.answers_calls());
-                // Dropping `reply` tells the caller that there is no gateway (any more).
-                if let Some(gateway) = gateway {
-                    let token = self.next_call;
-                    self.next_call += 1;
-                    gateway.calls.insert(token, reply);
-                    let id = gateway.id;
-                    self.step(now, id, Input::Call { token, call });
+            Letter::Calls { calls, posted_us } => {
+                for (call, reply) in calls {
+                    self.take_call(now, call, posted_us, reply);
                 }
             }
             Letter::Report { reply } => {
@@ -398,6 +386,26 @@ impl Loop {
                     self.step(now, id, Input::Shutdown);
                 }
             }
+        }
+    }
+
+    fn take_call(&mut self, now: Now, mut call: Call, posted_us: u64, reply: Reply) {
+        // The outcome would be nobody's.
+        if reply.is_gone() {
+            return;
+        }
+        match time_left(call.within_ms, posted_us, now.mono_us) {
+            Ok(left_ms) => call.within_ms = left_ms,
+            Err(failure) => return reply.send(Outcome::Failed(failure)),
+        }
+        let gateway = self.nodes.iter_mut().find(|node| node.role.answers_calls());
+        // Dropping `reply` tells the caller that there is no gateway (any more).
+        if let Some(gateway) = gateway {
+            let token = self.next_call;
+            self.next_call += 1;
+            gateway.calls.insert(token, reply);
+            let id = gateway.id;
+            self.step(now, id, Input::Call { token, call });
         }
     }
 
@@ -476,8 +484,7 @@ impl Loop {
             }
             Output::Answer { token, outcome } => {
                 if let Some(reply) = node.calls.remove(&token) {
-                    // The caller may have given up meanwhile.
-                    let _ = reply.send(outcome);
+                    reply.send(outcome);
                 }
             }
             Output::Obeyed { token } => {

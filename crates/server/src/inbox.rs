@@ -15,6 +15,8 @@ use holdfast_format::ServerId;
 use holdfast_wire::{Failure, Figures, Message, NamespaceUse, Op, Outcome};
 use tokio::sync::{Notify, oneshot};
 
+use crate::calls::Reply;
+
 /// Bytes of payload that may wait for one thread. The roles bound what they have under way (one
 /// append per replica, a few fetches, a window of requests) far below it: this is the backstop.
 /// Beyond it messages are refused, which the sender sees as a broken connection.
@@ -30,12 +32,11 @@ pub enum Letter {
     },
     /// `peer` has left this process; everyone here who talks to it should know.
     Gone { peer: ServerId },
-    /// A call for whichever gateway this thread hosts.
-    Call {
-        call: Call,
-        /// By the machine's clock (`Now::mono_us`): its deadline counts from here.
+    /// Calls for whichever gateway this thread hosts, in order.
+    Calls {
+        calls: Vec<(Call, Reply)>,
+        /// By the machine's clock (`Now::mono_us`): their deadlines count from here.
         posted_us: u64,
-        reply: oneshot::Sender<Outcome>,
     },
     Report {
         reply: oneshot::Sender<Vec<NodeReport>>,

@@ -9,6 +9,7 @@
 
 pub mod admin;
 pub mod bench;
+pub mod calls;
 pub mod certificates;
 pub mod children;
 pub mod cli;

@@ -1,6 +1,7 @@
 //! One process of a cluster: host threads, faces, readiness, signals.
 //!
-//! The main thread serves gRPC and HTTP and waits for signals; nodes live on host threads.
+//! The main thread serves HTTP and waits for signals; nodes live on host threads. gRPC is served on the gateway's, or
+//! where there is none on the main thread.
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
@@ -13,7 +14,7 @@ use tokio::sync::oneshot;
 
 use crate::error::{Context, Fatal, Outcome};
 use crate::grpc;
-use crate::host::{Host, HostPlan, World};
+use crate::host::{Errand, Host, HostPlan, World};
 use crate::http::{self, Shown};
 use crate::inbox::{Letter, Phase};
 use crate::metrics::Families;
@@ -77,18 +78,29 @@ impl Process {
         let began = Instant::now();
         let mut stop = Signals::listen()?;
         let world = Arc::new(self.world);
+        let (failed, mut failure) = tokio::sync::mpsc::channel::<Fatal>(1);
+        let mut grpc = self.grpc.map(|listener| {
+            let face = grpc::Face {
+                world: world.clone(),
+                gateway: None,
+                admin: self.admin,
+                password: self.password,
+                value_bytes_max: self.value_bytes_max,
+                connections_max: self.clients_max,
+            };
+            (listener, face)
+        });
         let mut hosts = Vec::new();
-        let mut gateway = None;
         for plan in self.hosts {
             let has_gateway = plan
                 .seats
                 .iter()
                 .any(|seat| matches!(seat, SeatPlan::Gateway { .. }));
-            let host = Host::start(plan, world.clone())?;
-            if has_gateway {
-                gateway = Some(host.inbox.clone());
-            }
-            hosts.push(host);
+            let errand = match has_gateway {
+                true => grpc.take().map(|grpc| beside_gateway(grpc, failed.clone())),
+                false => None,
+            };
+            hosts.push(Host::start(plan, errand, world.clone())?);
         }
         let mine = Arc::new(Mine {
             name: self.name.clone(),
@@ -97,7 +109,6 @@ impl Process {
         if let Some(tls) = world.tls.clone() {
             tokio::spawn(keep_certificates(tls, Signals::hangup()?));
         }
-        let (failed, mut failure) = tokio::sync::mpsc::channel::<Fatal>(1);
         if let Some(listener) = self.http {
             let failed = failed.clone();
             let serving = http::serve(listener, world.tls.clone(), mine.clone());
@@ -107,16 +118,9 @@ impl Process {
                 }
             });
         }
-        if let Some(listener) = self.grpc {
+        // Where there is no gateway it is about administration alone.
+        if let Some((listener, face)) = grpc {
             let failed = failed.clone();
-            let face = grpc::Face {
-                world: world.clone(),
-                gateway,
-                admin: self.admin,
-                password: self.password,
-                value_bytes_max: self.value_bytes_max,
-                connections_max: self.clients_max,
-            };
             tokio::spawn(async move {
                 if let Err(fatal) = face.serve(listener).await {
                     let _ = failed.send(fatal).await;
@@ -185,6 +189,25 @@ impl Process {
         }
         outcome
     }
+}
+
+/// Serves gRPC on the gateway's own thread: a call that crossed threads would wake two of them, which costs more
+/// than all the rest of it.
+fn beside_gateway(
+    (listener, face): (TcpListener, grpc::Face),
+    failed: tokio::sync::mpsc::Sender<Fatal>,
+) -> Errand {
+    Box::new(move |inbox| {
+        let face = grpc::Face {
+            gateway: Some(inbox),
+            ..face
+        };
+        Box::pin(async move {
+            if let Err(fatal) = face.serve(listener).await {
+                let _ = failed.send(fatal).await;
+            }
+        })
+    })
 }
 
 impl Shown for Mine {

@@ -5,9 +5,10 @@ mod support;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use support::{Dev, PATIENCE, http, run};
+use support::{Dev, PATIENCE, http, redis, run};
 
 fn connect(address: &str) -> TcpStream {
     let stream = TcpStream::connect(address).unwrap();
@@ -147,4 +148,101 @@ fn limits_that_contradict_each_other_are_refused() {
         "2MiB",
     ]);
     assert!(text.contains("--client-output-hard is less"), "{text}");
+}
+
+/// Ends the storm, however its test ends.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Strangers come without pause until an established client has had a hundred answers; with an accept loop that
+/// never yields it would have none.
+#[test]
+fn an_accept_storm_does_not_starve_the_established() {
+    for flags in [
+        ["--clients-max", "100"].as_slice(),
+        &["--clients-max", "100", "--tls"],
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let dev = Dev::start(dir.path(), flags);
+        let resp = dev.address("resp").to_string();
+        // On the TLS port they never shake hands: those hold the places for handshakes, the rest waits outside. The
+        // established speaks over the other way in, which has the same thread.
+        let established = match flags.contains(&"--tls") {
+            true => None,
+            false => Some(connect(&resp)),
+        };
+        let enough = AtomicBool::new(false);
+        let strangers = AtomicU32::new(0);
+        std::thread::scope(|scope| {
+            let _end = End(&enough);
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    let mut held = std::collections::VecDeque::new();
+                    while !enough.load(Ordering::Relaxed) {
+                        held.push_back(TcpStream::connect(&resp));
+                        strangers.fetch_add(1, Ordering::Relaxed);
+                        if held.len() > 64 {
+                            held.pop_front();
+                        }
+                    }
+                });
+            }
+            let ca = dir.path().join("data/tls/ca.pem");
+            let served = match established {
+                Some(mut established) => (0..100).all(|_| ping(&mut established)),
+                None => (0..3).all(|_| {
+                    let output = run(&[
+                        "session",
+                        "put",
+                        "k",
+                        "v",
+                        "--grpc",
+                        dev.address("grpc"),
+                        "--ca",
+                        ca.to_str().unwrap(),
+                    ]);
+                    output.status.success()
+                }),
+            };
+            assert!(served, "it was starved by {strangers:?} strangers");
+        });
+        assert!(strangers.into_inner() > 0);
+    }
+}
+
+/// From the list to the cut: the one that is killed hears nothing more, the others notice nothing.
+#[test]
+fn operators_see_connections_and_end_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut dev = Dev::start(dir.path(), &[]);
+    let resp = dev.address("resp").to_string();
+    let mut victim = connect(&resp);
+    victim.write_all(b"CLIENT SETNAME victim\r\n").unwrap();
+    victim.read_exact(&mut [0; 5]).unwrap();
+    let mut bystander = connect(&resp);
+    assert!(ping(&mut bystander));
+    let list = dev.redis(&["CLIENT", "LIST"]);
+    let line = list.lines().find(|line| line.contains("name=victim"));
+    let line = line.unwrap_or_else(|| panic!("not in {list}"));
+    let field = |name: &str| {
+        let value = line.split(' ').find_map(|field| field.strip_prefix(name));
+        value.unwrap().to_string()
+    };
+    let address = victim.local_addr().unwrap().to_string();
+    assert_eq!(field("addr="), address);
+    assert_eq!(dev.redis(&["CLIENT", "KILL", "ADDR", &address]), ":1\r\n");
+    let mut rest = Vec::new();
+    victim.read_to_end(&mut rest).unwrap();
+    assert!(rest.is_empty());
+    assert!(ping(&mut bystander));
+    dev.eventually("one client less", || {
+        let list = redis(&resp, &["CLIENT", "LIST"]);
+        (!list.contains("name=victim")).then_some(())
+    });
+    assert_eq!(dev.redis(&["CLIENT", "KILL", "ADDR", &address]), ":0\r\n");
 }

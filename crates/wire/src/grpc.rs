@@ -11,7 +11,9 @@
 mod admin;
 mod client;
 mod convert;
+mod echo;
 mod failure;
+mod lane;
 mod server;
 
 /// Generated from `proto/`.
@@ -30,6 +32,7 @@ mod v1 {
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/holdfast.v1.bin"));
 
 use std::future::Future;
+use std::task::{Context, Poll};
 
 use holdfast_format::{ClientId, ClusterMs, LogId, Namespace, ServerId};
 
@@ -39,6 +42,7 @@ use crate::namespaces::{NamespacePolicy, NamespaceUse};
 
 pub use admin::{AdminClient, admin_server};
 pub use client::{ClientError, ClientTls, SessionsClient};
+pub use echo::echo_server;
 pub use server::sessions_server;
 
 /// One command from a gRPC client.
@@ -62,10 +66,23 @@ pub struct ClientGrant {
 ///
 /// A call that is dropped (its client went away) may or may not be executed.
 pub trait SessionsHandler: Send + Sync + 'static {
-    /// Answers one command. Calls made one after another on one stream or batch begin in order.
+    type Lane: SessionLane;
+    /// Answers one command.
     fn call(&self, call: SessionCall) -> impl Future<Output = Outcome> + Send;
+    /// A way for the requests of one stream or batch.
+    fn open_lane(&self) -> Self::Lane;
     /// Makes a client known by which writes are executed exactly once.
     fn open_client(&self) -> impl Future<Output = Result<ClientGrant, Failure>> + Send;
+}
+
+/// Commands of one stream or batch. They begin in order, and their outcomes come in the same order.
+pub trait SessionLane: Unpin + Send + 'static {
+    /// Takes a call on, to be begun with those before it.
+    fn push(&mut self, call: SessionCall);
+    /// Begins what was pushed.
+    fn begin(&mut self);
+    /// The outcome of the earliest call that has none yet; if there is no such call, pending for ever.
+    fn poll_outcome(&mut self, cx: &mut Context<'_>) -> Poll<Outcome>;
 }
 
 /// Tells about the cluster and orders it; whoever mounts `admin_server` provides one.

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -11,17 +12,64 @@ use holdfast_wire::*;
 use tokio_stream::wrappers::TcpListenerStream;
 
 /// Answers from a script and remembers what it was asked.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Scripted {
-    outcomes: Mutex<VecDeque<Outcome>>,
-    heard: Mutex<Vec<SessionCall>>,
+    outcomes: Arc<Mutex<VecDeque<Outcome>>>,
+    heard: Arc<Mutex<Vec<SessionCall>>>,
 }
 
-impl SessionsHandler for Scripted {
-    async fn call(&self, call: SessionCall) -> Outcome {
+impl Scripted {
+    fn answer(&self, call: SessionCall) -> Outcome {
         self.heard.lock().expect("no panics").push(call);
         let next = self.outcomes.lock().expect("no panics").pop_front();
         next.unwrap_or(Outcome::Failed(Failure::Busy))
+    }
+}
+
+/// Answers what was begun, one at a time, each only when it is asked again.
+struct ScriptedLane {
+    script: Scripted,
+    pushed: Vec<SessionCall>,
+    begun: VecDeque<SessionCall>,
+    hesitates: bool,
+}
+
+impl SessionLane for ScriptedLane {
+    fn push(&mut self, call: SessionCall) {
+        self.pushed.push(call);
+    }
+
+    fn begin(&mut self) {
+        self.begun.extend(self.pushed.drain(..));
+    }
+
+    fn poll_outcome(&mut self, cx: &mut Context<'_>) -> Poll<Outcome> {
+        self.hesitates = !self.hesitates;
+        if self.hesitates {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        match self.begun.pop_front() {
+            Some(call) => Poll::Ready(self.script.answer(call)),
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl SessionsHandler for Scripted {
+    type Lane = ScriptedLane;
+
+    async fn call(&self, call: SessionCall) -> Outcome {
+        self.answer(call)
+    }
+
+    fn open_lane(&self) -> ScriptedLane {
+        ScriptedLane {
+            script: self.clone(),
+            pushed: Vec::new(),
+            begun: VecDeque::new(),
+            hesitates: false,
+        }
     }
 
     async fn open_client(&self) -> Result<ClientGrant, Failure> {

@@ -1,7 +1,8 @@
-//! `holdfast bench`: load, connections and recovery, measured from outside as a client sees them.
+//! `holdfast bench`: load, gRPC, connections and recovery, measured from outside as a client sees them.
 
 pub mod connections;
 pub mod cpu;
+pub mod grpc;
 pub mod keys;
 pub mod load;
 pub mod recovery;

@@ -17,6 +17,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::convert::Asked;
 use super::failure::CallError;
+use super::lane::{Results, item_of};
 use super::v1;
 use super::v1::result::Result as Told;
 use super::v1::sessions_server::{Sessions, SessionsServer};
@@ -103,16 +104,16 @@ impl<H: SessionsHandler> SessionsFace<H> {
             let fault = format!("has {} items; the limit is {limit}", items.len());
             return Err(CallError::invalid(vec![("items", fault)]).into_status());
         }
-        let handler = &*self.handler;
         let mut results = Vec::with_capacity(items.len());
-        let mut answers = stream::iter(items)
-            .map(|item| {
-                let asked = item.try_into();
-                async move { item_of(execute(handler, asked, within_ms).await) }
-            })
-            .buffered(self.config.stream_requests_max);
+        let mut answers = Results::new(
+            stream::iter(items.into_iter().map(Ok)),
+            self.handler.open_lane(),
+            self.config.stream_requests_max,
+            within_ms,
+        );
         let mut bytes = 0;
         while let Some(result) = answers.next().await {
+            let result = result?;
             let result_bytes = result.encoded_len() + RESULT_FRAME_BYTES;
             // Clients refuse a reply that is too long as a whole; so they get what fits.
             if bytes + result_bytes > self.config.message_bytes_max {
@@ -195,11 +196,6 @@ fn list_command(request: &v1::ListRequest) -> Result<Command, CallError> {
             limit,
         },
     })
-}
-
-fn item_of(answer: Result<Told, CallError>) -> v1::Result {
-    let told = answer.unwrap_or_else(|error| Told::Error(error.into_item()));
-    v1::Result { result: Some(told) }
 }
 
 /// The reply of the one kind that the request's kind can have.
@@ -331,13 +327,12 @@ impl<H: SessionsHandler> Sessions for SessionsFace<H> {
     ) -> Result<Response<Self::StreamStream>, Status> {
         // A stream's deadline is that of the whole; single requests have the handler's.
         let (requests, _) = self.open(request)?;
-        let handler = self.handler.clone();
-        let answers = requests
-            .map(move |request| {
-                let handler = handler.clone();
-                async move { Ok(item_of(execute(&*handler, request?.try_into(), None).await)) }
-            })
-            .buffered(self.config.stream_requests_max);
+        let answers = Results::new(
+            requests,
+            self.handler.open_lane(),
+            self.config.stream_requests_max,
+            None,
+        );
         Ok(Response::new(Box::pin(answers)))
     }
 }
