@@ -29,7 +29,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_format::{
-    ClusterMs, Digest, Epoch, SEGMENT_HEADER_BYTES, SegmentId, ServerId, Version,
+    ClusterMs, Digest, Epoch, LogId, SEGMENT_HEADER_BYTES, SegmentId, ServerId, Version,
 };
 use holdfast_wire::{Certificate, Holder, Inventory, RecoverSegment, ReplicaState};
 
@@ -45,6 +45,8 @@ pub enum Hold {
     NoHead,
     /// No backup that is up holds the head as far as it was sealed.
     SealNotReached(Seal),
+    /// The shard leant on another dead log, of which something is missing.
+    Lent { log: LogId, hold: Box<Hold> },
     /// These segments have no complete replica on any backup that is up. The first
     /// 64 are named.
     Missing {
@@ -62,6 +64,7 @@ impl std::fmt::Display for Hold {
                 "no backup that is up holds segment {} as far as its sealed length {}",
                 seal.head, seal.length
             ),
+            Hold::Lent { log, hold } => write!(f, "of log {log}, which it leant on, {hold}"),
             Hold::Missing { segments, count } => {
                 write!(
                     f,
@@ -87,9 +90,25 @@ pub(crate) struct Reading {
     pub segments: Vec<RecoverSegment>,
     pub version_ceiling: Version,
     pub expiry_floor: ClusterMs,
+    /// The head holds nothing past its opening: the one before may have been closed on few replicas only (R2).
+    pub bare: bool,
 }
 
 impl Reading {
+    /// The segments that may be leant on: those of which as many replicas were closed as there are to be
+    /// before anything followed (R2). Of the head, and perhaps of the one before, there may be fewer.
+    pub(crate) fn lendable(&self, replicas: u8) -> Vec<SegmentId> {
+        let on_enough = |segment: &&RecoverSegment| {
+            let backups: BTreeSet<ServerId> = segment.holders.iter().map(|it| it.backup).collect();
+            !self.bare || backups.len() >= usize::from(replicas)
+        };
+        (self.segments.iter())
+            .filter(|segment| segment.segment != self.seal.head)
+            .filter(on_enough)
+            .map(|segment| segment.segment)
+            .collect()
+    }
+
     /// What there is to read when nobody holds the sealed head: it, and from nobody.
     pub(crate) fn out_of_reach(seal: Seal) -> Reading {
         let head = RecoverSegment {
@@ -101,6 +120,7 @@ impl Reading {
             segments: vec![head],
             version_ceiling: Version::default(),
             expiry_floor: ClusterMs::default(),
+            bare: true,
         }
     }
 
@@ -175,24 +195,61 @@ pub(crate) fn assess(
         None => choose(minimum, &known),
     };
     let (seal, segments) = sealed?;
-    let listed = || {
-        inventories
-            .values()
-            .flat_map(|inventory| &inventory.replicas)
-    };
+    let digest = known.get(&seal.head).and_then(Known::digest);
+    let opening = SEGMENT_HEADER_BYTES + Digest::encoded_len(digest.map_or(0, <[SegmentId]>::len));
     Ok(Reading {
         seal,
         segments,
-        version_ceiling: listed()
-            .map(|r| r.version_ceiling)
-            .max()
-            .unwrap_or_default(),
-        expiry_floor: inventories
-            .values()
-            .map(|i| i.expiry_ceiling)
-            .max()
-            .unwrap_or_default(),
+        version_ceiling: version_ceiling(inventories),
+        expiry_floor: expiry_floor(inventories),
+        bare: seal.length as usize <= opening,
     })
+}
+
+/// Where to read segments that are leant on: any closed replica of each, by its own certificate (S3). Without the
+/// head, whatever became of it: its entries are in the log that leans.
+pub(crate) fn lent(
+    lendable: &[SegmentId],
+    inventories: &BTreeMap<ServerId, Inventory>,
+) -> (Vec<RecoverSegment>, Option<Hold>) {
+    let mut known: BTreeMap<SegmentId, Known<'_>> = BTreeMap::new();
+    for (backup, inventory) in inventories {
+        for replica in inventory.replicas.iter().filter(|it| !it.is_bad()) {
+            let segment = known.entry(replica.segment).or_default();
+            segment.replicas.push((*backup, replica));
+        }
+    }
+    let nothing = Known::default();
+    let holders = |segment: SegmentId| {
+        let replicas = known.get(&segment).unwrap_or(&nothing);
+        replicas.holders(|it| it.closed.then_some(it.certificate))
+    };
+    let segments: Vec<RecoverSegment> = (lendable.iter())
+        .map(|&segment| RecoverSegment {
+            segment,
+            holders: holders(segment),
+        })
+        .collect();
+    let missing = segments.iter().filter(|it| it.holders.is_empty());
+    let mut missing: Vec<SegmentId> = missing.map(|it| it.segment).collect();
+    let count = missing.len();
+    missing.truncate(MISSING_NAMED_MAX);
+    let hold = (count > 0).then_some(Hold::Missing {
+        segments: missing,
+        count,
+    });
+    (segments, hold)
+}
+
+pub(crate) fn version_ceiling(inventories: &BTreeMap<ServerId, Inventory>) -> Version {
+    let listed = inventories.values().flat_map(|it| &it.replicas);
+    let ceilings = listed.map(|replica| replica.version_ceiling);
+    ceilings.max().unwrap_or_default()
+}
+
+pub(crate) fn expiry_floor(inventories: &BTreeMap<ServerId, Inventory>) -> ClusterMs {
+    let ceilings = inventories.values().map(|it| it.expiry_ceiling);
+    ceilings.max().unwrap_or_default()
 }
 
 type Sealed = Result<(Seal, Vec<RecoverSegment>), Hold>;

@@ -79,6 +79,9 @@ pub struct Coordinator {
     namespaces: BTreeMap<Namespace, NamespaceLimits>,
     finished: Finished,
     declared_dead: u64,
+    /// Parts of logs that were served before they were replicated, and those read from more than one log.
+    takeovers_leaning: u64,
+    takeovers_from_several: u64,
 
     /// False until the start record is durable; before that nothing is heard and nothing said.
     started: bool,
@@ -97,6 +100,8 @@ pub struct Coordinator {
     view_stale: bool,
     owed_enlisted: BTreeSet<ServerId>,
     owed_epochs: BTreeSet<LogId>,
+    /// Recoveries that are over, of which their masters do not know yet that this is on record.
+    owed_recorded: BTreeSet<(ServerId, LogId, u64)>,
     /// Orders that have been obeyed but for telling so.
     owed_orders: Vec<u64>,
     dial: Vec<ServerId>,
@@ -170,6 +175,8 @@ impl Coordinator {
             namespaces,
             finished: Finished::default(),
             declared_dead: 0,
+            takeovers_leaning: 0,
+            takeovers_from_several: 0,
             started: false,
             stopped: false,
             last_step_us: None,
@@ -184,6 +191,7 @@ impl Coordinator {
             view_stale: true,
             owed_enlisted: BTreeSet::new(),
             owed_epochs: BTreeSet::new(),
+            owed_recorded: BTreeSet::new(),
             owed_orders: Vec::new(),
             dial,
             hang_up: Vec::new(),
@@ -279,6 +287,22 @@ impl Coordinator {
                     timings,
                 };
                 self.recovered(now, from, log, done);
+            }
+            Message::Replayed {
+                log,
+                attempt,
+                entries,
+                bytes,
+                bytes_left,
+                timings,
+            } => {
+                let done = Done {
+                    attempt,
+                    entries,
+                    bytes,
+                    timings,
+                };
+                self.replayed(now, from, log, done, bytes_left);
             }
             Message::RecoveryFailed {
                 log,
@@ -585,11 +609,44 @@ impl Coordinator {
         if !self.live.contains_key(&LogId::of(from)) {
             return;
         }
-        let Some(recovery) = self.recoveries.get_mut(&log) else {
+        let attempt = done.attempt;
+        let (tablets, journal) = (&mut self.tablets, &mut self.journal);
+        let taken = (self.recoveries.get_mut(&log))
+            .and_then(|it| it.recovered(from, done, now.mono_us, tablets, journal));
+        if let Some(ranges) = taken {
+            self.view_stale = true;
+            let mut from_several = false;
+            for recovery in self.recoveries.values_mut() {
+                from_several |= recovery.lend_on(log.shard(), &ranges, None, journal);
+            }
+            self.takeovers_from_several += u64::from(from_several);
+        }
+        for recovery in self.recoveries.values_mut() {
+            recovery.stands_alone(from, log, attempt, journal);
+        }
+        self.owed_recorded.insert((from, log, attempt));
+    }
+
+    /// As `recovered`, of what still leans on dead logs.
+    fn replayed(&mut self, now: Now, from: ServerId, log: LogId, done: Done, bytes_left: u64) {
+        if !self.live.contains_key(&LogId::of(from)) {
+            return;
+        }
+        let (tablets, journal) = (&mut self.tablets, &mut self.journal);
+        let attempt = done.attempt;
+        let taken = (self.recoveries.get_mut(&log))
+            .and_then(|it| it.replayed(from, done, bytes_left, now.mono_us, tablets, journal));
+        let Some(ranges) = taken else {
             return;
         };
-        let (tablets, journal) = (&mut self.tablets, &mut self.journal);
-        self.view_stale |= recovery.recovered(from, done, now.mono_us, tablets, journal);
+        self.view_stale = true;
+        let to = (from, log, attempt);
+        let mut from_several = false;
+        for recovery in self.recoveries.values_mut() {
+            from_several |= recovery.lend_on(log.shard(), &ranges, Some(to), journal);
+        }
+        self.takeovers_leaning += 1;
+        self.takeovers_from_several += u64::from(from_several);
     }
 
     /// Compares what is with what should be: recoveries, the first deal, the clock's ceiling.
@@ -608,10 +665,22 @@ impl Coordinator {
             settle_until_us: self.settle_until_us,
         };
         for recovery in self.recoveries.values_mut() {
+            recovery.judge(&around, &self.tablets, &mut self.journal, out);
+        }
+        let dead: Vec<LogId> = self.recoveries.keys().copied().collect();
+        for log in dead {
+            let lenders = (self.recoveries.values())
+                .filter_map(|it| it.lends_to(log.shard(), now.mono_us))
+                .collect();
+            let recovery = self.recoveries.get_mut(&log).expect("listed from there");
+            recovery.set_lenders(lenders);
+        }
+        for recovery in self.recoveries.values_mut() {
             self.view_stale |= recovery.advance(&around, &mut self.tablets, &mut self.journal, out);
         }
-        let over: Vec<LogId> = (self.recoveries.keys().copied())
-            .filter(|log| self.tablets.ranges_of(*log).is_empty())
+        let over: Vec<LogId> = (self.recoveries.iter())
+            .filter(|(log, it)| !self.tablets.owns_any(**log) && !it.is_leant_on())
+            .map(|(log, _)| *log)
             .collect();
         for log in over {
             let recovery = self.recoveries.remove(&log).expect("just listed");
@@ -713,6 +782,9 @@ impl Coordinator {
         for log in std::mem::take(&mut self.owed_epochs) {
             let epoch = self.live[&log].minimum_epoch;
             out.send(log.shard(), Message::EpochRecorded { log, epoch });
+        }
+        for (to, log, attempt) in std::mem::take(&mut self.owed_recorded) {
+            out.send(to, Message::RecoveryRecorded { log, attempt });
         }
         for token in std::mem::take(&mut self.owed_orders) {
             out.push(Output::Obeyed { token });
@@ -829,6 +901,7 @@ impl Node for Coordinator {
             .values()
             .filter(|r| r.hold().is_some())
             .count();
+        let leaning = self.recoveries.values().filter(|r| r.is_lent()).count();
         let unavailable: u32 = (self.tablet_view().iter())
             .filter(|tablet| !tablet.available)
             .map(|tablet| tablet.range.slots())
@@ -838,11 +911,23 @@ impl Node for Coordinator {
             ("holdfast_backups_up", up(Role::Backup)),
             ("holdfast_gateways_up", up(Role::Gateway)),
             ("holdfast_slots_unavailable", f64::from(unavailable)),
-            ("holdfast_recoveries_running", self.recoveries.len() as f64),
+            (
+                "holdfast_recoveries_running",
+                (self.recoveries.len() - leaning) as f64,
+            ),
+            ("holdfast_recoveries_leaning", leaning as f64),
             ("holdfast_recoveries_held", held as f64),
             (
                 "holdfast_recoveries_finished_total",
                 self.finished.count as f64,
+            ),
+            (
+                "holdfast_takeovers_leaning_total",
+                self.takeovers_leaning as f64,
+            ),
+            (
+                "holdfast_takeovers_from_several_logs_total",
+                self.takeovers_from_several as f64,
             ),
             (
                 "holdfast_members_declared_dead_total",

@@ -97,6 +97,23 @@ pub(crate) struct DeadLog {
     /// The highest attempt so far.
     pub attempts: u64,
     pub partitions: Vec<Partition>,
+    /// Segments that recovery masters may lean on; chosen with the seal's first plan, and kept while anyone
+    /// takes a part over by it or leans.
+    pub lendable: Vec<SegmentId>,
+    /// Who leans on this log. It stays until nobody does.
+    pub leans: Vec<Lean>,
+}
+
+/// Ranges that were taken over before all of them was replicated: until it is, they are to be recovered from
+/// the `lendable` segments of the dead log too.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Lean {
+    /// The recovery master. It owns the ranges, dead or alive.
+    pub master: ServerId,
+    /// The recovery by which it got them: of this log, or of one that leant on this log itself.
+    pub by: LogId,
+    pub attempt: u64,
+    pub ranges: Vec<SlotRange>,
 }
 
 /// The agreed end of a dead log.
@@ -251,6 +268,20 @@ impl Recorded {
                         let why = "it plans for slots that the log does not own";
                         return Err(nonsense(log_key(*log), why));
                     }
+                    let leans = |lean: &Lean| {
+                        let owner = LogId::of(lean.master);
+                        let owned = |range: &SlotRange| {
+                            let mut tablets = self.tablets.iter().filter(|t| t.owner == owner);
+                            tablets.any(|t| {
+                                t.range.contains(range.first) && t.range.contains(range.last)
+                            })
+                        };
+                        lean.ranges.iter().all(owned)
+                    };
+                    if !dead.leans.iter().all(leans) {
+                        let why = "a shard leans on it for slots that it does not own";
+                        return Err(nonsense(log_key(*log), why));
+                    }
                 }
                 _ => {}
             }
@@ -330,6 +361,13 @@ impl Value {
         self.count(stores.len());
         stores.iter().for_each(|store| self.u64(*store));
     }
+    fn ranges(&mut self, ranges: &[SlotRange]) {
+        self.count(ranges.len());
+        for range in ranges {
+            self.u16(range.first.0);
+            self.u16(range.last.0);
+        }
+    }
     pub(crate) fn member(&mut self, member: &Member) {
         self.u8(match member.role {
             Role::Shard => 1,
@@ -368,7 +406,7 @@ impl Value {
                 self.stores(&log.stores);
             }
             LogRecord::Recovering(log) => {
-                self.u8(2);
+                self.u8(3);
                 self.text(&log.name);
                 self.u64(log.detected.0);
                 self.u64(log.fence.0);
@@ -385,11 +423,16 @@ impl Value {
                 for partition in &log.partitions {
                     self.u64(partition.attempt);
                     self.u64(partition.master.0);
-                    self.count(partition.ranges.len());
-                    for range in &partition.ranges {
-                        self.u16(range.first.0);
-                        self.u16(range.last.0);
-                    }
+                    self.ranges(&partition.ranges);
+                }
+                self.count(log.lendable.len());
+                log.lendable.iter().for_each(|segment| self.u64(segment.0));
+                self.count(log.leans.len());
+                for lean in &log.leans {
+                    self.u64(lean.master.0);
+                    self.u64(lean.by.0);
+                    self.u64(lean.attempt);
+                    self.ranges(&lean.ranges);
                 }
             }
         }
@@ -500,7 +543,8 @@ impl<'a> Fields<'a> {
                 minimum_epoch: Epoch(self.u64()?),
                 stores: self.stores()?,
             })),
-            2 => Ok(LogRecord::Recovering(DeadLog {
+            // 2 knew nothing of leaning.
+            kind @ (2 | 3) => Ok(LogRecord::Recovering(DeadLog {
                 name: self.text()?,
                 detected: ClusterMs(self.u64()?),
                 fence: Epoch(self.u64()?),
@@ -516,6 +560,14 @@ impl<'a> Fields<'a> {
                 },
                 attempts: self.u64()?,
                 partitions: self.partitions()?,
+                lendable: match kind {
+                    2 => Vec::new(),
+                    _ => (self.stores()?.into_iter()).map(SegmentId).collect(),
+                },
+                leans: match kind {
+                    2 => Vec::new(),
+                    _ => self.leans()?,
+                },
             })),
             _ => Err(RecordFault::Nonsense("neither a live log nor a dead one")),
         }
@@ -525,12 +577,26 @@ impl<'a> Fields<'a> {
             Ok(Partition {
                 attempt: fields.u64()?,
                 master: ServerId(fields.u64()?),
-                ranges: (0..fields.count(4)?)
-                    .map(|_| range(fields.u16()?, fields.u16()?))
-                    .collect::<Result<_, _>>()?,
+                ranges: fields.ranges()?,
             })
         };
         (0..self.count(20)?).map(|_| one(self)).collect()
+    }
+    fn leans(&mut self) -> Result<Vec<Lean>, RecordFault> {
+        let one = |fields: &mut Self| {
+            Ok(Lean {
+                master: ServerId(fields.u64()?),
+                by: LogId(fields.u64()?),
+                attempt: fields.u64()?,
+                ranges: fields.ranges()?,
+            })
+        };
+        (0..self.count(28)?).map(|_| one(self)).collect()
+    }
+    fn ranges(&mut self) -> Result<Vec<SlotRange>, RecordFault> {
+        (0..self.count(4)?)
+            .map(|_| range(self.u16()?, self.u16()?))
+            .collect()
     }
     fn end(self) -> Result<(), RecordFault> {
         if self.0.is_empty() {
@@ -577,6 +643,13 @@ mod tests {
                 attempt: 2,
                 master: ServerId(1),
                 ranges: vec![range(9005, 9009).unwrap(), range(9100, 9100).unwrap()],
+            }],
+            lendable: vec![SegmentId(3), SegmentId(11)],
+            leans: vec![Lean {
+                master: ServerId(1),
+                by: LogId(2),
+                attempt: 1,
+                ranges: vec![range(17, 40).unwrap()],
             }],
         }
     }

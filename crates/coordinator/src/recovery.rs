@@ -1,7 +1,7 @@
 //! One dead log, from its shard's death until somebody else owns all that it owned.
 //!
 //! ```text
-//! Fencing --all backups answered--> Held <--> Replaying --all ranges taken over--> (gone)
+//! Fencing --all backups answered--> Held <--> Replaying --all ranges taken over--> Lent --nobody leans--> (gone)
 //!    ^                                |           |
 //!    +---- a backup comes or goes ----+-----------+
 //! ```
@@ -18,18 +18,26 @@
 //!     more is sent all the same, to be refused.
 //! V4. The ranges to recover are those that the tablet map gives to the log. A partition done is
 //!     no longer among them, so nothing is recovered twice and nothing is forgotten.
+//! V5. A range that was taken over before all of it was replicated leans on this log, which stays, with its seal,
+//!     until the recovery master says that it leans no more. If that one dies first, its ranges are recovered from
+//!     its log and from all that it leant on for them, and whoever takes them over takes over the leaning too,
+//!     in the same write (design notes, "Lineage").
+
+mod lineage;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_cluster::{Level, Outputs};
-use holdfast_format::{ClusterMs, Epoch, LogId, ServerId, SlotRange};
-use holdfast_wire::{Inventory, Message, Recover, RecoveryFailure, ReplayTimings, Role};
+use holdfast_format::{ClusterMs, Epoch, LogId, SegmentId, ServerId, SlotRange};
+use holdfast_wire::{Inventory, LeantOn, Message, Recover, RecoveryFailure, ReplayTimings, Role};
 
 use crate::inventory::{Hold, Reading, assess};
 use crate::journal::Journal;
 use crate::membership::Servers;
 use crate::records::{DeadLog, LiveLog, LogRecord, Partition};
-use crate::tablets::{Tablets, divide, without};
+use crate::tablets::{Tablets, common, divide, without};
+
+use lineage::Lender;
 
 /// Added to the recorded minimum to make the fence (V1). A shard that loses backups raises its
 /// epoch one at a time before it asks for a record, so it may be ahead of what is recorded, but
@@ -47,6 +55,10 @@ const RETRY_MAX_US: u64 = 10_000_000;
 /// When much is missing, others may be about to enlist (a cold start, a restarted machine): a plan
 /// made a moment later reads more replicas and uses more memory.
 const SETTLE_US: u64 = 300_000;
+
+/// A shard leans on so many dead logs at most for one range. Who would lean on more replicates everything first, so that
+/// no recovery reads more than one log more than these.
+const LENDERS_MAX: usize = 2;
 
 /// Attempts remembered for reports.
 const REPORTS_MAX: usize = 256;
@@ -70,6 +82,8 @@ enum State {
     /// Certainly nothing was ever acknowledged: the log has no replica on any store of its life,
     /// or the cluster keeps none.
     Empty,
+    /// All ranges have been taken over; some lean.
+    Lent,
 }
 
 /// What became of one attempt, for reports.
@@ -80,6 +94,9 @@ pub(crate) struct Report {
     pub entries: u64,
     pub bytes: u64,
     pub timings: Option<ReplayTimings>,
+    /// When its master became the owner, and what was not replicated when it last said so.
+    pub taken_over_us: Option<u64>,
+    pub bytes_left: u64,
     pub ended_us: Option<u64>,
     pub failure: Option<RecoveryFailure>,
     due_us: u64,
@@ -102,6 +119,7 @@ pub(crate) struct PhaseTimes {
     pub fenced_us: Option<u64>,
     pub sealed_us: Option<u64>,
     pub planned_us: Option<u64>,
+    pub taken_over_us: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -121,6 +139,8 @@ pub(crate) struct Recovery {
     reports: BTreeMap<u64, Report>,
     times: PhaseTimes,
     warned: Option<Hold>,
+    /// What its shard leant on when it died, as of this step.
+    lenders: Vec<Lender>,
 }
 
 impl Recovery {
@@ -142,6 +162,8 @@ impl Recovery {
             seal: None,
             attempts: 0,
             partitions: Vec::new(),
+            lendable: Vec::new(),
+            leans: Vec::new(),
         };
         let mut recovery = Self::resume(log, record, now_us);
         recovery.times.silent_us = silent_us;
@@ -163,11 +185,23 @@ impl Recovery {
             reports: BTreeMap::new(),
             times: PhaseTimes::default(),
             warned: None,
+            lenders: Vec::new(),
             record,
         };
         recovery.times.detected_us = now_us;
         for partition in recovery.record.partitions.clone() {
             recovery.report(&partition);
+        }
+        for lean in recovery.record.leans.clone() {
+            if lean.by == log {
+                recovery.report(&Partition {
+                    attempt: lean.attempt,
+                    master: lean.master,
+                    ranges: lean.ranges,
+                });
+                let report = recovery.reports.get_mut(&lean.attempt);
+                report.expect("just made").taken_over_us = Some(now_us);
+            }
         }
         recovery
     }
@@ -192,6 +226,7 @@ impl Recovery {
     pub(crate) fn hold(&self) -> Option<&Hold> {
         match &self.state {
             State::Held(hold) => Some(hold),
+            State::Readable(_) => self.lenders.iter().find_map(|it| it.hold.as_ref()),
             _ => None,
         }
     }
@@ -263,8 +298,8 @@ impl Recovery {
         }
     }
 
-    /// A partition is in its recovery master's own log: it owns the ranges from now on. Returns
-    /// false for what is no longer, or never was, asked of it.
+    /// A partition is in its recovery master's own log: it owns the ranges from now on, if it did not before.
+    /// Returns the ranges that have a new owner.
     pub(crate) fn recovered(
         &mut self,
         from: ServerId,
@@ -272,19 +307,22 @@ impl Recovery {
         now_us: u64,
         tablets: &mut Tablets,
         journal: &mut Journal,
-    ) -> bool {
-        let Some(partition) = self.end_partition(from, done.attempt) else {
-            return false;
-        };
-        if let Some(report) = self.reports.get_mut(&done.attempt) {
+    ) -> Option<Vec<SlotRange>> {
+        if let Some(report) = self.reports.get_mut(&done.attempt)
+            && report.master == from
+            && report.ended_us.is_none()
+        {
             report.entries = done.entries;
             report.bytes = done.bytes;
             report.timings = Some(done.timings);
+            report.bytes_left = 0;
+            report.taken_over_us.get_or_insert(now_us);
             report.ended_us = Some(now_us);
         }
+        let partition = self.end_partition(from, done.attempt)?;
         tablets.hand_over(self.log, LogId::of(from), &partition.ranges, journal);
         self.save(journal);
-        true
+        Some(partition.ranges)
     }
 
     /// A recovery master gave up: the ranges are planned again, elsewhere if it lacked memory, with
@@ -329,7 +367,7 @@ impl Recovery {
     }
 
     /// Compares what is with what should be and decides the next step. Returns true if ownership
-    /// changed.
+    /// changed. What backups hold has been judged, and lenders have been set.
     pub(crate) fn advance(
         &mut self,
         around: &Surroundings<'_>,
@@ -337,7 +375,6 @@ impl Recovery {
         journal: &mut Journal,
         out: &mut Outputs,
     ) -> bool {
-        self.judge(around, journal, out);
         let ranges = tablets.ranges_of(self.log);
         let planned: Vec<SlotRange> = self
             .record
@@ -350,7 +387,13 @@ impl Recovery {
             return false;
         }
         match self.state {
-            State::Fencing | State::Held(_) => false,
+            State::Fencing | State::Held(_) | State::Lent => false,
+            State::Readable(_) if self.lenders.iter().any(|it| it.is_fencing) => false,
+            State::Readable(_) if self.hold().is_some() => {
+                let hold = self.hold().cloned().expect("just seen");
+                self.warn(&hold, out);
+                false
+            }
             State::Empty => self.give_away(&unplanned, around, tablets, journal, out),
             State::Readable(_) => {
                 self.plan(&unplanned, around, journal, out);
@@ -399,7 +442,7 @@ impl Recovery {
                 continue;
             }
             report.due_us = now_us + RECOVER_REPEAT_US;
-            let recover = Recover {
+            let mut recover = Recover {
                 log: self.log,
                 attempt: partition.attempt,
                 ranges: partition.ranges.clone(),
@@ -407,13 +450,41 @@ impl Recovery {
                 version_ceiling: reading.version_ceiling,
                 expiry_floor: reading.expiry_floor,
                 lease_remaining_ms,
+                first: None,
+                leant_on: Vec::new(),
             };
+            for lender in &self.lenders {
+                let ranges = common(&lender.ranges, &partition.ranges);
+                if ranges.is_empty() {
+                    continue;
+                }
+                recover.leant_on.push(LeantOn {
+                    ranges,
+                    ..lender.source.clone()
+                });
+                recover.version_ceiling = recover.version_ceiling.max(lender.version_ceiling);
+                recover.expiry_floor = recover.expiry_floor.max(lender.expiry_floor);
+                recover.lease_remaining_ms =
+                    (recover.lease_remaining_ms).max(lender.lease_remaining_ms);
+            }
+            if recover.leant_on.len() < LENDERS_MAX {
+                let lendable = &self.record.lendable;
+                let first = reading.segments.iter().map(|it| it.segment);
+                let first: Vec<SegmentId> = first.filter(|it| !lendable.contains(it)).collect();
+                recover.first = Some(first);
+            }
             out.send(partition.master, Message::Recover(recover));
         }
     }
 
     /// Fence answered by all? Anything missing? What is the seal?
-    fn judge(&mut self, around: &Surroundings<'_>, journal: &mut Journal, out: &mut Outputs) {
+    pub(crate) fn judge(
+        &mut self,
+        around: &Surroundings<'_>,
+        tablets: &Tablets,
+        journal: &mut Journal,
+        out: &mut Outputs,
+    ) {
         if around.replicas == 0 {
             self.state = State::Empty;
             return;
@@ -425,16 +496,22 @@ impl Recovery {
             self.dirty = true;
             return;
         }
+        if self.is_leant_on() && !tablets.owns_any(self.log) {
+            self.times.taken_over_us.get_or_insert(around.now_us);
+            self.state = State::Lent;
+            self.warned = None;
+            return;
+        }
         if !self.dirty {
             return;
         }
         self.dirty = false;
         self.times.fenced_us.get_or_insert(around.now_us);
-        if self.certainly_empty(around) {
+        if self.lenders.is_empty() && self.certainly_empty(around) {
             self.state = State::Empty;
             return;
         }
-        let may_reseal = self.record.partitions.is_empty();
+        let may_reseal = self.record.partitions.is_empty() && !self.is_leant_on();
         let found = assess(
             self.record.minimum_epoch,
             self.record.seal,
@@ -459,25 +536,27 @@ impl Recovery {
                 self.state = State::Readable(reading);
             }
             Err(hold) => {
-                if self.warned.as_ref() != Some(&hold) {
-                    let replicas = self.inventories.values().flat_map(|i| &i.replicas);
-                    let bad = match replicas.filter(|replica| replica.is_bad()).count() {
-                        0 => String::new(),
-                        1 => "; 1 replica is known to be bad".to_string(),
-                        many => format!("; {many} replicas are known to be bad"),
-                    };
-                    out.event(
-                        Level::Warn,
-                        format!(
-                            "recovery of {} ({}) waits: {hold}{bad}",
-                            self.log, self.record.name
-                        ),
-                    );
-                    self.warned = Some(hold.clone());
-                }
+                self.warn(&hold, out);
                 self.state = State::Held(hold);
             }
         }
+    }
+
+    /// Says why it waits, once.
+    fn warn(&mut self, hold: &Hold, out: &mut Outputs) {
+        if self.warned.as_ref() == Some(hold) {
+            return;
+        }
+        let replicas = self.inventories.values().flat_map(|i| &i.replicas);
+        let bad = match replicas.filter(|replica| replica.is_bad()).count() {
+            0 => String::new(),
+            1 => "; 1 replica is known to be bad".to_string(),
+            many => format!("; {many} replicas are known to be bad"),
+        };
+        let (log, name) = (self.log, &self.record.name);
+        let text = format!("recovery of {log} ({name}) waits: {hold}{bad}");
+        out.event(Level::Warn, text);
+        self.warned = Some(hold.clone());
     }
 
     /// True while stores of this log are away and backups have only just been coming, or everything
@@ -568,6 +647,12 @@ impl Recovery {
                 parts.len()
             ),
         );
+        if self.record.partitions.is_empty()
+            && !self.is_leant_on()
+            && let State::Readable(reading) = &self.state
+        {
+            self.record.lendable = reading.lendable(around.replicas);
+        }
         for (master, ranges) in parts {
             self.record.attempts += 1;
             let partition = Partition {
@@ -632,6 +717,8 @@ impl Recovery {
             entries: 0,
             bytes: 0,
             timings: None,
+            taken_over_us: None,
+            bytes_left: 0,
             ended_us: None,
             failure: None,
             due_us: 0,

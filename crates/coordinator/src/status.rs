@@ -56,6 +56,8 @@ pub enum Phase {
     Planning,
     /// Recovery masters are at work.
     Replaying,
+    /// Everything is served; what was recovered is not completely replicated yet, and leans on the dead log.
+    Leaning,
     Done,
 }
 
@@ -77,6 +79,9 @@ pub struct RecoveryStatus {
     pub fenced_ms: Option<u64>,
     pub sealed_ms: Option<u64>,
     pub planned_ms: Option<u64>,
+    /// Every range has an owner that serves it.
+    pub taken_over_ms: Option<u64>,
+    /// And nothing leans on the log any more.
     pub done_ms: Option<u64>,
     /// Every attempt at a part of the log, failed ones too, in the order in which they began.
     pub partitions: Vec<PartitionStatus>,
@@ -92,6 +97,8 @@ pub struct PartitionStatus {
     /// The recovery master's own, once it has taken over.
     pub timings: Option<ReplayTimings>,
     pub taken_over_ms: Option<u64>,
+    /// Of what was taken over: not on all replicas yet.
+    pub bytes_left: u64,
     pub failure: Option<RecoveryFailure>,
 }
 
@@ -107,6 +114,7 @@ impl Finished {
         let done_ms = Some((now_us - recovery.times().detected_us) / 1_000);
         let mut report = describe(log, recovery);
         (report.phase, report.hold, report.done_ms) = (Phase::Done, None, done_ms);
+        report.taken_over_ms = report.taken_over_ms.or(done_ms);
         if self.list.len() == FINISHED_MAX {
             self.list.pop_front();
         }
@@ -125,6 +133,8 @@ pub(crate) fn describe(log: LogId, recovery: &Recovery) -> RecoveryStatus {
     let since = |us: u64| us.saturating_sub(times.detected_us) / 1_000;
     let phase = if recovery.is_fencing() {
         Phase::Fencing
+    } else if recovery.is_lent() {
+        Phase::Leaning
     } else if recovery.hold().is_some() {
         Phase::Held
     } else if record.partitions.is_empty() {
@@ -139,10 +149,8 @@ pub(crate) fn describe(log: LogId, recovery: &Recovery) -> RecoveryStatus {
         entries: report.entries,
         bytes: report.bytes,
         timings: report.timings,
-        taken_over_ms: report
-            .ended_us
-            .filter(|_| report.timings.is_some())
-            .map(since),
+        taken_over_ms: report.taken_over_us.map(since),
+        bytes_left: report.bytes_left,
         failure: report.failure,
     };
     RecoveryStatus {
@@ -160,6 +168,7 @@ pub(crate) fn describe(log: LogId, recovery: &Recovery) -> RecoveryStatus {
         fenced_ms: times.fenced_us.map(since),
         sealed_ms: times.sealed_us.map(since),
         planned_ms: times.planned_us.map(since),
+        taken_over_ms: times.taken_over_us.map(since),
         done_ms: None,
         partitions: recovery.reports().iter().map(partition).collect(),
     }

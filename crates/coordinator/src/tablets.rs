@@ -44,6 +44,10 @@ impl Tablets {
             .collect()
     }
 
+    pub(crate) fn owns_any(&self, log: LogId) -> bool {
+        self.list.iter().any(|tablet| tablet.owner == log)
+    }
+
     /// Deals all slots out evenly, for the first time.
     pub(crate) fn deal(&mut self, owners: &[LogId], journal: &mut Journal) {
         assert!(
@@ -191,6 +195,13 @@ pub(crate) fn without(ranges: &[SlotRange], taken: &[SlotRange]) -> Vec<SlotRang
             .collect();
     }
     left
+}
+
+/// The slots that are in both.
+pub(crate) fn common(a: &[SlotRange], b: &[SlotRange]) -> Vec<SlotRange> {
+    a.iter()
+        .flat_map(|a| b.iter().filter_map(|b| overlap(*a, *b)))
+        .collect()
 }
 
 /// Splits `ranges` over shards in proportion to their weights (free bytes), in slot order. Every

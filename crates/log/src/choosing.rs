@@ -184,7 +184,7 @@ impl Log {
 
     /// Seglets of garbage that the cleaner could give back.
     pub(crate) fn reclaimable_seglets(&self) -> u32 {
-        let oldest = self.segments.oldest_id();
+        let oldest = self.needed_since();
         (self.segments.iter_unordered())
             .filter(|(_, it)| it.closed)
             .map(|(_, it)| {
@@ -243,7 +243,7 @@ impl Log {
     // ---- compaction ----
 
     fn compact_one(&mut self, percent: u32) -> bool {
-        let oldest = self.segments.oldest_id();
+        let oldest = self.needed_since();
         let horizon_ms = self.horizon_ms();
         let seglet_bytes = self.config.seglet_bytes;
         let mut best = Best::default();
@@ -295,7 +295,7 @@ impl Log {
 
     /// Candidates for combined cleaning, scored by their replicas' bytes.
     fn victims(&self, need: Need, wanted: impl Fn(&Segment, u64) -> bool) -> Vec<Candidate> {
-        let oldest = self.segments.oldest_id();
+        let oldest = self.needed_since();
         let horizon_ms = self.horizon_ms();
         let last = self.segments.last_id().0;
         let mut best = Best::default();
@@ -373,7 +373,7 @@ impl Log {
     fn combine_oldest(&mut self) -> bool {
         // Not by their score: those that keep the most tombstones from going.
         let mut chosen = Vec::new();
-        let oldest = self.segments.oldest_id();
+        let oldest = self.needed_since();
         for (slot, segment) in self.segments.iter().take(VICTIMS_MAX) {
             if !self.segments.is_cleanable(segment) || segment.live == 0 {
                 continue;

@@ -495,17 +495,20 @@ impl Log {
                     _ => Fate::Dead,
                 }
             }
-            What::Flush => match self.flushes.at_mut(place) {
-                None => Fate::Dead,
-                Some(flush) if flush.tombstone.birth >= self.segments.oldest_id() => {
-                    Fate::Keep(Pointer::Flush, None)
+            What::Flush => {
+                let oldest = self.needed_since();
+                match self.flushes.at_mut(place) {
+                    None => Fate::Dead,
+                    Some(flush) if flush.tombstone.birth >= oldest => {
+                        Fate::Keep(Pointer::Flush, None)
+                    }
+                    Some(_) => {
+                        self.flushes.take(|flush| flush.offset == place);
+                        self.kill(place);
+                        Fate::Dead
+                    }
                 }
-                Some(_) => {
-                    self.flushes.take(|flush| flush.offset == place);
-                    self.kill(place);
-                    Fate::Dead
-                }
-            },
+            }
             What::Object { .. } | What::Keyed(_) => self.fate_of_keyed(next, now),
         }
     }

@@ -40,6 +40,8 @@ pub struct Log {
     pub(crate) cleaner: Cleaner,
     pub(crate) replays: BTreeMap<ReplayId, Replay>,
     pub(crate) last_replay: ReplayId,
+    /// See `Log::pin`.
+    pub(crate) pinned: bool,
     /// What one call of `replay` has checked; kept, while replays go on, to save allocating.
     pub(crate) replay_list: Vec<Checked>,
     pub(crate) swept: KeyHash,
@@ -107,6 +109,7 @@ impl Log {
             cleaner: Cleaner::default(),
             replays: BTreeMap::new(),
             last_replay: ReplayId(0),
+            pinned: false,
             replay_list: Vec::new(),
             swept: KeyHash(0),
             swept_completion: Default::default(),

@@ -14,6 +14,8 @@
 //!     allows: whoever recovers this log must start above every version of the dead one.
 //! P5. Nothing is committed before some head is durable: the owner of a range must have left a trace of
 //!     itself on all its backups, or its death with R - 1 of them would look like the loss of all.
+//! P6. One recovery may consist of several replays, of which one becomes part of the log before the others. What
+//!     is replayed of one key may then be spread over them, and it counts only together.
 
 use holdfast_format::{
     ClusterMs, Entries, Entry, KeyHash, Keyed, RangeTombstone, SEGMENT_HEADER_BYTES, SegmentId,
@@ -24,7 +26,7 @@ use crate::completions::Recorded;
 use crate::flushes::{FLUSHES_MAX, Flush, supersedes};
 use crate::index::{Kind, Word};
 use crate::log::{KeyWords, Log};
-use crate::segments::{Owner, Slot};
+use crate::segments::{Owner, Slot, State};
 use crate::space::{Class, birth};
 use crate::{ReplayError, ReplayId, Replayed};
 
@@ -33,6 +35,8 @@ pub(crate) struct Replay {
     pub sides: Vec<Slot>,
     open: Option<Slot>,
     finished: bool,
+    /// Its segments need no replicas before it is finished.
+    held_back: bool,
     /// Bytes given, and words that the index has more because of them.
     bytes: u64,
     words: u64,
@@ -68,6 +72,24 @@ impl Log {
         self.last_replay = ReplayId(self.last_replay.0 + 1);
         self.replays.insert(self.last_replay, Replay::default());
         self.last_replay
+    }
+
+    /// As `replay_begin`, but what it brings is not to be replicated before it is finished (`is_held_back`): somebody
+    /// else keeps it meanwhile, and there is something more urgent to do.
+    pub fn replay_begin_held_back(&mut self) -> ReplayId {
+        let id = self.replay_begin();
+        self.replays.get_mut(&id).expect("just begun").held_back = true;
+        id
+    }
+
+    /// True of a segment among the goals that nobody needs to replicate yet.
+    pub fn is_held_back(&self, segment: SegmentId) -> bool {
+        let state = self.segments.by_id(segment).map(|it| it.state);
+        let Some(State::Side(Owner::Replay(id))) = state else {
+            return false;
+        };
+        let replay = self.replays.get(&id);
+        replay.is_some_and(|replay| replay.held_back && !replay.finished)
     }
 
     /// Applies whole entries of the dead log, in any order, duplicates allowed.
@@ -118,6 +140,45 @@ impl Log {
             let to_come = u128::from(bytes_to_come) * u128::from(replay.words);
             let to_come = (to_come / u128::from(replay.bytes)) as u64;
             self.index.expect(self.index.words() + to_come);
+        }
+    }
+
+    /// What this replay is to bring has come: it grows no more, so that its replicas can be closed while other
+    /// replays of the same recovery go on. It becomes part of the log when it is finished.
+    pub fn replay_close(&mut self, id: ReplayId) {
+        let replay = self.replays.get_mut(&id).expect("a replay under way");
+        if let Some(open) = replay.open.take() {
+            self.segments.close(&mut self.region, open);
+        }
+    }
+
+    /// Bytes of this replay that are not on all replicas yet.
+    pub fn replay_left(&self, id: ReplayId) -> u64 {
+        let sides = self.replays.get(&id).map_or(&[][..], |it| &it.sides);
+        // Once they are members they were durable, and may have been freed since.
+        let is_side = self
+            .replays
+            .get(&id)
+            .is_some_and(|it| it.committed_by.is_none());
+        let sides = sides
+            .iter()
+            .filter(|_| is_side)
+            .map(|&side| self.segments.get(side));
+        let left = sides.filter(|it| !it.durable_closed);
+        left.map(|it| u64::from(it.length())).sum()
+    }
+
+    /// While pinned, no tombstone of either kind ends: besides what replicas of this log hold, it may be needed
+    /// against what those of another one hold, from which this log would be recovered too.
+    pub fn pin(&mut self, pinned: bool) {
+        self.pinned = pinned;
+    }
+
+    /// Tombstones with this birth or a later one are needed.
+    pub(crate) fn needed_since(&self) -> SegmentId {
+        match self.pinned {
+            true => SegmentId(0),
+            false => self.segments.oldest_id(),
         }
     }
 

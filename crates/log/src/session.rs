@@ -296,7 +296,7 @@ impl Log {
 
     /// True if replicas may still hold what the tombstone hides.
     pub(crate) fn is_needed(&self, tombstone: &Tombstone<'_>) -> bool {
-        tombstone.birth >= self.segments.oldest_id()
+        tombstone.birth >= self.needed_since()
             && !self
                 .flushes
                 .cover(tombstone.namespace, tombstone.key, tombstone.version)

@@ -26,7 +26,7 @@ impl Log {
 
     /// Looks at the next `budget_buckets` buckets of the index, and at as many completion records.
     pub fn sweep(&mut self, now: ClusterMs, budget_buckets: u32) {
-        let oldest = self.segments.oldest_id();
+        let oldest = self.needed_since();
         for flush in self.flushes.take(|flush| flush.tombstone.birth < oldest) {
             self.kill(flush.offset);
         }

@@ -1,12 +1,15 @@
 //! This shard as a recovery master: takes over ranges of a dead shard's log.
 //!
 //! ```text
-//! Recover -> Fetching -> Committing -> Committed --the view names us--> (gone; served after the old lease)
+//! Recover -> Fetching -> Committing -> Replayed (leaning) -> Committed --on record--> (gone)
 //!                \-> failed: aborted, told, and told again whenever asked
 //! ```
 //!
-//! V1. Nothing of the ranges is served before they are committed (replicated, and named by a durable digest),
-//!     the view names this shard, and what the old owner may still answer has run out.
+//! V1. Nothing of the ranges is served before the view names this shard, what the old owner may still answer has
+//!     run out, and they are committed: replicated, and named by a durable digest. If the coordinator allows it
+//!     (`Recover::first`), what is replayed may be served sooner, when only the entries of the first segments
+//!     are committed, which may be on fewer backups than they should: all others *lean* on the dead log's replicas, which are kept for
+//!     them (design notes, "Lineage").
 //! V2. A recovery that ends in any other way leaves nothing in the log (`replay_abort`): another shard's
 //!     newer state must not find our older one if the ranges come back some day. Once its entries are
 //!     becoming part of the log they cannot be taken out; the coordinator never gives the ranges of a
@@ -17,22 +20,31 @@
 //!     parts of two replicas are never put together. What was replayed of the first does no harm: it is
 //!     all of this log.
 //!
-//! Bounds: `RECOVERIES_MAX` at once, `FETCHES_MAX` segments and about `WINDOW_BYTES` in flight for each, about
+//! V4. While anything leans, no tombstone of this log ends (`Log::pin`): the dead log's replicas may hold what it
+//!     hides, and both logs would be read if this shard died. That is over when the coordinator has recorded
+//!     that we lean no more, not when we know it.
+//!
+//! Bounds: `RECOVERIES_MAX` at once (`LEANING_MAX` with those that are served and lean), `FETCHES_MAX` segments and about `WINDOW_BYTES` in flight for each, about
 //! `REPLAY_STEP_BYTES` replayed per step.
+
+mod fetching;
 
 use std::collections::{BTreeMap, VecDeque};
 
-use bytes::Bytes;
 use holdfast_cluster::{Level, Now, Outputs, ViewExt};
 use holdfast_format::{ClusterMs, LogId, SegmentId, ServerId, Slot, SlotRange};
 use holdfast_log::{Log, ReplayError, ReplayId};
 use holdfast_wire::{
-    Certificate, Fetch, FetchPart, Holder, Message, Recover, RecoverSegment, RecoveryFailure,
+    Certificate, Fetch, FetchPart, Message, Recover, RecoverSegment, RecoveryFailure,
     ReplayTimings, View,
 };
 
+use fetching::{Fetching, Source, sources, timeout_us};
+
 /// Recoveries under way at once. More are taken up when one has ended; the coordinator repeats itself.
 const RECOVERIES_MAX: usize = 8;
+
+const LEANING_MAX: usize = 64;
 
 /// Segments of one recovery in flight. So many that every backup has several to work on: one is read and
 /// verified while the entries of another are on their way and those of a third are replayed.
@@ -41,9 +53,6 @@ const FETCHES_MAX: usize = 16;
 /// Bytes that the segments in flight may bring together, judged by what those before them brought: they wait in
 /// memory until they are replayed.
 const WINDOW_BYTES: u64 = 32 << 20;
-
-/// A fetch that brings nothing for so long is sent to the next holder; doubles with each round.
-const FETCH_TIMEOUT_US: u64 = 700_000;
 
 /// So many rounds over all holders, with pauses between them that double from here, then the segment is
 /// missing and the coordinator looks again at who holds what.
@@ -60,24 +69,12 @@ const REPLAY_STEP_BYTES: usize = 512 << 10;
 /// Failures remembered, to be told again; the oldest attempts go first.
 const FAILURES_MAX: usize = 64;
 
-/// One segment that is being fetched.
-#[derive(Debug)]
-struct Fetching {
-    segment: RecoverSegment,
-    holder: usize,
-    round: u32,
-    next_part: u32,
-    received_all: bool,
-    parts: VecDeque<Bytes>,
-    /// All holders have failed; the next round begins at `due_us`.
-    resting: bool,
-    due_us: u64,
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     Fetching,
     Committing,
+    /// What must be durable first is; the rest may lean.
+    Replayed,
     Committed,
 }
 
@@ -85,9 +82,18 @@ enum Stage {
 struct Recovery {
     attempt: u64,
     recover: Recover,
+    /// Names our fetches, whatever the attempt's number: two recoveries may read the same segment for
+    /// different ranges.
+    fetch_id: u64,
     replay: ReplayId,
+    /// Of the segments that must be durable first, if the rest may lean.
+    first: Option<ReplayId>,
     stage: Stage,
-    waiting: VecDeque<RecoverSegment>,
+    /// The view has named us.
+    taken_over: bool,
+    /// The coordinator has recorded that we lean no more.
+    recorded: bool,
+    waiting: VecDeque<Source>,
     fetching: Vec<Fetching>,
     entries: u64,
     bytes: u64,
@@ -117,6 +123,7 @@ pub(crate) struct Lost {
 pub(crate) struct Recoveries {
     running: BTreeMap<(LogId, u64), Recovery>,
     failures: BTreeMap<(LogId, u64), RecoveryFailure>,
+    last_fetch_id: u64,
     leased: Vec<(SlotRange, u64)>,
     expiry_floor: ClusterMs,
     done: u64,
@@ -180,26 +187,34 @@ impl Recoveries {
                 out,
             );
         }
-        if self.running.len() >= RECOVERIES_MAX {
+        let replaying = self.running.values().filter(|it| !it.taken_over).count();
+        if replaying >= RECOVERIES_MAX || self.running.len() >= LEANING_MAX {
             return;
         }
+        let sources = sources(&recover);
         let text = format!(
             "recovering {} segments of {} (attempt {})",
-            recover.segments.len(),
+            sources.len(),
             recover.log,
             recover.attempt
         );
         out.event(Level::Info, text);
         // From now on, whatever comes of it: the clock of the ranges' new owner starts no earlier.
         self.expiry_floor = self.expiry_floor.max(recover.expiry_floor);
-        // The newest segments first: what they hold need not be kept twice.
-        let mut segments = recover.segments.clone();
-        segments.sort_unstable_by_key(|segment| std::cmp::Reverse(segment.segment));
+        self.last_fetch_id += 1;
         let recovery = Recovery {
             attempt: recover.attempt,
-            replay: log.replay_begin(),
+            fetch_id: self.last_fetch_id,
+            // What may lean can wait until all is replayed: making replicas takes the processor, too.
+            replay: match recover.first {
+                Some(_) => log.replay_begin_held_back(),
+                None => log.replay_begin(),
+            },
+            first: recover.first.as_ref().map(|_| log.replay_begin()),
             stage: Stage::Fetching,
-            waiting: segments.into(),
+            taken_over: false,
+            recorded: false,
+            waiting: sources,
             fetching: Vec::new(),
             entries: 0,
             bytes: 0,
@@ -215,7 +230,7 @@ impl Recoveries {
 
     /// Entries have come.
     pub fn part(&mut self, now: Now, from: ServerId, part: FetchPart) {
-        let Some(recovery) = self.running.get_mut(&(part.log, part.attempt)) else {
+        let Some(recovery) = self.fetching_as(part.attempt) else {
             return;
         };
         let timings = &mut recovery.timings;
@@ -223,7 +238,7 @@ impl Recoveries {
         let Some(fetching) = recovery
             .fetching
             .iter_mut()
-            .find(|f| f.segment.segment == part.segment && f.asks(from, part.certificate))
+            .find(|it| it.is_of(part.log, part.segment) && it.asks(from, part.certificate))
         else {
             return;
         };
@@ -249,20 +264,32 @@ impl Recoveries {
         &mut self,
         now: Now,
         from: ServerId,
-        id: (LogId, u64),
+        (log, fetch_id): (LogId, u64),
         segment: SegmentId,
         certificate: Certificate,
     ) {
-        let Some(recovery) = self.running.get_mut(&id) else {
+        let Some(recovery) = self.fetching_as(fetch_id) else {
             return;
         };
         for fetching in &mut recovery.fetching {
             let asked = fetching.asks(from, certificate);
             let waits = asked && !fetching.received_all && !fetching.resting;
-            if fetching.segment.segment == segment && waits {
+            if fetching.is_of(log, segment) && waits {
                 fetching.due_us = now.mono_us;
             }
         }
+    }
+
+    /// The coordinator has recorded that what was recovered depends on the dead log no more (V4).
+    pub fn recorded(&mut self, log: LogId, attempt: u64) {
+        if let Some(recovery) = self.running.get_mut(&(log, attempt)) {
+            // It answers `Recovered`, which nobody says before.
+            recovery.recorded |= recovery.stage == Stage::Committed;
+        }
+    }
+
+    fn fetching_as(&mut self, fetch_id: u64) -> Option<&mut Recovery> {
+        (self.running.values_mut()).find(|recovery| recovery.fetch_id == fetch_id)
     }
 
     /// The stream to a backup broke; whatever it was sending is asked of the next holder.
@@ -289,24 +316,28 @@ impl Recoveries {
         let ids: Vec<(LogId, u64)> = self.running.keys().copied().collect();
         let own = log.id();
         for id in ids {
-            let recovery = &self.running[&id];
+            let recovery = self.running.get_mut(&id).expect("listed from there");
             let ranges = &recovery.recover.ranges;
             let owners = || ranges.iter().flat_map(|range| covering(view, *range));
-            if recovery.stage == Stage::Committed && owners().all(|owner| owner == Some(own)) {
-                let until_us = recovery.serve_after_us;
-                self.leased
-                    .extend(ranges.iter().map(|range| (*range, until_us)));
-                self.done += 1;
-                self.entries += recovery.entries;
-                self.bytes += recovery.bytes;
-                let text = format!(
-                    "took over {} entries of {} ({} ranges)",
-                    recovery.entries,
-                    id.0,
-                    ranges.len()
-                );
-                out.event(Level::Info, text);
-                self.running.remove(&id);
+            if recovery.may_own() && owners().all(|owner| owner == Some(own)) {
+                if !std::mem::replace(&mut recovery.taken_over, true) {
+                    let until_us = recovery.serve_after_us;
+                    self.leased
+                        .extend(ranges.iter().map(|range| (*range, until_us)));
+                    self.done += 1;
+                    self.entries += recovery.entries;
+                    self.bytes += recovery.bytes;
+                    let text = format!(
+                        "took over {} entries of {} ({} ranges)",
+                        recovery.entries,
+                        id.0,
+                        ranges.len()
+                    );
+                    out.event(Level::Info, text);
+                }
+                if recovery.first.is_none() || recovery.recorded {
+                    self.running.remove(&id);
+                }
             } else if owners().any(|owner| owner.is_some_and(|o| o != id.0 && o != own)) {
                 if recovery.stage != Stage::Fetching {
                     return Err(Lost { log: id.0 });
@@ -333,6 +364,7 @@ impl Recoveries {
         out: &mut Outputs,
     ) -> Result<bool, Lost> {
         self.leased.retain(|(_, until_us)| now.mono_us < *until_us);
+        log.pin(self.leans());
         let ids: Vec<(LogId, u64)> = self.running.keys().copied().collect();
         let mut more = false;
         for id in ids {
@@ -343,6 +375,7 @@ impl Recoveries {
             }
         }
         self.conclude(view, log, out)?;
+        log.pin(self.leans());
         Ok(more)
     }
 
@@ -356,12 +389,12 @@ impl Recoveries {
             || self
                 .running
                 .values()
-                .any(|running| running.recover.ranges.iter().any(contains))
+                .any(|it| !it.taken_over && it.recover.ranges.iter().any(contains))
     }
 
     /// False if `withholds` holds for no slot at all.
     pub fn withholds_some(&self, now: Now) -> bool {
-        !self.running.is_empty()
+        self.running.values().any(|running| !running.taken_over)
             || self
                 .leased
                 .iter()
@@ -373,7 +406,8 @@ impl Recoveries {
     /// once it has committed, and may reach clients long before it comes here.
     pub fn withholds_any(&self, now: Now, owned: &[SlotRange]) -> bool {
         let more = |running: &Recovery| {
-            running.stage == Stage::Committed || overlap(&running.recover.ranges, owned)
+            let may_own = running.may_own() || overlap(&running.recover.ranges, owned);
+            may_own && !running.taken_over
         };
         let leased = |(_, until_us): &(SlotRange, u64)| now.mono_us < *until_us;
         self.leased.iter().any(leased) || self.running.values().any(more)
@@ -384,9 +418,21 @@ impl Recoveries {
         self.expiry_floor
     }
 
-    /// Recoveries under way.
+    /// Recoveries under way, those that are served and lean among them.
     pub fn running(&self) -> usize {
         self.running.len()
+    }
+
+    /// Recoveries that are served and lean on a dead log, and their bytes that are not on all replicas yet.
+    pub fn leaning(&self, log: &Log) -> (usize, u64) {
+        let leaning = || self.running.values().filter(|it| it.taken_over);
+        let left = leaning().map(|it| log.replay_left(it.replay));
+        (leaning().count(), left.sum())
+    }
+
+    /// V4. From the beginning: what is replayed may lean in the end.
+    fn leans(&self) -> bool {
+        self.running.values().any(|it| it.first.is_some())
     }
 
     /// Recoveries finished, entries and bytes replayed since start.
@@ -412,7 +458,12 @@ impl Recoveries {
             .running
             .remove(&id)
             .expect("only running ones are stopped");
-        log.replay_abort(recovery.replay, &recovery.recover.ranges);
+        for replay in [Some(recovery.replay), recovery.first]
+            .into_iter()
+            .flatten()
+        {
+            log.replay_abort(replay, &recovery.recover.ranges);
+        }
         let why = match stop {
             Stop::Failed(reason) => {
                 if self.failures.len() >= FAILURES_MAX {
@@ -435,25 +486,31 @@ impl Recoveries {
 }
 
 impl Recovery {
+    /// It has told the coordinator that it could own the ranges.
+    fn may_own(&self) -> bool {
+        matches!(self.stage, Stage::Replayed | Stage::Committed)
+    }
+
     /// A newer attempt at the same ranges: perhaps other holders, and another name to report under.
     fn renew(&mut self, now: Now, recover: Recover) {
         let lease_us = u64::from(recover.lease_remaining_ms) * 1_000;
         self.serve_after_us = self.serve_after_us.max(now.mono_us + lease_us);
         self.attempt = recover.attempt;
         self.report_due_us = now.mono_us;
-        let newer = |segment: &mut RecoverSegment| {
-            let named = recover
-                .segments
-                .iter()
-                .find(|named| named.segment == segment.segment);
-            if let Some(named) = named.filter(|named| !named.holders.is_empty()) {
-                segment.holders = named.holders.clone();
+        let named = sources(&recover);
+        let newer = |log: LogId, segment: &mut RecoverSegment| {
+            let same = |it: &&Source| it.log == log && it.segment.segment == segment.segment;
+            let named = named.iter().find(same);
+            if let Some(named) = named.filter(|named| !named.segment.holders.is_empty()) {
+                segment.holders = named.segment.holders.clone();
             }
         };
-        self.waiting.iter_mut().for_each(newer);
+        for waiting in &mut self.waiting {
+            newer(waiting.log, &mut waiting.segment);
+        }
         for fetching in &mut self.fetching {
             if !fetching.received_all {
-                newer(&mut fetching.segment);
+                newer(fetching.log, &mut fetching.segment);
                 fetching.holder = 0;
                 fetching.round = 0;
                 fetching.due_us = now.mono_us;
@@ -474,38 +531,67 @@ impl Recovery {
         if self.stage == Stage::Fetching {
             self.fetch(now, view, out)?;
             more = self.replay(now, clock, log, out)?;
+            let first_left =
+                self.waiting.iter().any(|it| it.first) || self.fetching.iter().any(|it| it.first);
+            if let Some(first) = self.first.filter(|_| !first_left) {
+                log.replay_close(first);
+            }
             if self.waiting.is_empty() && self.fetching.is_empty() {
-                log.replay_finish(self.replay, self.recover.version_ceiling);
+                for replay in [self.first, Some(self.replay)].into_iter().flatten() {
+                    log.replay_finish(replay, self.recover.version_ceiling);
+                }
                 self.timings.replayed_ms = ms_since(self.started_us, now);
                 self.stage = Stage::Committing;
             }
         }
-        if self.stage == Stage::Committing && log.replay_committed(self.replay) {
+        if self.stage == Stage::Committing
+            && (self.first).is_some_and(|first| log.replay_committed(first))
+        {
+            self.stage = Stage::Replayed;
+            self.report_due_us = now.mono_us;
+        }
+        let first_is_committed = match self.first {
+            Some(_) => self.stage == Stage::Replayed,
+            None => self.stage == Stage::Committing,
+        };
+        if first_is_committed && log.replay_committed(self.replay) {
             self.timings.replicated_ms = ms_since(self.started_us, now);
             self.stage = Stage::Committed;
             self.report_due_us = now.mono_us;
         }
         if self.report_due_us <= now.mono_us {
+            let bytes_left = log.replay_left(self.replay);
             let (log, attempt) = (self.recover.log, self.attempt);
             let (entries, bytes) = (self.entries, self.bytes);
-            let message = if self.stage == Stage::Committed {
-                self.report_due_us = now.mono_us + REPORT_US;
-                let timings = self.timings;
-                Message::Recovered {
+            let timings = self.timings;
+            let pause_us = match self.stage {
+                Stage::Replayed if !self.taken_over => REPORT_US,
+                Stage::Committed => REPORT_US,
+                Stage::Fetching | Stage::Committing | Stage::Replayed => PROGRESS_US,
+            };
+            self.report_due_us = now.mono_us + pause_us;
+            let message = match self.stage {
+                Stage::Committed => Message::Recovered {
                     log,
                     attempt,
                     entries,
                     bytes,
                     timings,
-                }
-            } else {
-                self.report_due_us = now.mono_us + PROGRESS_US;
-                Message::RecoveryProgress {
+                },
+                Stage::Replayed => Message::Replayed {
                     log,
                     attempt,
                     entries,
                     bytes,
-                }
+                    bytes_left,
+                    timings,
+                },
+                Stage::Fetching | Stage::Committing => Message::RecoveryProgress {
+                    log,
+                    attempt,
+                    entries,
+                    bytes,
+                },
             };
             out.send(ServerId::COORDINATOR, message);
         }
@@ -515,7 +601,11 @@ impl Recovery {
     /// Keeps a few segments in flight, and turns to the next holder for those that do not come.
     fn fetch(&mut self, now: Now, view: &View, out: &mut Outputs) -> Result<(), Stop> {
         while self.may_fetch()
-            && let Some(segment) = self.waiting.pop_front()
+            && let Some(Source {
+                log,
+                segment,
+                first,
+            }) = self.waiting.pop_front()
         {
             if segment.holders.is_empty() {
                 let missing = RecoveryFailure::SegmentMissing(segment.segment);
@@ -526,7 +616,9 @@ impl Recovery {
             let spread = segment.segment.0 % segment.holders.len() as u64;
             let mut fetching = Fetching {
                 holder: spread as usize,
+                log,
                 segment,
+                first,
                 round: 0,
                 next_part: 0,
                 received_all: false,
@@ -581,12 +673,18 @@ impl Recovery {
     fn ask(&self, now: Now, fetching: &mut Fetching, out: &mut Outputs) {
         fetching.begin_again();
         fetching.due_us = now.mono_us + timeout_us(fetching.round);
+        let leant_on = self.recover.leant_on.iter();
+        let leant_on = leant_on.filter(|it| it.log == fetching.log);
+        let ranges = match fetching.log == self.recover.log {
+            true => self.recover.ranges.clone(),
+            false => leant_on.flat_map(|it| it.ranges.clone()).collect(),
+        };
         let fetch = Fetch {
-            log: self.recover.log,
+            log: fetching.log,
             segment: fetching.segment.segment,
-            attempt: self.attempt,
+            attempt: self.fetch_id,
             certificate: fetching.source().certificate,
-            ranges: self.recover.ranges.clone(),
+            ranges,
         };
         out.send(fetching.source().backup, Message::Fetch(fetch));
     }
@@ -601,10 +699,14 @@ impl Recovery {
     ) -> Result<bool, Stop> {
         let mut budget = REPLAY_STEP_BYTES;
         for fetching in &mut self.fetching {
+            let replay = match self.first {
+                Some(first) if fetching.first => first,
+                _ => self.replay,
+            };
             while budget > 0
                 && let Some(part) = fetching.parts.pop_front()
             {
-                match log.replay(self.replay, &part, clock) {
+                match log.replay(replay, &part, clock) {
                     Ok(replayed) => {
                         self.entries += replayed.entries;
                         self.bytes += replayed.bytes;
@@ -633,7 +735,7 @@ impl Recovery {
             self.done_bytes += fetching.length();
         }
         if self.done_bytes > done_bytes {
-            let waiting = self.waiting.iter().map(|it| u64::from(it.length()));
+            let waiting = (self.waiting.iter()).map(|it| u64::from(it.segment.length()));
             let in_flight = self.fetching.iter().map(Fetching::length);
             let to_come = self.share_of(waiting.chain(in_flight).sum());
             log.replay_expect(self.replay, to_come);
@@ -641,50 +743,6 @@ impl Recovery {
         let waits = |fetching: &Fetching| !fetching.parts.is_empty();
         Ok(self.fetching.iter().any(waits) || (self.may_fetch() && !self.waiting.is_empty()))
     }
-}
-
-impl Fetching {
-    /// Whom it asks now.
-    fn source(&self) -> Holder {
-        self.segment.holders[self.holder]
-    }
-
-    /// Of the replica that it asks for.
-    fn length(&self) -> u64 {
-        u64::from(self.source().certificate.length)
-    }
-
-    /// True if an answer with this certificate is to what it asks now.
-    fn asks(&self, from: ServerId, certificate: Certificate) -> bool {
-        let source = self.source();
-        (source.backup, source.certificate) == (from, certificate)
-    }
-
-    /// What has been replayed of it does no harm: replay takes duplicates.
-    fn begin_again(&mut self) {
-        self.parts.clear();
-        self.next_part = 0;
-        self.received_all = false;
-    }
-
-    /// Turns to the next holder that is up, or simply the next one if none is.
-    fn next_holder(&mut self, view: &View) {
-        let holders = &self.segment.holders;
-        for _ in 0..holders.len() {
-            self.holder += 1;
-            if self.holder == holders.len() {
-                self.holder = 0;
-                self.round += 1;
-            }
-            if view.is_up(holders[self.holder].backup) {
-                return;
-            }
-        }
-    }
-}
-
-fn timeout_us(round: u32) -> u64 {
-    FETCH_TIMEOUT_US << round.min(ROUNDS_MAX)
 }
 
 fn ms_since(started_us: u64, now: Now) -> u32 {

@@ -203,7 +203,7 @@ impl Replicas {
         self.avoided.retain(|_, until_us| now.mono_us < *until_us);
         // Heads first, oldest first: everything that waits, waits for them.
         let copies = (self.busy.iter())
-            .filter(|id| !self.open_heads.contains(id))
+            .filter(|id| !self.open_heads.contains(id) && !log.is_held_back(**id))
             .take(COPIES_MAX);
         let ids: Vec<SegmentId> = self.open_heads.iter().chain(copies).copied().collect();
         for id in ids {

@@ -240,6 +240,10 @@ impl Shard {
                     .recover(now, recover, view, &mut self.log, out);
                 self.recover_more = true;
             }
+            Message::RecoveryRecorded { log, attempt } if by_coordinator => {
+                self.recoveries.recorded(log, attempt);
+                self.recover_more = true;
+            }
             Message::FetchPart(part) => {
                 self.recoveries.part(now, from, part);
                 self.recover_more = true;
@@ -740,6 +744,7 @@ impl Node for Shard {
         let (epoch, recorded) = self.replicas.epoch();
         let replication = self.replicas.counts();
         let (recoveries, recovered_entries, recovered_bytes) = self.recoveries.totals();
+        let (leaning, leaning_bytes) = self.recoveries.leaning(&self.log);
         let counts = self.counts;
         vec![
             ("holdfast_shard_sessions", self.sessions() as f64),
@@ -846,6 +851,8 @@ impl Node for Shard {
                 "holdfast_shard_recoveries_running",
                 self.recoveries.running() as f64,
             ),
+            ("holdfast_shard_recoveries_leaning", leaning as f64),
+            ("holdfast_shard_leaning_bytes", leaning_bytes as f64),
             ("holdfast_shard_recoveries_total", recoveries as f64),
             (
                 "holdfast_shard_recovered_entries_total",

@@ -294,7 +294,13 @@ fn told(status: Status) -> ClusterStatus {
     let mut not_ready_because = Vec::new();
     not_ready_because.extend(status.waiting_for.clone());
     for recovery in &status.recoveries {
-        not_ready_because.push(format!("{} is being recovered", recovery.name));
+        not_ready_because.push(match recovery.phase {
+            Phase::Leaning => format!(
+                "what was recovered of {} is not replicated yet",
+                recovery.name
+            ),
+            _ => format!("{} is being recovered", recovery.name),
+        });
     }
     for MemberStatus {
         member, figures, ..
@@ -387,7 +393,8 @@ fn phases_of(
         ("log fenced", recovery.fenced_ms),
         ("log sealed", recovery.sealed_ms),
         ("partitions planned", recovery.planned_ms),
-        ("all taken over", recovery.done_ms),
+        ("all taken over", recovery.taken_over_ms),
+        ("all replicated", recovery.done_ms),
     ]
     .into_iter()
     .filter_map(|(name, at_ms)| {
@@ -441,6 +448,13 @@ fn state_of(recovery: &holdfast_coordinator::RecoveryStatus) -> String {
                 .iter()
                 .filter(|part| part.taken_over_ms.is_none());
             format!("{} masters replay it", open.count())
+        }
+        Phase::Leaning => {
+            let left: u64 = recovery.partitions.iter().map(|part| part.bytes_left).sum();
+            format!(
+                "leaning: served, {:.1} MB to be replicated",
+                left as f64 / 1e6
+            )
         }
         Phase::Done => "done".to_string(),
     }

@@ -19,6 +19,7 @@ const RESTART_FROM: u64 = 2_000_000;
 const RECOVER_FROM: u64 = 3_000_000;
 const CRASH_FROM: u64 = 4_000_000;
 const STARVED_FROM: u64 = 5_000_000;
+const CAUGHT_FROM: u64 = 6_000_000;
 
 /// Faults that come again and again, with the mean time between them.
 const RECURRING: [(Fault, u64); 15] = [
@@ -111,6 +112,9 @@ impl Chaos {
         if !self.active {
             return;
         }
+        if let Some(place) = name.checked_sub(CAUGHT_FROM) {
+            return self.crash_the_caught(world, PlaceId(place as usize));
+        }
         if let Some(place) = name.checked_sub(STARVED_FROM) {
             return self.crash_the_starved(world, PlaceId(place as usize));
         }
@@ -158,6 +162,9 @@ impl Chaos {
             Fault::ShardCrash => {
                 self.crash(world, Role::Shard, fault);
                 self.starve(world);
+                if self.chance.percent(60) {
+                    world.catch_leaning = Some(CAUGHT_FROM);
+                }
             }
             Fault::BackupCrash => {
                 self.crash(world, Role::Backup, fault);
@@ -393,6 +400,32 @@ impl Chaos {
         world.alarm(again_in_us, RESTART_FROM + shard.0 as u64);
         world.counts.count(Fault::BackupCrash);
         world.counts.count(Fault::ShardCrash);
+    }
+
+    /// A shard that leans dies, and perhaps the coordinator or a backup just before or after it; perhaps who takes over
+    /// from it is the next.
+    fn crash_the_caught(&mut self, world: &mut World, shard: PlaceId) {
+        let in_us = self.chance.between(1_000, 800_000);
+        world.alarm(in_us, CRASH_FROM + shard.0 as u64);
+        let again_in_us = in_us + self.chance.between(150_000, 1_500_000);
+        world.alarm(again_in_us, RESTART_FROM + shard.0 as u64);
+        world.counts.count(Fault::ShardCrash);
+        for (role, fault) in [
+            (Role::Coordinator, Fault::CoordinatorCrash),
+            (Role::Backup, Fault::BackupCrash),
+        ] {
+            if self.chance.percent(35) {
+                let place = *self.chance.pick(&world.places_of(role));
+                let at_us = (in_us + self.chance.below(300_000)).saturating_sub(150_000);
+                world.alarm(at_us, CRASH_FROM + place.0 as u64);
+                let again_in_us = at_us + self.chance.between(20_000, 1_000_000);
+                world.alarm(again_in_us, RESTART_FROM + place.0 as u64);
+                world.counts.count(fault);
+            }
+        }
+        if self.chance.percent(30) {
+            world.catch_leaning = Some(CAUGHT_FROM);
+        }
     }
 
     fn restart_later(&mut self, world: &mut World, place: PlaceId) {

@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::faults::{Fault, FaultCounts};
 use crate::run::Report;
-use crate::world::{COMPACTED, REPLICAS_OF_COMPACTED, STARVED};
+use crate::world::{CAUGHT, COMPACTED, REPLICAS_OF_COMPACTED, STARVED};
 
 /// A seed must commit so many operations to have tested anything.
 const OPERATIONS_MIN: u64 = 500;
@@ -18,8 +18,11 @@ const SEEDS_TO_JUDGE: u64 = 100;
 const VIOLATIONS_SHOWN: usize = 5;
 
 /// Corners of the code that a batch of seeds should have been in, as the roles count them.
-const CORNERS: [(&str, &str); 17] = [
+const CORNERS: [(&str, &str); 20] = [
     ("holdfast_shard_recoveries_total", "a shard recovered"),
+    (LEANING, "served while it leant"),
+    (CAUGHT, "killed as it leant"),
+    (FROM_SEVERAL, "recovered from several logs"),
     (COMPACTED, "bytes compacted"),
     (CLEANED, "bytes cleaned"),
     (REPLICAS_OF_COMPACTED, "a compacted copy closed"),
@@ -53,11 +56,15 @@ const CORNERS: [(&str, &str); 17] = [
     ),
 ];
 
+const LEANING: &str = "holdfast_takeovers_leaning_total";
+const FROM_SEVERAL: &str = "holdfast_takeovers_from_several_logs_total";
 const CLEANED: &str = "holdfast_shard_cleaned_bytes_total";
 
-/// Corners without which a batch has not tested cleaning, and in how many of a hundred seeds they must
+/// Corners without which a batch has not tested lineage or cleaning, and in how many of a hundred seeds they must
 /// have been reached.
-const CORNERS_MIN: [(&str, u64); 4] = [
+const CORNERS_MIN: [(&str, u64); 6] = [
+    (LEANING, 50),
+    (FROM_SEVERAL, 10),
     (COMPACTED, 30),
     (CLEANED, 30),
     (REPLICAS_OF_COMPACTED, 10),

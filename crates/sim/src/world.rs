@@ -47,6 +47,9 @@ pub const REPLICAS_OF_COMPACTED: &str = "sim_replicas_of_compacted_total";
 /// The tally of shards whose heads were cut off from their backups as they compacted.
 pub const STARVED: &str = "sim_starved_shards_total";
 
+/// The tally of shards that were cut off and killed as they leant on a dead log.
+pub const CAUGHT: &str = "sim_caught_leaning_total";
+
 /// What shards call the bytes that they have copied in compacting.
 pub const COMPACTED: &str = "holdfast_shard_compacted_bytes_total";
 
@@ -96,6 +99,9 @@ pub struct World {
     pub tallies: BTreeMap<&'static str, u64>,
     /// How long a write of the metadata store takes, in microseconds (mean).
     pub records_delay_us: u64,
+    /// The next shard that leans gets nothing but its head to backups from then on, for good; the alarm of this number
+    /// and the shard's place tells.
+    pub catch_leaning: Option<u64>,
     now_us: u64,
     sequence: u64,
     queue: BinaryHeap<Reverse<Scheduled>>,
@@ -198,6 +204,8 @@ enum Appetite {
         alarm: u64,
     },
     Starved,
+    /// It does, but copies and side segments do not.
+    Caught,
 }
 
 struct Connection {
@@ -317,6 +325,7 @@ impl World {
             view: View::default(),
             tallies: BTreeMap::new(),
             records_delay_us: 1_000,
+            catch_leaning: None,
             now_us: 1_000_000,
             sequence: 0,
             queue: BinaryHeap::new(),
@@ -645,7 +654,7 @@ impl World {
     /// what it appended just before; copies of other segments arrive. An alarm tells that it has begun.
     pub fn starve_from_compaction(&mut self, place: PlaceId, alarm: u64) {
         if let Some(running) = &mut self.places[place.0].running
-            && running.appetite != Appetite::Starved
+            && !matches!(running.appetite, Appetite::Starved | Appetite::Caught)
         {
             let compacted = happen::compacted_bytes(running.node.as_ref());
             running.appetite = Appetite::UntilCompaction { compacted, alarm };
@@ -717,6 +726,7 @@ impl World {
         self.tell(Tells::Events, || "everything heals".to_owned());
         self.network.heal();
         self.records_delay_us = 1_000;
+        self.catch_leaning = None;
         for place in self.all_places() {
             self.places[place.0].disk = DiskManners::default();
             self.places[place.0].stretch = 1;

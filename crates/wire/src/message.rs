@@ -74,14 +74,31 @@ pub enum Message {
         entries: u64,
         bytes: u64,
     },
+    /// All of the ranges has been replayed, and what `Recover::first` names is replicated and in a durable
+    /// digest: the recovery master can own them while the rest leans on the dead log's replicas. Repeated until
+    /// `Recovered` takes its place.
+    Replayed {
+        log: LogId,
+        attempt: u64,
+        entries: u64,
+        bytes: u64,
+        /// Of what was replayed, not on all replicas yet.
+        bytes_left: u64,
+        timings: ReplayTimings,
+    },
     /// The ranges are in the recovery master's own log, replicated and in a durable digest. Repeated
-    /// until the view shows the new owner.
+    /// until `RecoveryRecorded` comes or, if nothing leant on the dead log, the view shows the new owner.
     Recovered {
         log: LogId,
         attempt: u64,
         entries: u64,
         bytes: u64,
         timings: ReplayTimings,
+    },
+    /// Coordinator to a recovery master: it is on record that what it recovered depends on `log` no more.
+    RecoveryRecorded {
+        log: LogId,
+        attempt: u64,
     },
     RecoveryFailed {
         log: LogId,
@@ -364,6 +381,20 @@ pub struct Recover {
     pub expiry_floor: ClusterMs,
     /// The old owner may still answer reads for so long after this message was sent.
     pub lease_remaining_ms: u32,
+    /// If given, the ranges may be taken over once all is replayed and the entries of these segments are
+    /// durable in the recovery master's log. Otherwise everything must be.
+    pub first: Option<Vec<SegmentId>>,
+    /// Other dead logs, which the shard of this one leant on when it died.
+    pub leant_on: Vec<LeantOn>,
+}
+
+/// A dead log that holds a part of what another dead log's shard owned.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct LeantOn {
+    pub log: LogId,
+    /// The part, within the ranges of the `Recover`.
+    pub ranges: Vec<SlotRange>,
+    pub segments: Vec<RecoverSegment>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -410,6 +441,7 @@ pub struct ReplayTimings {
 pub struct Fetch {
     pub log: LogId,
     pub segment: SegmentId,
+    /// The recovery master's own number of its attempt, which tells several fetches of one segment apart.
     pub attempt: u64,
     /// Which replica, and how much of it: the bytes `[0, length)` that have this checksum.
     pub certificate: Certificate,

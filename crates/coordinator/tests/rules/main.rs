@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "all of it is a test")]
 
 mod chance;
+mod lineage;
 mod members;
 mod orders;
 mod recovery;

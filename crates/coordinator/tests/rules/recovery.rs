@@ -8,7 +8,7 @@ use holdfast_wire::{Message, RecoverSegment, RecoveryFailure, ReplayTimings, Rep
 
 /// Shards 1, 2, 3 and backups 11, 12, 13 that all hold log 3: segment 1 closed, 2 open to byte 50.
 /// Shards do not recover by themselves.
-fn three() -> World {
+pub fn three() -> World {
     let mut w = World::with_shards(&[1, 2, 3]);
     w.hold(3, &[11, 12, 13], &[closed(1, 100), open(2, 0, 50, &[1, 2])]);
     for shard in [1, 2, 3] {

@@ -155,7 +155,10 @@ impl Replicas {
             Some(before) if !before.sealed => opening.min(goal.length),
             _ => goal.length,
         };
+        // In order, so that bytes past an opening prove that all heads before are closed on all R.
+        let before = follows.and_then(|id| self.segments.get(&id));
         let close = goal.closed
+            && before.is_none_or(|before| before.sealed)
             && length == goal.length
             && (segment.sealed || self.successor_is_open(goal.id));
         Wanted {

@@ -75,6 +75,8 @@ fn seal(dead: &World) -> Option<Recover> {
                     .max()
                     .unwrap(),
                 lease_remaining_ms: 0,
+                first: None,
+                leant_on: Vec::new(),
             });
         }
     }

@@ -11,6 +11,7 @@ mod cleaning;
 mod commands;
 mod compaction;
 mod limits;
+mod lineage;
 mod replication;
 mod takeover;
 mod world;

@@ -50,6 +50,8 @@ pub fn plan(dead: &World, ranges: Vec<SlotRange>) -> Recover {
             .max()
             .unwrap(),
         lease_remaining_ms: 0,
+        first: None,
+        leant_on: Vec::new(),
     }
 }
 
@@ -59,8 +61,13 @@ pub fn heir(dead: &World) -> World {
 }
 
 fn heir_configured(dead: &World, configure: impl FnOnce(&mut ShardConfig)) -> World {
+    heir_numbered(2, dead, configure)
+}
+
+/// As `heir`, with a number of its own.
+pub fn heir_numbered(id: u64, dead: &World, configure: impl FnOnce(&mut ShardConfig)) -> World {
     let backups = dead.backups.len() as u64;
-    let mut world = World::configured(2, backups, dead.config.replicas, configure);
+    let mut world = World::configured(id, backups, dead.config.replicas, configure);
     world.now_us = dead.now_us;
     world.backups = dead.backups.clone();
     world
@@ -237,6 +244,8 @@ fn the_old_lease_is_waited_out() {
     let mut world = heir(&dead);
     let recover = Recover {
         lease_remaining_ms: 350,
+        first: None,
+        leant_on: Vec::new(),
         ..plan(&dead, vec![SlotRange::ALL])
     };
     ask_to_recover(&mut world, &recover);

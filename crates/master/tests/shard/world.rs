@@ -71,6 +71,8 @@ pub struct World {
     pub chaos: Option<Dice>,
     /// Appends of copies of closed segments are lost.
     pub stalls_copies: bool,
+    /// Appends of side segments from this one on are lost.
+    pub stalls_sides: Option<SegmentId>,
     /// Those that were, in the order in which they were sent.
     pub stalled: Vec<(ServerId, Append)>,
     late: Vec<(u64, Late)>,
@@ -237,6 +239,7 @@ impl World {
             opened: BTreeSet::new(),
             chaos: None,
             stalls_copies: false,
+            stalls_sides: None,
             stalled: Vec::new(),
             late: Vec::new(),
             stopped: None,
@@ -358,6 +361,12 @@ impl World {
             {
                 self.stalled.push((to, append));
             }
+            Late::ToBackup(to, Message::Append(append))
+                if self.stalls_sides.is_some_and(|from| append.segment >= from)
+                    && !self.is_head(&append) =>
+            {
+                self.stalled.push((to, append));
+            }
             Late::ToBackup(to, message) => {
                 if !self.mute.contains(&to) && self.backups.contains_key(&to) {
                     for message in self.store(to, message) {
@@ -367,6 +376,16 @@ impl World {
             }
             Late::ToShard(from, message) => inputs.push_back(Input::Message { from, message }),
         }
+    }
+
+    /// True for appends to a head: its opening carries a digest, which its backups hold by then.
+    fn is_head(&self, append: &Append) -> bool {
+        let digest = |bytes: &[u8]| Opening::parse(bytes).is_ok_and(|it| it.digest.is_some());
+        let stored = |backup: &FakeBackup| {
+            let stored = backup.replicas.get(&(append.log, append.segment));
+            stored.is_some_and(|stored| digest(&stored.bytes))
+        };
+        append.open && digest(&append.bytes) || self.backups.values().any(stored)
     }
 
     /// Delivers what was late.
@@ -641,6 +660,12 @@ impl World {
                 (opening.header.kind != HeaderKind::Side).then_some((*id, opening.length))
             })
             .collect()
+    }
+
+    /// What the digest of this head names.
+    pub fn digest(&self, head: SegmentId) -> Vec<SegmentId> {
+        let stored = self.copies(head)[0];
+        Opening::parse(&stored.bytes).unwrap().digest.unwrap()
     }
 
     pub fn copies(&self, segment: SegmentId) -> Vec<&Stored> {

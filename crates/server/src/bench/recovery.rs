@@ -253,7 +253,7 @@ fn print_report(report: &Report) {
     );
     print!("{}", report.timeline.table());
     println!(
-        "  replayed {} entries, {:.0} MB; {:.1} CPU s for 1 GB until all was taken over",
+        "  replayed {} entries, {:.0} MB; {:.1} CPU s for 1 GB until all was replicated",
         report.recovery["entries"],
         report.recovery["bytes"].as_f64().unwrap_or(0.0) / 1e6,
         report.timeline.cpu_s_per_gb

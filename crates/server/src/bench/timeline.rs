@@ -55,7 +55,7 @@ impl Cpu {
 pub struct Timeline {
     pub events: Vec<Event>,
     pub stages: Vec<Stage>,
-    /// Processor seconds from the kill until all was taken over, for 1 GB of replicas that were replayed.
+    /// Processor seconds from the kill until all was replicated, for 1 GB of replicas that were replayed.
     pub cpu_s_per_gb: f64,
 }
 
@@ -91,8 +91,8 @@ impl Timeline {
             ("detect", Some(detected_ms)),
             ("fence and plan", last("partitions planned")),
             ("fetch and replay", last("replayed")),
-            ("replicate", last("replicated")),
             ("take over", last("all taken over")),
+            ("replicate", last("replicated")),
             ("settle", last("ready again")),
         ];
         let mut stages: Vec<Stage> = Vec::new();
@@ -106,8 +106,8 @@ impl Timeline {
                 cpu_s: spent(seen, from_ms, to_ms.max(from_ms)),
             });
         }
-        let until_taken_over = stages.iter().filter(|stage| stage.name != "settle");
-        let cpu_s: f64 = until_taken_over.map(|stage| stage.cpu_s.total()).sum();
+        let until_replicated = stages.iter().filter(|stage| stage.name != "settle");
+        let cpu_s: f64 = until_replicated.map(|stage| stage.cpu_s.total()).sum();
         let gb = recovery["bytes"].as_f64().unwrap_or(0.0) / 1e9;
         Timeline {
             events,

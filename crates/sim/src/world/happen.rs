@@ -11,7 +11,7 @@ use holdfast_format::ServerId;
 use holdfast_wire::{Message, Role};
 
 use super::{
-    Appetite, BATCH_INPUTS, Blow, COMPACTED, Event, Happening, Running, SPINS_MAX, STARVED,
+    Appetite, BATCH_INPUTS, Blow, CAUGHT, COMPACTED, Event, Happening, Running, SPINS_MAX, STARVED,
     Scheduled, Tells, World,
 };
 use crate::content;
@@ -380,6 +380,18 @@ impl World {
         }
     }
 
+    /// A shard begins to lean. If one is to be caught, nothing but its head gets to backups from now on.
+    fn catch(&mut self, place: PlaceId) {
+        let running = self.places[place.0].running.as_mut().expect("it sends");
+        let fed = running.appetite == Appetite::Fed;
+        if let Some(alarms) = self.catch_leaning.take_if(|_| fed) {
+            running.appetite = Appetite::Caught;
+            self.tell(Tells::Events, || format!("{place:?} leans and is caught"));
+            *self.tallies.entry(CAUGHT).or_default() += 1;
+            self.alarm(0, alarms + place.0 as u64);
+        }
+    }
+
     /// The shard that a gateway is lent (W5).
     pub fn shard_beside(&self, place: PlaceId) -> Option<PlaceId> {
         let here = &self.places[place.0];
@@ -548,8 +560,11 @@ impl World {
         {
             self.view = view.clone();
         }
+        if matches!(message, Message::Replayed { .. }) {
+            self.catch(place);
+        }
         let running = self.places[place.0].running.as_ref().expect("it runs");
-        let starved = running.appetite == Appetite::Starved;
+        let appetite = running.appetite;
         let reachable = &running.reachable;
         if to != ServerId::COORDINATOR && !reachable.contains(&to) {
             // A driver has nowhere to send it. Whoever was forgotten may still be answered late.
@@ -567,7 +582,13 @@ impl World {
             return self.refuse(place, to, in_us);
         }
         // Only what goes to open heads asks for a lease.
-        if starved && matches!(&message, Message::Append(append) if append.lease_ms > 0) {
+        if let Message::Append(append) = &message
+            && match appetite {
+                Appetite::Starved => append.lease_ms > 0,
+                Appetite::Caught => append.lease_ms == 0,
+                Appetite::Fed | Appetite::UntilCompaction { .. } => false,
+            }
+        {
             return;
         }
         if let Some(filter) = &mut self.filter

@@ -1,6 +1,7 @@
 //! Stories of single failures, told with the real roles: each names what must not happen.
 
 mod cleaning;
+mod lineage;
 mod stage;
 
 use holdfast_cluster::Call;

@@ -4,7 +4,7 @@
 //! declaration.
 
 use bytes::{BufMut, Bytes, BytesMut};
-use holdfast_format::SegmentId;
+use holdfast_format::{SegmentId, SlotRange};
 
 use super::fields::{DecodeError, Field, Reader};
 use crate::command::*;
@@ -91,8 +91,10 @@ messages! {
         0x23 RecoveryProgress { log, attempt, entries, bytes }
         0x24 Recovered { log, attempt, entries, bytes, timings }
         0x25 RecoveryFailed { log, attempt, reason }
+        0x26 RecoveryRecorded { log, attempt }
         0x29 FetchFailed { log, segment, attempt, certificate }
         0x2a LogGone { log }
+        0x2b Replayed { log, attempt, entries, bytes, bytes_left, timings }
     }
 }
 
@@ -131,11 +133,16 @@ pub(super) fn longest_list(message: &Message) -> usize {
                 .map(|r| r.digest.as_ref().map_or(0, Vec::len));
             digests.max().unwrap_or(0).max(replicas.len())
         }
-        Message::Recover(Recover {
-            ranges, segments, ..
-        }) => {
-            let holders = segments.iter().map(|s| s.holders.len()).max();
-            holders.unwrap_or(0).max(ranges.len()).max(segments.len())
+        Message::Recover(recover) => {
+            let lists = |ranges: &[SlotRange], segments: &[RecoverSegment]| {
+                let holders = segments.iter().map(|s| s.holders.len()).max();
+                holders.unwrap_or(0).max(ranges.len()).max(segments.len())
+            };
+            let leant_on = recover.leant_on.iter();
+            let others = leant_on.map(|other| lists(&other.ranges, &other.segments));
+            lists(&recover.ranges, &recover.segments)
+                .max(recover.leant_on.len())
+                .max(others.max().unwrap_or(0))
         }
         Message::Fetch(fetch) => fetch.ranges.len(),
         // Split into frames by the encoder; only what is inside an item counts.
@@ -218,8 +225,10 @@ structures! {
     Inventory { log, epoch, replicas, lease_remaining_ms, expiry_ceiling }
     ReplicaState { segment, epoch, closed, certificate, version_ceiling, digest }
     Recover {
-        log, attempt, ranges, segments, version_ceiling, expiry_floor, lease_remaining_ms,
+        log, attempt, ranges, segments, version_ceiling, expiry_floor, lease_remaining_ms, first,
+        leant_on,
     }
+    LeantOn { log, ranges, segments }
     RecoverSegment { segment, holders }
     Holder { backup, certificate }
     ReplayTimings { first_byte_ms, replayed_ms, replicated_ms }

@@ -443,7 +443,16 @@ fn recovery() -> impl Strategy<Value = Message> {
         certificate,
     });
     let source = (id(SegmentId), vec(holder, 0..3))
-        .prop_map(|(segment, holders)| RecoverSegment { segment, holders });
+        .prop_map(|(segment, holders)| RecoverSegment { segment, holders })
+        .boxed();
+    let leant_on = (id(LogId), vec(range(), 0..4), vec(source.clone(), 0..4)).prop_map(
+        |(log, ranges, segments)| LeantOn {
+            log,
+            ranges,
+            segments,
+        },
+    );
+    let lineage = (option::of(vec(id(SegmentId), 0..3)), vec(leant_on, 0..3));
     prop_oneof![
         (id(LogId), id(Epoch)).prop_map(|(log, epoch)| Message::Fence { log, epoch }),
         (
@@ -473,11 +482,13 @@ fn recovery() -> impl Strategy<Value = Message> {
             ),
             id(Version),
             id(ClusterMs),
-            any::<u32>()
+            any::<u32>(),
+            lineage
         )
             .prop_map(
-                |(plan, version_ceiling, expiry_floor, lease_remaining_ms)| {
+                |(plan, version_ceiling, expiry_floor, lease_remaining_ms, lineage)| {
                     let (log, attempt, ranges, segments) = plan;
+                    let (first, leant_on) = lineage;
                     Message::Recover(Recover {
                         log,
                         attempt,
@@ -486,9 +497,30 @@ fn recovery() -> impl Strategy<Value = Message> {
                         version_ceiling,
                         expiry_floor,
                         lease_remaining_ms,
+                        first,
+                        leant_on,
                     })
                 }
             ),
+        (id(LogId), any::<u64>())
+            .prop_map(|(log, attempt)| Message::RecoveryRecorded { log, attempt }),
+        (id(LogId), any::<[u64; 4]>(), any::<[u32; 3]>()).prop_map(
+            |(log, [attempt, entries, bytes, bytes_left], [first, replayed, replicated])| {
+                let timings = ReplayTimings {
+                    first_byte_ms: first,
+                    replayed_ms: replayed,
+                    replicated_ms: replicated,
+                };
+                Message::Replayed {
+                    log,
+                    attempt,
+                    entries,
+                    bytes,
+                    bytes_left,
+                    timings,
+                }
+            }
+        ),
         (id(LogId), any::<[u64; 3]>()).prop_map(|(log, [attempt, entries, bytes])| {
             Message::RecoveryProgress {
                 log,
