@@ -32,10 +32,13 @@ const SURVIVORS_MAX: u64 = 4;
 /// Candidates with which a choice of victims is begun in turn, until one is worth it.
 const STARTS_MAX: usize = 8;
 
-/// The part of a victim's memory that must be gained, in percent, when memory is out and when there is just too
+/// The part of a victim's memory that must be gained, in percent, when memory is nearly out and when there is just too
 /// little to be idle: at 2 % a byte gained costs 49 copied, at 50 % it costs one.
 const GAIN_PERCENT_MIN: u32 = 2;
 const GAIN_PERCENT_MAX: u32 = 50;
+
+/// From this shortage on the least gain is enough: a little before all that is left is done at once.
+const LEAST_GAIN: Shortage = Shortage(240);
 
 /// Segments with at most this part alive, in percent, are combined before anything is short: emptying them
 /// costs next to nothing.
@@ -554,5 +557,6 @@ fn opening_bytes(segment: &Segment) -> u32 {
 
 /// The gain that is asked for: the more, the less memory is short.
 fn gain_percent(memory: Shortage) -> u32 {
-    GAIN_PERCENT_MIN + (GAIN_PERCENT_MAX - GAIN_PERCENT_MIN) * (256 - memory.0.min(256)) / 256
+    let away = LEAST_GAIN.0.saturating_sub(memory.0);
+    GAIN_PERCENT_MIN + (GAIN_PERCENT_MAX - GAIN_PERCENT_MIN) * away / LEAST_GAIN.0
 }

@@ -89,9 +89,7 @@ impl Log {
         self.commit();
         let mut left = slice_bytes as i64;
         loop {
-            let due = (self.needs().into_iter())
-                .find(|&need| self.is_due(need) && (self.may_go_on(need) || self.may_look(need)));
-            let Some(need) = due else {
+            let Some(need) = self.due() else {
                 return false;
             };
             if left <= 0 {
@@ -109,7 +107,7 @@ impl Log {
 
     /// True if a job is under way that helps `need`. A job begun for segments' sake helps memory when nothing else
     /// does: it holds what the next one would need.
-    fn may_go_on(&self, need: Need) -> bool {
+    pub(crate) fn may_go_on(&self, need: Need) -> bool {
         let combining = (self.cleaner.combination.as_ref()).filter(|it| it.phase == Phase::Copying);
         match (combining, need) {
             (Some(job), _) if job.need == need => true,

@@ -2,8 +2,8 @@
 //!
 //! A job costs so much work and gives back so much memory; for each byte that is appended, that share of its work is
 //! due. The factor follows from how short memory is: 1 would keep what is free as it is, so below half of what
-//! should be free it is more, above it is less, and the amount of free memory settles by itself. With next to nothing
-//! free everything is due.
+//! should be free it is more, above it is less, and the amount of free memory settles by itself. Only with next to
+//! nothing free everything is due: a job is long, and whoever came in the middle of it would wait for its end.
 //!
 //! Memory and segments on backups run short at different times and are answered by different jobs, so each has an
 //! account of its own: neither may keep the cleaner from the other.
@@ -55,6 +55,12 @@ const PRICE_MAX: u64 = 64 * 16;
 /// What may be saved up: some slices, so that a burst of appends is made good soon after.
 const CREDIT_MAX: i64 = 8 << 20;
 
+/// What stays of it when nothing was worth doing: the next job should not begin with a burst.
+const IDLE_CREDIT_MAX: i64 = 512 << 10;
+
+/// More than so much due is more than a slice now and then will make good.
+const BEHIND_BYTES: i64 = 2 << 20;
+
 /// What may have been done ahead of its time, when all was due. More would be paid back by doing nothing until all
 /// is due again.
 const DEBT_MAX: i64 = 256 << 10;
@@ -62,8 +68,11 @@ const DEBT_MAX: i64 = 256 << 10;
 /// Work that is due in a millisecond while something is short: 100 MB/s, a sixteenth of what a core does.
 const SHORT_BYTES_PER_MS: u64 = 100_000;
 
+/// From this shortage on the factor rises five times as fast.
+const STEEP: Shortage = Shortage(224);
+
 /// The shortage from which on everything is due that there is.
-const ALL_IS_DUE: Shortage = Shortage(224);
+const ALL_IS_DUE: Shortage = Shortage(252);
 
 impl Default for Pace {
     fn default() -> Pace {
@@ -132,7 +141,10 @@ impl Log {
     }
 
     pub(crate) fn found_nothing(&mut self, need: Need) {
-        self.cleaner.pace.accounts[need as usize].nothing_at = Some(self.state(need));
+        let state = self.state(need);
+        let account = &mut self.cleaner.pace.accounts[need as usize];
+        account.nothing_at = Some(state);
+        account.credit = account.credit.min(IDLE_CREDIT_MAX);
     }
 
     /// Appended and live bytes in seglets, changes of segments, time and shortage, coarsely.
@@ -164,7 +176,8 @@ impl Log {
         pace.count_window();
         for (account, shortage) in pace.accounts.iter_mut().zip(shortages) {
             // Twice as much as keeps the balance when all is used up; a little always, so that jobs end.
-            let factor = 32 + u64::from(shortage.0) * 2;
+            let steep = u64::from(shortage.0.saturating_sub(STEEP.0)) * 8;
+            let factor = 32 + u64::from(shortage.0) * 2 + steep;
             let by_time = match shortage > Shortage(0) {
                 true => SHORT_BYTES_PER_MS,
                 false => SHORT_BYTES_PER_MS / 16,
@@ -175,12 +188,37 @@ impl Log {
     }
 
     /// True if something should be done for the sake of `need`.
-    pub(crate) fn is_due(&self, need: Need) -> bool {
+    fn is_due(&self, need: Need) -> bool {
         self.cleaner.pace.accounts[need as usize].credit > 0 || self.shortage_of(need) >= ALL_IS_DUE
     }
 
+    /// True if `clean` has something to do.
+    pub fn is_cleaning_due(&mut self, now: ClusterMs) -> bool {
+        self.accrue(now);
+        self.due().is_some()
+    }
+
+    /// True if more is due than a slice now and then makes good: then whoever appends should have a slice done first.
+    pub fn is_cleaning_behind(&self) -> bool {
+        self.needs().into_iter().any(|need| {
+            let credit = self.cleaner.pace.accounts[need as usize].credit;
+            let behind = credit > BEHIND_BYTES || self.shortage_of(need) >= ALL_IS_DUE;
+            behind && self.may_do(need)
+        })
+    }
+
+    /// What the next slice is for, if one is due and there is something to do.
+    pub(crate) fn due(&self) -> Option<Need> {
+        let mut needs = self.needs().into_iter();
+        needs.find(|&need| self.is_due(need) && self.may_do(need))
+    }
+
+    fn may_do(&self, need: Need) -> bool {
+        self.may_go_on(need) || self.may_look(need)
+    }
+
     /// The scarcer first.
-    pub(crate) fn needs(&self) -> [Need; 2] {
+    fn needs(&self) -> [Need; 2] {
         match self.segment_shortage() > self.memory_shortage() {
             true => [Need::Segments, Need::Memory],
             false => [Need::Memory, Need::Segments],

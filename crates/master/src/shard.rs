@@ -66,12 +66,12 @@ const CLEAN_SLICE_BYTES: u64 = 128 << 10;
 /// more eager, and a million buckets are passed in 16 s.
 const FULL_SWEEP_US: u64 = 4_000;
 
-/// Slices in one flush, about a millisecond at most. The writes of a turn may each bring one more.
-const CLEAN_SLICES: u32 = 8;
+/// Slices in one flush: what came in meanwhile waits for them. While more are due there is another flush at once.
+const CLEAN_SLICES: u32 = 2;
 
-/// Writers are offered a slice whenever so much has been appended, and after every write while more is due. The fuller
-/// memory is, the more each write costs: it is the writers that are slowed down, in time, and not refused.
-const CLEAN_EVERY_BYTES: u64 = 4 << 10;
+/// Within a turn, a slice is done whenever so much has been appended, and after every write while the cleaner is behind.
+/// The fuller memory is, the more each write costs: it is the writers that are slowed down, in time, and not refused.
+const CLEAN_EVERY_BYTES: u64 = 32 << 10;
 
 /// Requests of a pipeline whose keys are loaded together before they are executed: so many loads hide nearly
 /// all of the waiting for memory, and the processor has no room for many more.
@@ -135,7 +135,14 @@ pub struct Shard {
     leased_at_us: Option<u64>,
     /// Bytes not on all replicas as of the last flush, and appended since.
     unreplicated: u64,
+    /// The cleaner has more to do.
     clean_more: bool,
+    /// So much more that flushes alone will not do.
+    behind: bool,
+    /// Something was executed since the last flush.
+    served: bool,
+    /// The last flush left the cleaner's slices to the next one.
+    put_off: bool,
     /// Appended since the cleaner was called.
     uncleaned: u64,
     recover_more: bool,
@@ -184,6 +191,9 @@ impl Shard {
             leased_at_us: None,
             unreplicated: 0,
             clean_more: false,
+            behind: false,
+            served: false,
+            put_off: false,
             uncleaned: 0,
             recover_more: false,
             tick_due_us: 0,
@@ -477,12 +487,19 @@ impl Shard {
             true => end,
             false => self.answers.needs(namespace, hash),
         };
-        let refused = matches!(outcome, Outcome::Failed(Failure::OutOfMemory));
-        let due = refused || self.clean_more || self.uncleaned >= CLEAN_EVERY_BYTES;
-        if due && command.op.is_write() {
-            self.clean();
+        self.served = true;
+        if command.op.is_write() {
+            self.clean_for(&outcome);
         }
         (needs, outcome)
+    }
+
+    /// What a write brings about: a large one as many slices as the small ones that would be as long.
+    fn clean_for(&mut self, outcome: &Outcome) {
+        let refused = matches!(outcome, Outcome::Failed(Failure::OutOfMemory));
+        let at_least = u64::from(refused || self.behind);
+        let slices = (self.uncleaned / CLEAN_EVERY_BYTES).max(at_least);
+        let _ = (0..slices).all(|_| self.clean());
     }
 
     fn note_appended(&mut self, before: Position, end: Position) {
@@ -498,7 +515,18 @@ impl Shard {
     fn clean(&mut self) -> bool {
         self.uncleaned = 0;
         self.clean_more = self.log.clean(self.clock, CLEAN_SLICE_BYTES);
+        self.behind = self.clean_more && self.log.is_cleaning_behind();
         self.clean_more
+    }
+
+    /// The slices of a flush. Those who have just been served hear it first: once, or there would never be any while
+    /// clients are busy.
+    fn clean_in_flush(&mut self) {
+        let served = std::mem::take(&mut self.served);
+        self.put_off = served && !self.put_off && self.log.is_cleaning_due(self.clock);
+        if !self.put_off {
+            self.clean_more = (0..CLEAN_SLICES).all(|_| self.clean());
+        }
     }
 
     fn count(&mut self, is_write: bool) {
@@ -558,7 +586,7 @@ impl Shard {
             self.touch_due_us = now.mono_us + TOUCH_US;
             self.touch_more = self.log.touch_ahead(TOUCH_BYTES);
         }
-        self.clean_more = (0..CLEAN_SLICES).all(|_| self.clean());
+        self.clean_in_flush();
     }
 
     /// How many index buckets a tick sweeps.
@@ -719,7 +747,7 @@ impl Node for Shard {
         if self.life == Life::Stopped {
             return None;
         }
-        if self.recover_more || self.clean_more {
+        if self.recover_more || self.clean_more || self.put_off {
             return Some(0);
         }
         let stopping = match self.life {

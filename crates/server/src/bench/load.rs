@@ -67,6 +67,10 @@ pub struct LoadArgs {
     /// Do not write every session once before measuring.
     #[arg(long)]
     no_fill: bool,
+    /// Seed of the keys and values. Default: another one each time, because a run with the seed of an earlier one
+    /// writes what is there already, which is only a touch.
+    #[arg(long)]
+    seed: Option<u64>,
     /// Server processes whose CPU time is summed. Default: the one that INFO names.
     #[arg(long, value_delimiter = ',')]
     pids: Vec<u32>,
@@ -86,6 +90,7 @@ struct Report {
     value_bytes: u32,
     read_share: f64,
     offered_per_second: Option<f64>,
+    seed: u64,
     seconds: f64,
     operations: u64,
     errors: u64,
@@ -138,13 +143,14 @@ impl Tally {
 }
 
 /// Runs the load and prints its report.
-pub async fn run(args: LoadArgs) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+pub async fn run(mut args: LoadArgs) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     if !(0.0..=1.0).contains(&args.read_share) {
         return Err("--read-share lies between 0 (only SET) and 1 (only GET)".into());
     }
     if args.seconds <= 0.0 || args.rate.is_some_and(|rate| rate <= 0.0) {
         return Err("--seconds and --rate must be positive".into());
     }
+    let seed = *args.seed.get_or_insert_with(another_seed);
     let mut probe = Connection::open(&args).await?;
     let pids = server_pids(&args, &mut probe).await?;
     if !args.no_fill {
@@ -179,6 +185,7 @@ pub async fn run(args: LoadArgs) -> Result<(), Box<dyn std::error::Error + Send 
         value_bytes: args.value_bytes,
         read_share: args.read_share,
         offered_per_second: args.rate,
+        seed,
         seconds,
         operations: tally.operations,
         errors: tally.errors,
@@ -201,6 +208,12 @@ pub async fn run(args: LoadArgs) -> Result<(), Box<dyn std::error::Error + Send 
         }
         None => Ok(()),
     }
+}
+
+/// One that no earlier run is likely to have had.
+fn another_seed() -> u64 {
+    let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since_epoch.map_or(0, |it| it.as_nanos() as u64)
 }
 
 fn print_report(report: &Report) {
@@ -287,8 +300,10 @@ struct Mix<'a> {
 }
 
 impl<'a> Mix<'a> {
-    fn new(args: &'a LoadArgs, seed: u64) -> Mix<'a> {
-        let mut random = Random::new(seed);
+    /// `stream`: which of the run's sources of keys and values this is.
+    fn new(args: &'a LoadArgs, stream: u64) -> Mix<'a> {
+        let seed = args.seed.unwrap_or_default();
+        let mut random = Random::new(Random::new(seed.wrapping_add(stream)).roll());
         let value = (0..args.value_bytes)
             .map(|_| b'a' + (random.roll() % 26) as u8)
             .collect();
