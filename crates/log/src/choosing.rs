@@ -530,7 +530,7 @@ impl Log {
 }
 
 /// Live bytes of a segment that a job must have room for: tombstones that nothing needs any more surely go, and nothing
-/// will ever need them again, because `oldest` only rises.
+/// will ever need them again, because `needed_since` only rises.
 fn kept_at_most(segment: &Segment, oldest: SegmentId) -> u32 {
     match segment.births < oldest {
         true => segment.live - segment.tombstones,

@@ -41,7 +41,7 @@ pub struct Log {
     pub(crate) replays: BTreeMap<ReplayId, Replay>,
     pub(crate) last_replay: ReplayId,
     /// See `Log::pin`.
-    pub(crate) pinned: bool,
+    pub(crate) pinned_since: Option<SegmentId>,
     /// What one call of `replay` has checked; kept, while replays go on, to save allocating.
     pub(crate) replay_list: Vec<Checked>,
     pub(crate) swept: KeyHash,
@@ -109,7 +109,7 @@ impl Log {
             cleaner: Cleaner::default(),
             replays: BTreeMap::new(),
             last_replay: ReplayId(0),
-            pinned: false,
+            pinned_since: None,
             replay_list: Vec::new(),
             swept: KeyHash(0),
             swept_completion: Default::default(),

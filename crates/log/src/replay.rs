@@ -168,18 +168,20 @@ impl Log {
         left.map(|it| u64::from(it.length())).sum()
     }
 
-    /// While pinned, no tombstone of either kind ends: besides what replicas of this log hold, it may be needed
-    /// against what those of another one hold, from which this log would be recovered too.
+    /// While pinned, no tombstone of either kind ends that was needed as the pin was set or came later: besides what
+    /// replicas of this log hold, it may be needed against what those of another one hold, from which this log would be
+    /// recovered too. Of the other log's keys there are no older ones.
     pub fn pin(&mut self, pinned: bool) {
-        self.pinned = pinned;
+        self.pinned_since = match pinned {
+            true => self.pinned_since.or(Some(self.segments.oldest_id())),
+            false => None,
+        };
     }
 
-    /// Tombstones with this birth or a later one are needed.
+    /// Tombstones with this birth or a later one are needed. It only rises: jobs have no room for those that were not
+    /// needed when they began.
     pub(crate) fn needed_since(&self) -> SegmentId {
-        match self.pinned {
-            true => SegmentId(0),
-            false => self.segments.oldest_id(),
-        }
+        self.pinned_since.unwrap_or(self.segments.oldest_id())
     }
 
     /// Everything has been replayed. Later versions of this log are above `version_ceiling`.

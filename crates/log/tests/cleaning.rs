@@ -146,6 +146,17 @@ fn compaction_saves_replication_traffic() {
 /// give back and do not take, and so these segments stayed as they were.
 #[test]
 fn segments_full_of_tombstones_that_nothing_needs_are_given_back() {
+    give_back_tombstones(false);
+}
+
+/// A job had no room for the tombstones that were going to go with it, a recovery began and pinned them all, and the job
+/// ran out of memory half-way.
+#[test]
+fn tombstones_may_be_pinned_in_the_middle_of_a_job() {
+    give_back_tombstones(true);
+}
+
+fn give_back_tombstones(pinned_in_jobs: bool) {
     let mut log = Log::new(
         LogId(1),
         Config {
@@ -160,8 +171,10 @@ fn segments_full_of_tombstones_that_nothing_needs_are_given_back() {
     let clean = |log: &mut Log| {
         settle(log);
         while log.clean(ms(1), SLICE_BYTES) {
+            log.pin(pinned_in_jobs);
             settle(log);
         }
+        log.pin(false);
         settle(log);
     };
     let mut put = |log: &mut Log, live: &mut Vec<u64>, value_bytes: usize| {
