@@ -17,11 +17,7 @@
 //! touches no entries. Where the tag is cut changes each time that the table has grown a thousandfold; then
 //! alone keys are read.
 //!
-//! Growth is in place, by an eighth, from the last bucket down to the first: since a bucket's new
-//! place is never below its old one, everything from `cursor` up stands at its new place and
-//! everything below at its old one. A few buckets move with each insertion, so there is no pause.
-//! Growth by an eighth moves every word some eight times until the table has doubled; when it is known that many
-//! words are to come (a replay), the table doubles at once, and no further than they need.
+//! How it grows: `growth`.
 //!
 //! I1. The words of a bucket and its overflow chain are packed: a hole is filled by the last word.
 //! I2. `offset`s are those of live entries of the region; whoever moves or kills one says so here.
@@ -31,8 +27,11 @@
 //!     garbage, seldom goes on to the next bucket.
 //! I6. A bucket's hashes span at most half of what tags of its table can tell apart.
 
+mod growth;
+#[cfg(test)]
+mod tests;
+
 use std::num::NonZeroU64;
-use std::ops::Range;
 
 use holdfast_format::{KeyHash, Keyed};
 
@@ -49,15 +48,9 @@ const OVERFLOW_WORDS: u64 = OVERFLOW_BYTES / WORD_BYTES;
 /// for each bucket, by Poisson) a word costs 10.7 bytes, and 11.8 right after growth by an eighth. One word
 /// in nine is in an overflow bucket.
 const WORDS_PER_BUCKET: u64 = 7;
-const GROWTH: usize = 8;
 /// Overflow buckets kept ready. Moving a bucket needs at most 7 beyond those it frees: its words go to at
 /// most 3 buckets, and each of these needs one for every 3 words and less than 2 besides.
 const SPARE_MIN: u64 = 8;
-/// While growing, so many buckets move at once, every so many insertions: together, because then what they
-/// read is loaded together, and it takes some 2 microseconds. Another growth is 0.58 insertions per bucket
-/// away at least, so two buckets per insertion are enough to be done in time.
-const MOVES: u64 = 32;
-const INSERTIONS_PER_MOVES: u64 = MOVES / 2;
 const NO_CHUNK: u32 = u32::MAX;
 
 /// Bits of an offset: a log has at most 1 TiB.
@@ -343,12 +336,6 @@ impl Index {
         self.words
     }
 
-    /// Tells that there will be about so many words before long; 0: nothing is known any more. Growth then
-    /// takes longer steps, which never lead past what so many words need.
-    pub fn expect(&mut self, words: u64) {
-        self.expected = words;
-    }
-
     /// Makes sure that one more word can be inserted. `may_take_block`: the region may give the
     /// index another block for it.
     #[inline]
@@ -431,35 +418,6 @@ impl Index {
         }
     }
 
-    /// True if `grow` should be called after this insertion.
-    #[inline]
-    pub fn is_growth_due(&self) -> bool {
-        self.words.is_multiple_of(INSERTIONS_PER_MOVES)
-            && (self.is_growing() || self.words > self.rule.buckets * WORDS_PER_BUCKET)
-    }
-
-    /// Grows a little. Bounded work.
-    pub fn grow(&mut self, region: &mut Region, may_take_block: bool) {
-        if !self.is_growing() {
-            // Whole chunks: a begun one would be as good as wasted.
-            let chunks = self.chunks.len();
-            let step = ((chunks + GROWTH / 2) / GROWTH).max(1);
-            let wanted = self.expected.div_ceil(WORDS_PER_BUCKET << self.chunk_shift) as usize;
-            // At most the double: see `move_bucket`.
-            let more = wanted.saturating_sub(chunks).clamp(step, chunks);
-            self.chunks.resize(chunks + more, NO_CHUNK);
-            self.to = Rule::of((self.chunks.len() as u64) << self.chunk_shift);
-            self.cursor = self.rule.buckets;
-        }
-        let last = self.cursor.saturating_sub(MOVES);
-        self.prefetch_moves(region, last..self.cursor);
-        while self.cursor > last && self.move_bucket(region, may_take_block) {}
-        if self.cursor == 0 {
-            self.rule = self.to;
-            self.cursor = u64::MAX;
-        }
-    }
-
     /// The words of the bucket in which `hash` lies, and the first hash of the next bucket.
     pub fn bucket<'a>(&'a self, region: &'a Region, hash: KeyHash) -> (Probe<'a>, Option<KeyHash>) {
         let rule = self.rule_of(hash);
@@ -508,10 +466,6 @@ impl Index {
     }
 
     // ---- private ----
-
-    fn is_growing(&self) -> bool {
-        self.cursor != u64::MAX
-    }
 
     #[inline]
     fn rule_of(&self, hash: KeyHash) -> Rule {
@@ -670,113 +624,6 @@ impl Index {
             write(region, at.0, filler);
         }
     }
-
-    /// Moves one bucket to its new places. False if memory for it is missing: growth waits.
-    fn move_bucket(&mut self, region: &mut Region, may_take_block: bool) -> bool {
-        if !self.make_room(region, may_take_block) {
-            return false;
-        }
-        let number = self.cursor - 1;
-        let first = (self.rule.first_hash(number)).expect("a bucket of the table");
-        let last = self.rule.last_hash(number);
-        let (lowest, highest) = (self.to.bucket(first), self.to.bucket(last));
-        for place in lowest..=highest {
-            let chunk = (place >> self.chunk_shift) as usize;
-            if self.chunks[chunk] == NO_CHUNK {
-                let Some(seglet) = region.take_index_seglet(may_take_block) else {
-                    return false;
-                };
-                self.seglets += 1;
-                self.chunks[chunk] = seglet;
-            }
-        }
-        let mut moving = std::mem::take(&mut self.moving);
-        self.take_words(region, number, &mut moving);
-        self.cursor = number;
-        // Growth by at most the double: two new buckets, or parts of three.
-        let mut tails = [None; 3];
-        for raw in moving.drain(..) {
-            let (place, raw) = self.new_place(region, first, last, raw);
-            let tail = &mut tails[(place - lowest) as usize];
-            let tail = tail.get_or_insert_with(|| {
-                let bucket = self.bucket_offset(region, place);
-                self.tail(region, bucket)
-            });
-            self.append(region, tail, raw);
-        }
-        self.moving = moving;
-        true
-    }
-
-    /// Where a word of the old bucket with the hashes `first..=last` goes, and as what.
-    #[inline]
-    fn new_place(&self, region: &Region, first: KeyHash, last: KeyHash, raw: Raw) -> (u64, Raw) {
-        let shift = self.rule.tag_shift;
-        if shift == self.to.tag_shift {
-            // The only hashes in the bucket with this tag (I6).
-            let ahead = u64::from(raw.tag()).wrapping_sub(first.0 >> shift);
-            let quantum = (first.0 >> shift) + (ahead & ((1 << TAG_BITS) - 1));
-            assert!(quantum <= last.0 >> shift, "a word in the wrong bucket");
-            let lowest = (quantum << shift).max(first.0);
-            let highest = ((quantum << shift) | ((1 << shift) - 1)).min(last.0);
-            let place = self.to.bucket(KeyHash(lowest));
-            if place == self.to.bucket(KeyHash(highest)) {
-                return (place, raw);
-            }
-        }
-        let word = raw.word().expect("links are not moved");
-        let hash = hash_at(region, word.offset());
-        (self.to.bucket(hash), Raw::new(word, self.to.tag(hash)))
-    }
-
-    /// Empties a bucket and its chain.
-    fn take_words(&mut self, region: &mut Region, number: u64, into: &mut Vec<Raw>) {
-        let mut bucket = self.bucket_offset(region, number);
-        let mut bytes = BUCKET_BYTES;
-        let mut overflow = None;
-        loop {
-            let mut link = None;
-            for i in 0..bytes / WORD_BYTES {
-                let raw = read(region, bucket + WORD_BYTES * i);
-                link = raw.link();
-                if raw.word().is_some() {
-                    into.push(raw);
-                }
-            }
-            clear(region, bucket, bytes);
-            if let Some(number) = overflow {
-                self.free_overflow(region, number);
-            }
-            let Some(number) = link else { return };
-            overflow = link;
-            bucket = self.overflow_offset(region, number);
-            bytes = OVERFLOW_BYTES;
-        }
-    }
-
-    /// Has loaded what moving these buckets will read.
-    fn prefetch_moves(&self, region: &Region, numbers: Range<u64>) {
-        for number in numbers.clone().rev() {
-            region.prefetch(self.bucket_offset(region, number));
-            let first = self.rule.first_hash(number).expect("a bucket of the table");
-            let place = self.to.bucket(first);
-            if self.chunks[(place >> self.chunk_shift) as usize] != NO_CHUNK {
-                region.prefetch(self.bucket_offset(region, place));
-            }
-        }
-        let retag = self.rule.tag_shift != self.to.tag_shift;
-        for number in numbers.rev() {
-            let bucket = line(region, self.bucket_offset(region, number));
-            if let Some(link) = raw_in(bucket, WORDS - 1).link() {
-                region.prefetch(self.overflow_offset(region, link));
-            }
-            for word in (0..WORDS).filter_map(|i| raw_in(bucket, i).word()) {
-                if retag {
-                    region.prefetch(word.offset());
-                }
-            }
-        }
-    }
 }
 
 /// The end of a chain: where its next word goes, and where its last bucket ends.
@@ -925,196 +772,5 @@ fn clear(region: &mut Region, at: u64, bytes: u64) {
 fn prefetch_front(region: &Region, word: Word) {
     for line in 0..3 {
         region.prefetch(word.offset() + line * BUCKET_BYTES);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use holdfast_format::{Namespace, SegmentId, Tombstone, Version};
-    use proptest::prelude::*;
-
-    use super::*;
-
-    /// An index and what it must hold: per key the offsets of its main word and its touch.
-    struct Pair {
-        region: Region,
-        index: Index,
-        /// Where the next entry goes.
-        end: u64,
-        model: BTreeMap<(KeyHash, u32), (Option<Word>, Option<Word>)>,
-    }
-
-    impl Pair {
-        /// With room for `entries`.
-        fn new(entries: u64) -> Pair {
-            let for_entries = (entries * ENTRY_BYTES).div_ceil(4 << 10) as u32;
-            let for_index = (entries * 12).div_ceil(4 << 10) as u32 + 8;
-            let mut region = Region::new(for_entries + for_index, 4 << 10).unwrap();
-            let run = region.take(for_entries, for_entries).unwrap();
-            assert_eq!(run.first, 0);
-            Pair {
-                index: Index::new(&mut region),
-                region,
-                end: 0,
-                model: BTreeMap::new(),
-            }
-        }
-
-        /// Appends an entry under `key`, as whose word any kind will do.
-        fn entry(&mut self, kind: Kind, key: u32) -> Word {
-            let entry = Tombstone {
-                namespace: NS,
-                key: &key.to_le_bytes(),
-                version: Version(1),
-                birth: SegmentId(1),
-            };
-            let at = self.end as usize;
-            self.end += entry.encode(&mut self.region.memory_mut()[at..at + 28]) as u64;
-            Word::new(kind, at as u64)
-        }
-
-        fn insert(&mut self, kind: Kind, key: u32) {
-            let hash = hash(key);
-            let word = self.entry(kind, key);
-            let known = self.model.entry((hash, key)).or_default();
-            let known = match word.is_main() {
-                true => &mut known.0,
-                false => &mut known.1,
-            };
-            let old = known.replace(word);
-            assert!(self.index.make_room(&mut self.region, true));
-            match old {
-                Some(old) => self.index.replace(&mut self.region, hash, old, word),
-                None => self.index.insert(&mut self.region, hash, word),
-            }
-            if self.index.is_growth_due() {
-                self.index.grow(&mut self.region, true);
-            }
-        }
-
-        fn remove(&mut self, kind: Kind, key: u32) {
-            let Some(known) = self.model.get_mut(&(hash(key), key)) else {
-                return;
-            };
-            let known = match kind {
-                Kind::Touch => known.1.take(),
-                _ => known.0.take(),
-            };
-            if let Some(word) = known {
-                self.index.remove(&mut self.region, hash(key), word);
-            }
-        }
-
-        /// Every key's words are found, touch first, and a walk by hash sees just them, in hash order.
-        fn check(&self) {
-            let mut expected = Vec::new();
-            for (&(hash, key), &(main, touch)) in &self.model {
-                let of_key = |word: &Word| {
-                    let keyed = Keyed::at(&self.region.memory()[word.offset() as usize..]);
-                    keyed.unwrap().is_of(NS, &key.to_le_bytes())
-                };
-                let found: Vec<Word> = (self.index.probe(&self.region, hash))
-                    .map(|(_, word)| word)
-                    .filter(of_key)
-                    .collect();
-                let known: Vec<Word> = [touch, main].into_iter().flatten().collect();
-                assert_eq!(found, known, "I4");
-                for word in known {
-                    let spot = self.index.find_offset(&self.region, hash, word.offset());
-                    let spot = spot.unwrap();
-                    assert_eq!(spot.word, word);
-                    assert!(!spot.is_alone() || touch.is_none());
-                    expected.push(word.offset());
-                }
-            }
-            let mut seen = Vec::new();
-            self.index.check(&self.region, |word, first, last| {
-                let hash = hash_at(&self.region, word.offset());
-                assert!(
-                    (first..=last).contains(&hash.0),
-                    "a word in the wrong bucket"
-                );
-                seen.push(word.offset());
-            });
-            seen.sort();
-            expected.sort();
-            assert_eq!(seen, expected);
-        }
-    }
-
-    const NS: Namespace = Namespace(0);
-    const ENTRY_BYTES: u64 = 28;
-
-    fn hash(key: u32) -> KeyHash {
-        KeyHash::of(NS, &key.to_le_bytes())
-    }
-
-    proptest! {
-        /// Whatever is inserted, replaced and removed while the table grows: it is as a map would be.
-        #[test]
-        fn is_as_a_map(steps in prop::collection::vec((0..10u8, 0..1_500u32), 1..2_000)) {
-            let mut pair = Pair::new(4_000);
-            for (i, &(step, key)) in steps.iter().enumerate() {
-                match step {
-                    0..5 => pair.insert(Kind::Object, key),
-                    5..7 => pair.insert(Kind::Touch, key),
-                    7 => pair.insert(Kind::Tombstone, key),
-                    8 => pair.remove(Kind::Object, key),
-                    _ => pair.remove(Kind::Touch, key),
-                }
-                if i % 512 == 0 {
-                    pair.check();
-                }
-            }
-            pair.check();
-        }
-    }
-
-    /// The table grows past the size at which tags are cut elsewhere, and costs at most 12 bytes a word.
-    #[test]
-    fn grows_a_thousandfold() {
-        const WORDS: u32 = 600_000;
-        let mut pair = Pair::new(u64::from(WORDS));
-        let mut cuts = vec![pair.index.rule.tag_shift];
-        for key in 0..WORDS {
-            pair.insert(Kind::Object, key);
-            if key % 20_000 == 19_999 {
-                let bytes = pair.index.bytes(&pair.region);
-                assert!(bytes <= u64::from(key) * 12, "{bytes} for {key} words");
-            }
-            if cuts.last() != Some(&pair.index.to.tag_shift) {
-                // In the middle of changing.
-                cuts.push(pair.index.to.tag_shift);
-                assert!(pair.index.is_growing());
-            }
-            if key % 150_000 == 0 {
-                pair.check();
-            }
-        }
-        pair.check();
-        assert_eq!(cuts, [37, 27]);
-    }
-
-    /// Growth that finds no memory waits, and goes on when there is some.
-    #[test]
-    fn growth_waits_for_memory() {
-        let mut pair = Pair::new(4_000);
-        let free = pair.region.free_seglets();
-        let spare = pair.region.take(free, free).unwrap();
-        let mut key = 0;
-        while pair.index.make_room(&mut pair.region, true) {
-            pair.insert(Kind::Object, key);
-            key += 1;
-        }
-        let waits = (pair.index.is_growing(), pair.index.cursor);
-        assert_eq!(waits, (true, pair.index.rule.buckets), "{key} keys");
-        pair.check();
-        pair.region.give_back(spare);
-        for key in key..4_000 {
-            pair.insert(Kind::Object, key);
-        }
-        pair.check();
     }
 }
