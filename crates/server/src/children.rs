@@ -36,6 +36,11 @@ const STARTED_AFTER: Duration = Duration::from_secs(2);
 /// Failed starts in a row, of one child, after which `dev` gives up.
 const FAILED_STARTS_MAX: u32 = 20;
 
+/// Where children's ports are chosen: below those that systems give to outgoing connections (from 32768 on Linux, from
+/// 49152 elsewhere). A child binds its port later, and again whenever it is started anew; a connection that had got it
+/// meanwhile would keep the child from starting for as long as it lasts.
+const CHILD_PORTS: std::ops::Range<u16> = 20_000..32_000;
+
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(3);
 const READY_POLL: Duration = Duration::from_millis(50);
 const ASK_PATIENCE: Duration = Duration::from_secs(1);
@@ -277,12 +282,26 @@ fn is_running(pid: Pid) -> bool {
     matches!(waitpid(Some(pid), WaitOptions::NOHANG), Ok(None))
 }
 
+/// Takes `address`; for port 0 a free one of `CHILD_PORTS`, or any other if there is none.
+fn bind_for_child(flag: &str, address: SocketAddr) -> Outcome<TcpListener> {
+    if address.port() != 0 {
+        return bind(flag, address);
+    }
+    let ports = CHILD_PORTS.len() as u32;
+    // Clusters that start at the same time begin in different places.
+    let begin = std::process::id().wrapping_mul(97) % ports;
+    (0..ports)
+        .map(|i| CHILD_PORTS.start + ((begin + i) % ports) as u16)
+        .find_map(|port| bind(flag, SocketAddr::new(address.ip(), port)).ok())
+        .map_or_else(|| bind(flag, address), Ok)
+}
+
 /// Every role's arguments (P1), and the addresses of the faces.
 fn roles(dev: &Dev, options: &DevOptions) -> Outcome<(Vec<Role>, ReadyFile)> {
     // All chosen ports stay taken until the last is chosen, so that no two are the same.
     let mut taken = Vec::new();
     let mut choose = |flag: &str, address: SocketAddr| -> Outcome<SocketAddr> {
-        let listener = bind(flag, address)?;
+        let listener = bind_for_child(flag, address)?;
         let address = address_of(&listener);
         taken.push(listener);
         Ok(address)
@@ -529,4 +548,20 @@ async fn get(address: SocketAddr, tls: Option<&Tls>, path: &str) -> Option<Strin
         .await
         .ok()
         .flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_of_children_are_none_that_connections_get() {
+        let first = bind_for_child("http", loopback(0)).unwrap();
+        let second = bind_for_child("http", loopback(0)).unwrap();
+        let ports = [first, second].map(|it| address_of(&it).port());
+        assert_ne!(ports[0], ports[1]);
+        assert!(ports.iter().all(|port| CHILD_PORTS.contains(port)));
+        let taken = bind_for_child("http", loopback(ports[0])).unwrap();
+        assert_eq!(address_of(&taken).port(), ports[0], "as it was asked for");
+    }
 }
