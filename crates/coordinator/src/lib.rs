@@ -22,6 +22,7 @@ mod inventory;
 mod journal;
 mod membership;
 mod records;
+mod recoveries;
 mod recovery;
 mod status;
 mod tablets;
@@ -32,15 +33,15 @@ use bytes::Bytes;
 use holdfast_cluster::{Dice, Input, Level, Node, Now, Order, Output, Outputs, ViewExt};
 use holdfast_format::{ClusterMs, Epoch, LogId, Namespace, ServerId};
 use holdfast_wire::{
-    Enlist, Enlisted, Heartbeat, HeartbeatReply, Inventory, Member, Message, NamespaceLimits,
-    NamespacePolicy, Role, Tablet, View,
+    Enlist, Enlisted, Heartbeat, HeartbeatReply, Member, Message, NamespaceLimits, NamespacePolicy,
+    Role, Tablet, View,
 };
 
 use clock::ClockSource;
 use journal::Journal;
 use membership::{Gone, Server, Servers};
 use records::{Identity, LiveLog, LogRecord, Recorded, Start};
-use recovery::{Done, Recovery, Surroundings};
+use recovery::Recovery;
 use status::Finished;
 use tablets::Tablets;
 
@@ -262,57 +263,11 @@ impl Coordinator {
             Message::RaiseEpoch { log, epoch } if log.shard() == from => {
                 self.raise_epoch(log, epoch);
             }
-            Message::Inventory(inventory) => self.take_inventory(now, from, inventory),
-            Message::RecoveryProgress {
-                log,
-                attempt,
-                entries,
-                bytes,
-            } => {
-                if let Some(recovery) = self.recoveries.get_mut(&log) {
-                    recovery.progress(from, attempt, entries, bytes, now.mono_us);
-                }
-            }
-            Message::Recovered {
-                log,
-                attempt,
-                entries,
-                bytes,
-                timings,
-            } => {
-                let done = Done {
-                    attempt,
-                    entries,
-                    bytes,
-                    timings,
-                };
-                self.recovered(now, from, log, done);
-            }
-            Message::Replayed {
-                log,
-                attempt,
-                entries,
-                bytes,
-                bytes_left,
-                timings,
-            } => {
-                let done = Done {
-                    attempt,
-                    entries,
-                    bytes,
-                    timings,
-                };
-                self.replayed(now, from, log, done, bytes_left);
-            }
-            Message::RecoveryFailed {
-                log,
-                attempt,
-                reason,
-            } => {
-                if let Some(recovery) = self.recoveries.get_mut(&log) {
-                    recovery.failed(from, attempt, reason, now.mono_us, &mut self.journal, out);
-                }
-            }
+            Message::Inventory(_)
+            | Message::RecoveryProgress { .. }
+            | Message::Replayed { .. }
+            | Message::Recovered { .. }
+            | Message::RecoveryFailed { .. } => self.hear_of_recovery(now, from, message, out),
             // `Pong` has already counted as a sign of life; the rest is not for a coordinator, or
             // says that somebody else than its sender sent it.
             _ => {}
@@ -594,61 +549,6 @@ impl Coordinator {
         self.owed_epochs.insert(log);
     }
 
-    fn take_inventory(&mut self, now: Now, from: ServerId, inventory: Inventory) {
-        let is_backup = self
-            .servers
-            .get(from)
-            .is_some_and(|s| s.member.role == Role::Backup);
-        if is_backup && let Some(recovery) = self.recoveries.get_mut(&inventory.log) {
-            recovery.inventory(from, inventory, now.mono_us);
-        }
-    }
-
-    fn recovered(&mut self, now: Now, from: ServerId, log: LogId, done: Done) {
-        // Its own log must be live: a dead master's takeover is nobody's.
-        if !self.live.contains_key(&LogId::of(from)) {
-            return;
-        }
-        let attempt = done.attempt;
-        let (tablets, journal) = (&mut self.tablets, &mut self.journal);
-        let taken = (self.recoveries.get_mut(&log))
-            .and_then(|it| it.recovered(from, done, now.mono_us, tablets, journal));
-        if let Some(ranges) = taken {
-            self.view_stale = true;
-            let mut from_several = false;
-            for recovery in self.recoveries.values_mut() {
-                from_several |= recovery.lend_on(log.shard(), &ranges, None, journal);
-            }
-            self.takeovers_from_several += u64::from(from_several);
-        }
-        for recovery in self.recoveries.values_mut() {
-            recovery.stands_alone(from, log, attempt, journal);
-        }
-        self.owed_recorded.insert((from, log, attempt));
-    }
-
-    /// As `recovered`, of what still leans on dead logs.
-    fn replayed(&mut self, now: Now, from: ServerId, log: LogId, done: Done, bytes_left: u64) {
-        if !self.live.contains_key(&LogId::of(from)) {
-            return;
-        }
-        let (tablets, journal) = (&mut self.tablets, &mut self.journal);
-        let attempt = done.attempt;
-        let taken = (self.recoveries.get_mut(&log))
-            .and_then(|it| it.replayed(from, done, bytes_left, now.mono_us, tablets, journal));
-        let Some(ranges) = taken else {
-            return;
-        };
-        self.view_stale = true;
-        let to = (from, log, attempt);
-        let mut from_several = false;
-        for recovery in self.recoveries.values_mut() {
-            from_several |= recovery.lend_on(log.shard(), &ranges, Some(to), journal);
-        }
-        self.takeovers_leaning += 1;
-        self.takeovers_from_several += u64::from(from_several);
-    }
-
     /// Compares what is with what should be: recoveries, the first deal, the clock's ceiling.
     fn decide(&mut self, now: Now, out: &mut Outputs) {
         let heard = |id: &ServerId| self.servers.get(*id).is_some_and(|backup| backup.heard);
@@ -657,48 +557,7 @@ impl Coordinator {
             self.recorded_backups.clear();
             self.settle_until_us = 0;
         }
-        let around = Surroundings {
-            now_us: now.mono_us,
-            servers: &self.servers,
-            replicas: self.config.cluster.replicas,
-            initial_shards: self.config.initial_shards,
-            settle_until_us: self.settle_until_us,
-        };
-        for recovery in self.recoveries.values_mut() {
-            recovery.judge(&around, &self.tablets, &mut self.journal, out);
-        }
-        let dead: Vec<LogId> = self.recoveries.keys().copied().collect();
-        for log in dead {
-            let lenders = (self.recoveries.values())
-                .filter_map(|it| it.lends_to(log.shard(), now.mono_us))
-                .collect();
-            let recovery = self.recoveries.get_mut(&log).expect("listed from there");
-            recovery.set_lenders(lenders);
-        }
-        for recovery in self.recoveries.values_mut() {
-            self.view_stale |= recovery.advance(&around, &mut self.tablets, &mut self.journal, out);
-        }
-        let over: Vec<LogId> = (self.recoveries.iter())
-            .filter(|(log, it)| !self.tablets.owns_any(**log) && !it.is_leant_on())
-            .map(|(log, _)| *log)
-            .collect();
-        for log in over {
-            let recovery = self.recoveries.remove(&log).expect("just listed");
-            out.event(
-                Level::Info,
-                format!(
-                    "log {log} ({}) is gone: nothing of it is needed any more",
-                    recovery.record().name
-                ),
-            );
-            self.finished.add(log, &recovery, now.mono_us);
-            self.journal.remove_log(log);
-            self.gone.add(log.shard(), &mut self.journal);
-            for backup in self.servers.with_role(Role::Backup) {
-                self.gone.announce(log, backup.member.id, now.mono_us);
-            }
-            self.view_stale = true;
-        }
+        self.advance_recoveries(now, out);
         if self.tablets.is_empty() && self.waiting_for().is_none() {
             self.deal(out);
         }
@@ -792,16 +651,7 @@ impl Coordinator {
         for (log, backup) in self.gone.announcements_due(now.mono_us) {
             out.send(backup, Message::LogGone { log });
         }
-        let around = Surroundings {
-            now_us: now.mono_us,
-            servers: &self.servers,
-            replicas: self.config.cluster.replicas,
-            initial_shards: self.config.initial_shards,
-            settle_until_us: self.settle_until_us,
-        };
-        for recovery in self.recoveries.values_mut() {
-            recovery.act(&around, out);
-        }
+        self.act_on_recoveries(now, out);
     }
 
     /// Makes the next view and sends it to everyone who will not get it with `Enlisted`.

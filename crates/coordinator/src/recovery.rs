@@ -27,10 +27,11 @@ mod lineage;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use holdfast_cluster::{Level, Outputs};
+use holdfast_cluster::{Level, Now, Outputs};
 use holdfast_format::{ClusterMs, Epoch, LogId, SegmentId, ServerId, SlotRange};
 use holdfast_wire::{Inventory, LeantOn, Message, Recover, RecoveryFailure, ReplayTimings, Role};
 
+use crate::CoordinatorConfig;
 use crate::inventory::{Hold, Reading, assess};
 use crate::journal::Journal;
 use crate::membership::Servers;
@@ -71,6 +72,23 @@ pub(crate) struct Surroundings<'a> {
     pub initial_shards: u32,
     /// The stores of a log are waited for until then: a cold start.
     pub settle_until_us: u64,
+}
+
+impl<'a> Surroundings<'a> {
+    pub fn at(
+        now: Now,
+        servers: &'a Servers,
+        config: &CoordinatorConfig,
+        settle_until_us: u64,
+    ) -> Self {
+        Self {
+            now_us: now.mono_us,
+            servers,
+            replicas: config.cluster.replicas,
+            initial_shards: config.initial_shards,
+            settle_until_us,
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -298,6 +316,17 @@ impl Recovery {
         }
     }
 
+    /// The report of an attempt under way, with what has been done of it.
+    fn report_of(&mut self, from: ServerId, done: &Done) -> Option<&mut Report> {
+        let report = self.reports.get_mut(&done.attempt)?;
+        if report.master != from || report.ended_us.is_some() {
+            return None;
+        }
+        report.entries = done.entries;
+        report.bytes = done.bytes;
+        Some(report)
+    }
+
     /// A partition is in its recovery master's own log: it owns the ranges from now on, if it did not before.
     /// Returns the ranges that have a new owner.
     pub(crate) fn recovered(
@@ -308,12 +337,7 @@ impl Recovery {
         tablets: &mut Tablets,
         journal: &mut Journal,
     ) -> Option<Vec<SlotRange>> {
-        if let Some(report) = self.reports.get_mut(&done.attempt)
-            && report.master == from
-            && report.ended_us.is_none()
-        {
-            report.entries = done.entries;
-            report.bytes = done.bytes;
+        if let Some(report) = self.report_of(from, &done) {
             report.timings = Some(done.timings);
             report.bytes_left = 0;
             report.taken_over_us.get_or_insert(now_us);

@@ -117,12 +117,7 @@ impl Recovery {
         tablets: &mut Tablets,
         journal: &mut Journal,
     ) -> Option<Vec<SlotRange>> {
-        if let Some(report) = self.reports.get_mut(&done.attempt)
-            && report.master == from
-            && report.ended_us.is_none()
-        {
-            report.entries = done.entries;
-            report.bytes = done.bytes;
+        if let Some(report) = self.report_of(from, &done) {
             report.bytes_left = bytes_left;
         }
         let Partition {
