@@ -14,7 +14,11 @@
 //! F3. Every request has one reply, and replies are replies, whatever shards answer or do not.
 //! F4. Memory: at most a fixed multiple of the bytes that came, counted by the allocator; nothing is left
 //!     when the connection has gone.
-#![allow(clippy::disallowed_methods, clippy::unwrap_used)] // takes as long as it is told to
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "it takes as long as it is told to, and fails by panicking"
+)]
 #![allow(unsafe_code)] // an allocator that counts
 
 #[path = "support/replies.rs"]

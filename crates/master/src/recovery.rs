@@ -8,8 +8,8 @@
 //! V1. Nothing of the ranges is served before the view names this shard, what the old owner may still answer has
 //!     run out, and they are committed: replicated, and named by a durable digest. If the coordinator allows it
 //!     (`Recover::first`), what is replayed may be served sooner, when only the entries of the first segments
-//!     are committed, which may be on fewer backups than they should: all others *lean* on the dead log's replicas, which are kept for
-//!     them (design notes, "Lineage").
+//!     are committed, which may be on fewer backups than they should: all others *lean* on the dead log's
+//!     replicas, which are kept for them (design notes, "Lineage").
 //! V2. A recovery that ends in any other way leaves nothing in the log (`replay_abort`): another shard's
 //!     newer state must not find our older one if the ranges come back some day. Once its entries are
 //!     becoming part of the log they cannot be taken out; the coordinator never gives the ranges of a
@@ -19,13 +19,12 @@
 //!     after a compaction), each enough by itself: each is asked for what it has, by its certificate, and
 //!     parts of two replicas are never put together. What was replayed of the first does no harm: it is
 //!     all of this log.
-//!
 //! V4. While anything leans, no tombstone of this log ends (`Log::pin`): the dead log's replicas may hold what it
 //!     hides, and both logs would be read if this shard died. That is over when the coordinator has recorded
 //!     that we lean no more, not when we know it.
 //!
-//! Bounds: `RECOVERIES_MAX` at once (`LEANING_MAX` with those that are served and lean), `FETCHES_MAX` segments and about `WINDOW_BYTES` in flight for each, about
-//! `REPLAY_STEP_BYTES` replayed per step.
+//! Bounds: `RECOVERIES_MAX` at once (`LEANING_MAX` with those that are served and lean), `FETCHES_MAX` segments and
+//! about `WINDOW_BYTES` in flight for each, about `REPLAY_STEP_BYTES` replayed per step.
 
 mod fetching;
 
@@ -44,6 +43,7 @@ use fetching::{Fetching, Source, sources, timeout_us};
 /// Recoveries under way at once. More are taken up when one has ended; the coordinator repeats itself.
 const RECOVERIES_MAX: usize = 8;
 
+/// The same with those whose ranges are served and lean. The coordinator waits with more.
 const LEANING_MAX: usize = 64;
 
 /// Segments of one recovery in flight. So many that every backup has several to work on: one is read and

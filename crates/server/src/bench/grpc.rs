@@ -19,7 +19,7 @@ use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::cpu::ProcessesCpu;
-use super::keys::{self, Random};
+use super::keys::{self, Source};
 use crate::cli::ClientArgs;
 use crate::door::Door;
 use crate::grpc::server_settings;
@@ -67,6 +67,10 @@ pub struct GrpcArgs {
     /// Server processes whose CPU time is summed. Default: all that `ctl status` tells.
     #[arg(long, value_delimiter = ',')]
     pids: Vec<u32>,
+    /// Seed of the sessions and values. Default: another one each time, because a run with the seed of an earlier one
+    /// writes what is there already, which is only a touch.
+    #[arg(long)]
+    seed: Option<u64>,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -101,6 +105,7 @@ struct Report {
     value_bytes: u32,
     read_share: f64,
     pairs: u32,
+    seed: u64,
     server: Figures,
     tonic_alone: Option<Figures>,
     /// Median of the pairs' CPU time per operation, server ÷ tonic alone.
@@ -120,10 +125,11 @@ struct Figures {
 }
 
 /// Runs the load and prints its report.
-pub async fn run(args: GrpcArgs) -> Run<()> {
+pub async fn run(mut args: GrpcArgs) -> Run<()> {
     if !(0.0..=1.0).contains(&args.read_share) || args.seconds <= 0.0 {
         return Err("--read-share lies between 0 and 1, and --seconds must be positive".into());
     }
+    let seed = *args.seed.get_or_insert_with(keys::another_seed);
     let password = args.client.password()?;
     let keys = args.client.tls.keys()?;
     let server = Target {
@@ -138,10 +144,13 @@ pub async fn run(args: GrpcArgs) -> Run<()> {
         false => None,
     };
     let (mut of_server, mut of_tonic) = (Vec::new(), Vec::new());
+    // The fill has the first.
+    let mut sources = 1;
     for _ in 0..args.pairs {
-        of_server.push(measure(&args, &server, &pids).await?);
+        of_server.push(measure(&args, &mut sources, &server, &pids).await?);
         if let Some(echo) = &echo {
-            of_tonic.push(measure(&args, &echo.target, &[echo.child.id()]).await?);
+            let pid = echo.child.id();
+            of_tonic.push(measure(&args, &mut sources, &echo.target, &[pid]).await?);
         }
     }
     let mut ratios: Vec<f64> = (of_server.iter().zip(&of_tonic))
@@ -157,6 +166,7 @@ pub async fn run(args: GrpcArgs) -> Run<()> {
         value_bytes: args.value_bytes,
         read_share: args.read_share,
         pairs: args.pairs,
+        seed,
         server: medians(&of_server),
         tonic_alone: (!of_tonic.is_empty()).then(|| medians(&of_tonic)),
         cpu_ratio: ratios.get(ratios.len() / 2).copied(),
@@ -204,21 +214,17 @@ fn print_report(report: &Report) {
 }
 
 fn medians(all: &[Figures]) -> Figures {
-    fn middle<T: Copy>(all: &[Figures], of: impl Fn(&Figures) -> T, less: fn(&T, &T) -> bool) -> T {
+    fn middle<T: Copy + PartialOrd>(all: &[Figures], of: impl Fn(&Figures) -> T) -> T {
         let mut values: Vec<T> = all.iter().map(of).collect();
-        values.sort_by(|a, b| match (less(a, b), less(b, a)) {
-            (true, _) => std::cmp::Ordering::Less,
-            (_, true) => std::cmp::Ordering::Greater,
-            _ => std::cmp::Ordering::Equal,
-        });
+        values.sort_by(|a, b| a.partial_cmp(b).expect("no figure is NaN"));
         values[values.len() / 2]
     }
     Figures {
-        operations_per_second: middle(all, |one| one.operations_per_second, |a, b| a < b),
-        p50_us: middle(all, |one| one.p50_us, |a, b| a < b),
-        p99_us: middle(all, |one| one.p99_us, |a, b| a < b),
-        p999_us: middle(all, |one| one.p999_us, |a, b| a < b),
-        cpu_us_per_operation: middle(all, |one| one.cpu_us_per_operation, |a, b| a < b),
+        operations_per_second: middle(all, |one| one.operations_per_second),
+        p50_us: middle(all, |one| one.p50_us),
+        p99_us: middle(all, |one| one.p99_us),
+        p999_us: middle(all, |one| one.p999_us),
+        cpu_us_per_operation: middle(all, |one| one.cpu_us_per_operation),
     }
 }
 
@@ -350,7 +356,13 @@ impl Tally {
     }
 }
 
-async fn measure(args: &GrpcArgs, target: &Target, pids: &[u32]) -> Run<Figures> {
+/// `sources`: how many the run has had.
+async fn measure(
+    args: &GrpcArgs,
+    sources: &mut u64,
+    target: &Target,
+    pids: &[u32],
+) -> Run<Figures> {
     let mut clients = Vec::new();
     for _ in 0..args.connections {
         clients.push(target.connect().await?);
@@ -359,15 +371,14 @@ async fn measure(args: &GrpcArgs, target: &Target, pids: &[u32]) -> Run<Figures>
     let began = Instant::now();
     let end = began + Duration::from_secs_f64(args.seconds);
     let mut tasks = Vec::new();
-    let mut seed = 0;
     for client in clients {
         let lanes = match args.mode {
             Mode::Unary => args.in_flight,
             Mode::Batch | Mode::Stream => 1,
         };
         for _ in 0..lanes {
-            seed += 1;
-            let mix = Mix::new(args, seed);
+            let mix = Mix::new(args, *sources);
+            *sources += 1;
             let client = client.clone();
             let in_flight = args.in_flight;
             tasks.push(match args.mode {
@@ -466,21 +477,18 @@ fn expected(result: Result<Outcome, ClientError>) -> Run<()> {
 }
 
 /// Chooses what to ask next.
-struct Mix {
-    random: Random,
-    sessions: u64,
-    read_share: f64,
-    value: Vec<u8>,
-}
+struct Mix(Source);
 
 impl Mix {
-    fn new(args: &GrpcArgs, seed: u64) -> Mix {
-        Mix {
-            random: Random::new(seed),
-            sessions: args.sessions,
-            read_share: args.read_share,
-            value: vec![b'v'; args.value_bytes as usize],
-        }
+    fn new(args: &GrpcArgs, number: u64) -> Mix {
+        let seed = args.seed.expect("one was chosen at the start");
+        Mix(Source::new(
+            seed,
+            number,
+            args.sessions,
+            args.read_share,
+            args.value_bytes,
+        ))
     }
 
     fn call(number: u64, op: Op) -> SessionCall {
@@ -495,18 +503,9 @@ impl Mix {
         }
     }
 
-    fn some_session(&mut self) -> u64 {
-        self.random.roll() % self.sessions
-    }
-
-    /// A value that differs from the last one written: rewriting equal bytes is only a touch.
     fn write(&mut self, number: u64) -> SessionCall {
-        let stamp = self.random.roll().to_le_bytes();
-        for (byte, stamp) in self.value.iter_mut().zip(stamp) {
-            *byte = b'a' + stamp % 26;
-        }
         let op = Op::Put {
-            value: Bytes::copy_from_slice(&self.value),
+            value: Bytes::copy_from_slice(self.0.value()),
             condition: Condition::Always,
             expiry: ExpiryChange::Session {
                 idle_ms: Some(3_600_000),
@@ -518,17 +517,17 @@ impl Mix {
     }
 
     fn next(&mut self) -> SessionCall {
-        let number = self.some_session();
-        match self.random.share() < self.read_share {
+        let number = self.0.session();
+        match self.0.reads() {
             true => Mix::call(number, Op::Get),
             false => self.write(number),
         }
     }
 
     fn next_of_one_kind(&mut self, items: u32) -> Vec<SessionCall> {
-        let reads = self.random.share() < self.read_share;
+        let reads = self.0.reads();
         let one = |mix: &mut Mix| {
-            let number = mix.some_session();
+            let number = mix.0.session();
             match reads {
                 true => Mix::call(number, Op::Get),
                 false => mix.write(number),

@@ -1,4 +1,4 @@
-//! Session keys of the benchmarks, and their source of chance.
+//! Sessions of the benchmarks: their keys, which of them come next, and what is written to them.
 
 /// 37 bytes, as a prefix and a 128-bit id take: `sess:` and 32 hex digits that depend on `number` alone.
 pub fn session(number: u64) -> [u8; 37] {
@@ -37,6 +37,57 @@ impl Random {
     }
 }
 
+/// A seed that no earlier run is likely to have had: a run with an earlier one's writes what is there already, which
+/// is only a touch.
+pub fn another_seed() -> u64 {
+    let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since_epoch.map_or(0, |it| it.as_nanos() as u64)
+}
+
+/// One of a run's sources of requests.
+#[derive(Debug)]
+pub struct Source {
+    random: Random,
+    sessions: u64,
+    read_share: f64,
+    value: Vec<u8>,
+}
+
+impl Source {
+    /// `number`: which of the run's sources it is. The others' requests are different ones.
+    pub fn new(seed: u64, number: u64, sessions: u64, read_share: f64, value_bytes: u32) -> Source {
+        let mut random = Random::new(Random::new(seed.wrapping_add(number)).roll());
+        let value = (0..value_bytes)
+            .map(|_| b'a' + (random.roll() % 26) as u8)
+            .collect();
+        Source {
+            random,
+            sessions,
+            read_share,
+            value,
+        }
+    }
+
+    /// Some session.
+    pub fn session(&mut self) -> u64 {
+        self.random.roll() % self.sessions
+    }
+
+    /// Whether to read next, or to write.
+    pub fn reads(&mut self) -> bool {
+        self.random.share() < self.read_share
+    }
+
+    /// A value that differs from the last one.
+    pub fn value(&mut self) -> &[u8] {
+        let stamp = self.random.roll().to_le_bytes();
+        for (byte, stamp) in self.value.iter_mut().zip(stamp) {
+            *byte = b'a' + stamp % 26;
+        }
+        &self.value
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -50,5 +101,21 @@ mod tests {
         all.sort_unstable();
         all.dedup();
         assert_eq!(all.len(), 10_000);
+    }
+
+    #[test]
+    fn sources_repeat_only_with_seed_and_number() {
+        let requests = |seed, number| {
+            let mut source = Source::new(seed, number, 1_000_000, 0.5, 16);
+            let one = |_| (source.session(), source.reads(), source.value().to_vec());
+            (0..100).map(one).collect::<Vec<_>>()
+        };
+        let first = requests(1, 0);
+        assert_eq!(requests(1, 0), first);
+        for (seed, number) in [(2, 0), (1, 1)] {
+            let others = requests(seed, number);
+            assert!(first.iter().zip(&others).all(|(a, b)| a.2 != b.2));
+        }
+        assert!(first.windows(2).all(|pair| pair[0].2 != pair[1].2));
     }
 }

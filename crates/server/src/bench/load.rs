@@ -15,7 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::cpu::ProcessesCpu;
-use super::keys::{self, Random};
+use super::keys::{self, Source};
 use super::replies;
 use crate::cli::ClientTlsArgs;
 use crate::stream::Stream;
@@ -150,7 +150,7 @@ pub async fn run(mut args: LoadArgs) -> Result<(), Box<dyn std::error::Error + S
     if args.seconds <= 0.0 || args.rate.is_some_and(|rate| rate <= 0.0) {
         return Err("--seconds and --rate must be positive".into());
     }
-    let seed = *args.seed.get_or_insert_with(another_seed);
+    let seed = *args.seed.get_or_insert_with(keys::another_seed);
     let mut probe = Connection::open(&args).await?;
     let pids = server_pids(&args, &mut probe).await?;
     if !args.no_fill {
@@ -208,12 +208,6 @@ pub async fn run(mut args: LoadArgs) -> Result<(), Box<dyn std::error::Error + S
         }
         None => Ok(()),
     }
-}
-
-/// One that no earlier run is likely to have had.
-fn another_seed() -> u64 {
-    let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since_epoch.map_or(0, |it| it.as_nanos() as u64)
 }
 
 fn print_report(report: &Report) {
@@ -292,49 +286,39 @@ impl Connection {
 }
 
 /// Writes the next command of the mix.
-struct Mix<'a> {
-    args: &'a LoadArgs,
-    random: Random,
-    value: Vec<u8>,
+struct Mix {
+    source: Source,
     ttl: String,
 }
 
-impl<'a> Mix<'a> {
-    /// `stream`: which of the run's sources of keys and values this is.
-    fn new(args: &'a LoadArgs, stream: u64) -> Mix<'a> {
-        let seed = args.seed.unwrap_or_default();
-        let mut random = Random::new(Random::new(seed.wrapping_add(stream)).roll());
-        let value = (0..args.value_bytes)
-            .map(|_| b'a' + (random.roll() % 26) as u8)
-            .collect();
+impl Mix {
+    fn new(args: &LoadArgs, number: u32) -> Mix {
+        let seed = args.seed.expect("one was chosen at the start");
+        let number = u64::from(number);
         Mix {
-            args,
-            random,
-            value,
+            source: Source::new(
+                seed,
+                number,
+                args.sessions,
+                args.read_share,
+                args.value_bytes,
+            ),
             ttl: args.ttl_seconds.to_string(),
         }
     }
 
     fn write_next(&mut self, out: &mut Vec<u8>) {
-        let session = self.random.roll() % self.args.sessions;
-        if self.random.share() < self.args.read_share {
-            replies::write_command(out, &[b"GET", &keys::session(session)]);
-        } else {
-            self.write_set(out, session);
+        let session = self.source.session();
+        match self.source.reads() {
+            true => replies::write_command(out, &[b"GET", &keys::session(session)]),
+            false => self.write_set(out, session),
         }
     }
 
-    /// A value that differs from the last one written: rewriting equal bytes is only a touch.
     fn write_set(&mut self, out: &mut Vec<u8>, session: u64) {
-        let stamp = self.random.roll().to_le_bytes();
-        for (byte, stamp) in self.value.iter_mut().zip(stamp) {
-            *byte = b'a' + stamp % 26;
-        }
         let key = keys::session(session);
-        replies::write_command(
-            out,
-            &[b"SET", &key, &self.value, b"EX", self.ttl.as_bytes()],
-        );
+        let ttl = self.ttl.as_bytes();
+        replies::write_command(out, &[b"SET", &key, self.source.value(), b"EX", ttl]);
     }
 }
 
@@ -346,7 +330,7 @@ async fn closed_loop(
     mut connection: Connection,
     end: Instant,
 ) -> TaskResult {
-    let mut mix = Mix::new(args, u64::from(number) + 1);
+    let mut mix = Mix::new(args, number + 1);
     let mut tally = Tally::new();
     let mut out = Vec::new();
     let mut replies = Vec::new();
@@ -402,7 +386,7 @@ async fn open_loop(
     let (mut read, mut write) = tokio::io::split(stream);
     let writer_args = args.clone();
     let writer = tokio::spawn(async move {
-        let mut mix = Mix::new(&writer_args, u64::from(number) + 1);
+        let mut mix = Mix::new(&writer_args, number + 1);
         let mut out = Vec::new();
         let mut due = began + offset;
         while due < end {
