@@ -379,30 +379,30 @@ impl Recoveries {
         Ok(more)
     }
 
-    /// True if nothing may be said about this slot yet: it is not recovered, or the old owner may still
-    /// be answering (V1).
-    pub fn withholds(&self, now: Now, slot: Slot) -> bool {
+    /// True if nothing is known of this slot yet: it is not recovered.
+    pub fn withholds(&self, slot: Slot) -> bool {
         let contains = |range: &SlotRange| range.contains(slot);
-        let leased =
-            |(range, until_us): &(SlotRange, u64)| now.mono_us < *until_us && range.contains(slot);
-        self.leased.iter().any(leased)
-            || self
-                .running
-                .values()
-                .any(|it| !it.taken_over && it.recover.ranges.iter().any(contains))
+        let lacks = |it: &Recovery| !it.taken_over && it.recover.ranges.iter().any(contains);
+        self.running.values().any(lacks)
     }
 
-    /// False if `withholds` holds for no slot at all.
-    pub fn withholds_some(&self, now: Now) -> bool {
-        self.running.values().any(|running| !running.taken_over)
-            || self
-                .leased
-                .iter()
-                .any(|(_, until_us)| now.mono_us < *until_us)
+    /// Until when the former owner may still answer for this slot, if it may (V1).
+    pub fn old_lease_until_us(&self, now: Now, slot: Slot) -> Option<u64> {
+        let runs =
+            |(range, until_us): &&(SlotRange, u64)| now.mono_us < *until_us && range.contains(slot);
+        let leased = self.leased.iter().filter(runs);
+        leased.map(|(_, until_us)| *until_us).max()
     }
 
-    /// True if nothing may be said about all that this shard owns: `withholds` holds for a slot of
-    /// these ranges, or others may have seen a view that gives it more. A view names a recovery master
+    /// True if everything is known of every slot that is recovered, and no former owner answers for any.
+    pub fn is_quiet(&self, now: Now) -> bool {
+        let lacks = |it: &Recovery| !it.taken_over;
+        let runs = |(_, until_us): &(SlotRange, u64)| now.mono_us < *until_us;
+        !self.running.values().any(lacks) && !self.leased.iter().any(runs)
+    }
+
+    /// True if nothing may be said about all that this shard owns: nothing is known of a slot of
+    /// these ranges, a former owner may still answer for one, or others may have seen a view that gives it more. A view names a recovery master
     /// once it has committed, and may reach clients long before it comes here.
     pub fn withholds_any(&self, now: Now, owned: &[SlotRange]) -> bool {
         let more = |running: &Recovery| {

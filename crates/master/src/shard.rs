@@ -5,8 +5,8 @@
 //! flush:  clock -> recovery -> cleaner -> ship appends -> release answers (lease judged by flush's `now`)
 //! ```
 //!
-//! D1. A slot is served only while the view names this shard's log its available owner, and what its former
-//!     owner may still answer has run out.
+//! D1. A slot is served only while the view names this shard's log its available owner; and until what its former
+//!     owner may still answer has run out, only sessions that are there are told (`parked`).
 //! D2. Expiry is judged by `clock`: cluster time, never beyond the ceiling that every backup of the open heads
 //!     remembers, never going back, and in no range before the clock of its former owner.
 //! D3. An answer leaves only in `flush`, when what it depends on is durable and a lease held by every
@@ -21,6 +21,7 @@
 //! writers wait, up to that bound.
 
 mod beside;
+mod parked;
 
 use std::collections::BTreeMap;
 
@@ -43,6 +44,7 @@ use crate::limits::Limits;
 use crate::recovery::Recoveries;
 use crate::replicas::{Replicas, Surroundings};
 use crate::streams::{Admission, Streams};
+use parked::{Park, Parked};
 
 /// Background work is done so often when nothing else happens.
 const TICK_US: u64 = 20_000;
@@ -105,6 +107,10 @@ struct Counts {
     not_owner: u64,
     not_ready: u64,
     busy: u64,
+    /// Answered while a former owner could still answer too.
+    in_old_lease: u64,
+    /// Executed when it could not any more.
+    after_old_lease: u64,
     failed: u64,
     leaseless_flushes: u64,
 }
@@ -119,6 +125,8 @@ pub struct Shard {
     recoveries: Recoveries,
     streams: Streams,
     answers: Answers,
+    /// Commands that wait for the end of an old lease.
+    park: Park,
     /// Refusals, which need no lease.
     refusals: Vec<Answer>,
     /// Ranges that the view gives to this shard's log, available.
@@ -181,6 +189,7 @@ impl Shard {
             recoveries: Recoveries::default(),
             streams: Streams::new(config.clients_max as usize),
             answers: Answers::default(),
+            park: Park::default(),
             refusals: Vec::new(),
             owned: Vec::new(),
             limits: Limits::default(),
@@ -293,6 +302,11 @@ impl Shard {
             first,
             items,
         } = requests;
+        if first == 0 && self.park.len() > 0 {
+            // All of a newer stream is asked again.
+            self.park
+                .retain(|parked| parked.client != client || parked.stream >= stream);
+        }
         let admission = self
             .streams
             .admit(now.mono_us, client, stream, first, items.len());
@@ -328,10 +342,21 @@ impl Shard {
                     self.streams.put_off(client, stream);
                     self.refusals.push(answer(Outcome::Failed(failure)));
                 }
-                None => {
-                    let (needs, outcome) = self.execute(client, request);
-                    self.answers.hold(needs, answer(outcome));
-                }
+                None => match self.waits_for(now, &request.command) {
+                    Some(until_us) => {
+                        let parked = Parked {
+                            from,
+                            client,
+                            stream,
+                            request: request.clone(),
+                        };
+                        self.park.add(parked, until_us);
+                    }
+                    None => {
+                        let (needs, outcome) = self.execute(client, request);
+                        self.answers.hold(needs, answer(outcome));
+                    }
+                },
             }
         }
     }
@@ -365,7 +390,7 @@ impl Shard {
             if self.owned.is_empty() {
                 return Some(Failure::NotOwner);
             }
-            if self.recoveries.withholds_any(now, &self.owned) {
+            if self.park.len() > 0 || self.recoveries.withholds_any(now, &self.owned) {
                 return Some(Failure::NotReady);
             }
         } else {
@@ -373,7 +398,7 @@ impl Shard {
             if !self.owned.iter().any(|range| range.contains(slot)) {
                 return Some(Failure::NotOwner);
             }
-            if self.recoveries.withholds(now, slot) {
+            if self.recoveries.withholds(slot) {
                 return Some(Failure::NotReady);
             }
         }
@@ -399,9 +424,73 @@ impl Shard {
         if without_time || unset || lapsed || self.clock < self.recoveries.expiry_floor() {
             return Some(Failure::NotReady);
         }
-        let full = self.answers.held() >= self.config.queued_requests_max as usize
-            || self.answers.held_bytes() >= self.config.queued_bytes_max;
-        full.then_some(Failure::Busy)
+        self.is_full().then_some(Failure::Busy)
+    }
+
+    fn is_full(&self) -> bool {
+        let (count, bytes) = (self.park.len(), self.park.bytes());
+        self.answers.held() + count >= self.config.queued_requests_max as usize
+            || self.answers.held_bytes() + bytes >= self.config.queued_bytes_max
+    }
+
+    /// Until when a command that would be executed has to wait for the end of an old lease, or behind one that does
+    /// (P1, P2); `None` if it has not to.
+    fn waits_for(&mut self, now: Now, command: &Command) -> Option<u64> {
+        if self.park.len() == 0 && self.recoveries.is_quiet(now) || command.op.is_keyspace() {
+            return None;
+        }
+        let until_us = (self.recoveries).old_lease_until_us(now, Slot::of(&command.key));
+        let hash = KeyHash::of(command.namespace, &command.key);
+        if self.park.concerns(hash) {
+            return Some(until_us.unwrap_or(now.mono_us));
+        }
+        let until_us = until_us?;
+        let found = || {
+            let (namespace, key) = (command.namespace, &command.key);
+            self.log.find_hashed(namespace, key, hash, self.clock)
+        };
+        if !command.op.is_write() && found().is_some() {
+            self.counts.in_old_lease += 1;
+            return None;
+        }
+        Some(until_us)
+    }
+
+    /// Executes what has waited for the end of an old lease.
+    fn unpark(&mut self, now: Now) {
+        let due = self.park.take_due(now.mono_us);
+        let mut is_held_up = false;
+        for parked in due {
+            let Parked {
+                from,
+                client,
+                stream,
+                request,
+            } = &parked;
+            let slot = Slot::of(&request.command.key);
+            // P3. Its client has begun a newer stream, or will have heard of another owner.
+            if !self.streams.is_current(*client, *stream)
+                || !self.owned.iter().any(|range| range.contains(slot))
+            {
+                continue;
+            }
+            is_held_up = is_held_up || self.unready(now).is_some() || self.is_behind();
+            let until_us = self.recoveries.old_lease_until_us(now, slot);
+            if is_held_up || until_us.is_some() {
+                self.park.add(parked, until_us.unwrap_or(now.mono_us));
+                continue;
+            }
+            self.counts.after_old_lease += 1;
+            let (needs, outcome) = self.execute(*client, request);
+            let answer = Answer {
+                to: *from,
+                client: *client,
+                stream: *stream,
+                token: request.token,
+                outcome,
+            };
+            self.answers.hold(needs, answer);
+        }
     }
 
     /// Writers wait for replicas to catch up.
@@ -599,6 +688,7 @@ impl Shard {
     fn account(&mut self) {
         self.log.set_external_bytes(
             self.answers.memory_bytes()
+                + self.park.bytes()
                 + self.replicas.in_flight_bytes()
                 + self.recoveries.held_bytes()
                 + self.streams.memory_bytes()
@@ -731,6 +821,7 @@ impl Node for Shard {
         if self.life == Life::Stopped {
             return;
         }
+        self.unpark(now);
         self.ship(now, out);
         self.account();
         // Acknowledgements that this flush has seen count for the commands that come next.
@@ -788,6 +879,18 @@ impl Node for Shard {
                 counts.not_ready as f64,
             ),
             ("holdfast_shard_refused_busy_total", counts.busy as f64),
+            (
+                "holdfast_shard_reads_in_old_lease_total",
+                counts.in_old_lease as f64,
+            ),
+            (
+                "holdfast_shard_waited_for_old_lease_total",
+                counts.after_old_lease as f64,
+            ),
+            (
+                "holdfast_shard_waiting_for_old_lease",
+                self.park.len() as f64,
+            ),
             (
                 "holdfast_shard_leaseless_flushes_total",
                 counts.leaseless_flushes as f64,

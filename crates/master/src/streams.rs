@@ -125,6 +125,11 @@ impl Streams {
         }
     }
 
+    /// True if the client has begun no newer stream.
+    pub fn is_current(&mut self, client: ClientId, stream: u64) -> bool {
+        self.current(client, stream).is_some()
+    }
+
     /// True if nothing more of this stream may be executed: S3, or a newer one has begun.
     pub fn is_put_off(&mut self, client: ClientId, stream: u64) -> bool {
         self.current(client, stream)

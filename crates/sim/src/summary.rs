@@ -18,7 +18,7 @@ const SEEDS_TO_JUDGE: u64 = 100;
 const VIOLATIONS_SHOWN: usize = 5;
 
 /// Corners of the code that a batch of seeds should have been in, as the roles count them.
-const CORNERS: [(&str, &str); 20] = [
+const CORNERS: [(&str, &str); 22] = [
     ("holdfast_shard_recoveries_total", "a shard recovered"),
     (LEANING, "served while it leant"),
     (CAUGHT, "killed as it leant"),
@@ -37,6 +37,14 @@ const CORNERS: [(&str, &str); 20] = [
     (
         "holdfast_shard_leaseless_flushes_total",
         "answers without a lease",
+    ),
+    (
+        "holdfast_shard_reads_in_old_lease_total",
+        "read in an old lease",
+    ),
+    (
+        "holdfast_shard_waited_for_old_lease_total",
+        "waited for its end",
     ),
     ("holdfast_shard_refused_busy_total", "writers refused"),
     ("holdfast_backup_stale_appends_total", "stale appends"),

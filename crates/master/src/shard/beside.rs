@@ -44,6 +44,9 @@ impl ShardBeside for Shard {
         {
             return None;
         }
+        if self.waits_for(now, command).is_some() {
+            return None;
+        }
         self.used = true;
         self.lent = true;
         self.count(is_write);
@@ -83,10 +86,10 @@ impl ShardBeside for Shard {
 impl Shard {
     /// D1.
     fn serves(&self, now: Now, key: &[u8]) -> bool {
-        if self.owned.as_slice() == [SlotRange::ALL] && !self.recoveries.withholds_some(now) {
+        if self.owned.as_slice() == [SlotRange::ALL] && self.recoveries.is_quiet(now) {
             return true;
         }
         let slot = Slot::of(key);
-        self.owned.iter().any(|range| range.contains(slot)) && !self.recoveries.withholds(now, slot)
+        self.owned.iter().any(|range| range.contains(slot)) && !self.recoveries.withholds(slot)
     }
 }

@@ -237,9 +237,9 @@ fn a_write_executed_before_a_takeover_is_not_refused_after_it() {
     }
 }
 
-/// V1: what the old owner's backups granted runs out first.
+/// P1: what the old owner's backups granted runs out before anything changes, and before anything is said to be absent.
 #[test]
-fn the_old_lease_is_waited_out() {
+fn while_the_old_lease_runs_sessions_are_read_and_nothing_else() {
     let dead = dead_with(3);
     let mut world = heir(&dead);
     let recover = Recover {
@@ -250,16 +250,76 @@ fn the_old_lease_is_waited_out() {
     };
     ask_to_recover(&mut world, &recover);
     give_ownership(&mut world, &[SlotRange::ALL]);
-    assert_eq!(world.ask(get("key1")), Outcome::Failed(Failure::NotReady));
+    assert_eq!(world.value("key1").as_deref(), Some("value1"));
+    assert!(matches!(
+        world.ask(command("key2", Op::Stat)),
+        Outcome::Value { .. }
+    ));
+
+    let absent = world.send(get("nobody"));
+    let written = world.send(put("key1", "newer"));
+    let behind = world.send(get("key1"));
+    let beside = world.send(get("key2"));
+    world.run(220);
+    assert!(world.answer(absent).is_none(), "it may be there still");
+    assert!(world.answer(written).is_none(), "the old owner may be read");
+    assert!(world.answer(behind).is_none(), "P2");
+    assert!(matches!(world.answer(beside), Some(Outcome::Value { .. })));
+    assert_eq!(world.metric("holdfast_shard_waiting_for_old_lease"), 3.0);
+    assert!(world.metric("holdfast_shard_reads_in_old_lease_total") >= 3.0);
+
+    world.run(130);
+    assert!(matches!(world.answer(absent), Some(Outcome::Absent { .. })));
+    assert!(matches!(world.answer(written), Some(Outcome::Done { .. })));
+    let Some(Outcome::Value { value, .. }) = world.answer(behind) else {
+        panic!("it was written before");
+    };
+    assert_eq!(value, "newer");
+    assert_eq!(world.metric("holdfast_shard_waiting_for_old_lease"), 0.0);
+}
+
+/// P3: who asks again by a newer stream is answered by that one.
+#[test]
+fn what_waits_is_forgotten_when_it_is_asked_again() {
+    let dead = dead_with(3);
+    let mut world = heir(&dead);
+    let recover = Recover {
+        lease_remaining_ms: 350,
+        ..plan(&dead, vec![SlotRange::ALL])
+    };
+    ask_to_recover(&mut world, &recover);
+    give_ownership(&mut world, &[SlotRange::ALL]);
+    let once = world.once();
+    let first = world.send_as(Some(once), put("key1", "newer"));
+    let other = world.send(put("key2", "newest"));
     world.new_stream();
+    let second = world.send_as(Some(once), put("key1", "newer"));
+    assert_eq!(world.metric("holdfast_shard_waiting_for_old_lease"), 1.0);
+    world.run(360);
+    assert_eq!(world.answer(first), None);
+    assert_eq!(world.answer(other), None);
+    assert!(matches!(world.answer(second), Some(Outcome::Done { .. })));
+    assert_eq!(world.value("key1").as_deref(), Some("newer"));
+    assert_eq!(world.value("key2").as_deref(), Some("value2"));
+}
+
+/// A key-space answer would have to tell what is absent.
+#[test]
+fn nothing_is_counted_while_the_old_lease_runs() {
+    let dead = dead_with(3);
+    let mut world = heir(&dead);
+    let recover = Recover {
+        lease_remaining_ms: 350,
+        ..plan(&dead, vec![SlotRange::ALL])
+    };
+    ask_to_recover(&mut world, &recover);
+    give_ownership(&mut world, &[SlotRange::ALL]);
     let count = world.ask(command("", Op::Count));
     assert_eq!(count, Outcome::Failed(Failure::NotReady));
-    world.run(240);
+    world.run(360);
     world.new_stream();
-    assert_eq!(world.ask(get("key1")), Outcome::Failed(Failure::NotReady));
-    world.run(20);
-    world.new_stream();
-    assert_eq!(world.value("key1").as_deref(), Some("value1"));
+    let count = world.ask(command("", Op::Count));
+    assert!(matches!(count, Outcome::Counted { .. }));
 }
 
 /// An answered "gone" stays gone: the new owner's clock starts no earlier than the old one's ceiling.
