@@ -91,6 +91,8 @@ enum BenchCommand {
     Connections(bench::connections::ConnectionsArgs),
     /// Kill a master of a cluster of its own and tell how soon its sessions are back.
     Recovery(bench::recovery::RecoveryArgs),
+    /// Kill who serves while clients write, many times, and tell how long they wait and what is lost, beside Redis Sentinel.
+    Failover(bench::failover::FailoverArgs),
 }
 
 #[derive(Args, Debug)]
@@ -289,6 +291,11 @@ fn run(command: Command) -> Outcome<()> {
             bench::recovery::run(args)
                 .await
                 .context(|| "bench recovery".to_string())
+        }),
+        Command::Bench(BenchCommand::Failover(args)) => admin::block_on(async {
+            bench::failover::run(args)
+                .await
+                .context(|| "bench failover".to_string())
         }),
     }
 }

@@ -3,6 +3,8 @@
 use std::io;
 
 use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 /// Longest bulk reply accepted, so that a confused server cannot make the benchmark allocate without end.
 const BULK_BYTES_MAX: i64 = 64 << 20;
@@ -12,6 +14,8 @@ pub enum Reply {
     /// `+OK` and the like.
     Simple,
     Integer(i64),
+    /// So many replies follow, its elements.
+    Array(i64),
     Bulk(Bytes),
     Nil,
     Error(String),
@@ -54,6 +58,7 @@ impl Replies {
             b'+' => Reply::Simple,
             b'-' => Reply::Error(String::from_utf8_lossy(line).into_owned()),
             b':' => Reply::Integer(number(line)?),
+            b'*' => Reply::Array(number(line)?),
             b'_' => Reply::Nil,
             b'$' | b'=' => {
                 let length = number(line)?;
@@ -79,6 +84,44 @@ impl Replies {
     }
 }
 
+/// One that asks and waits.
+#[derive(Debug)]
+pub struct Connection {
+    pub stream: TcpStream,
+    replies: Replies,
+}
+
+impl Connection {
+    pub async fn open(address: &str) -> io::Result<Connection> {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        Ok(Connection {
+            stream,
+            replies: Replies::default(),
+        })
+    }
+
+    /// The next reply, whenever it comes.
+    pub async fn reply(&mut self) -> io::Result<Reply> {
+        loop {
+            if let Some(reply) = self.replies.take()? {
+                return Ok(reply);
+            }
+            if self.stream.read_buf(self.replies.buffer()).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+    }
+
+    /// Sends one command and waits for its reply.
+    pub async fn ask(&mut self, arguments: &[&[u8]]) -> io::Result<Reply> {
+        let mut out = Vec::new();
+        write_command(&mut out, arguments);
+        self.stream.write_all(&out).await?;
+        self.reply().await
+    }
+}
+
 fn number(line: &[u8]) -> io::Result<i64> {
     std::str::from_utf8(line)
         .ok()
@@ -99,10 +142,11 @@ mod tests {
 
     #[test]
     fn replies_are_split_wherever_the_bytes_are() {
-        let all = b"+OK\r\n-ERR no\r\n:12\r\n$5\r\nhe\r\no\r\n$-1\r\n";
+        let all = b"+OK\r\n-ERR no\r\n*3\r\n:12\r\n$5\r\nhe\r\no\r\n$-1\r\n";
         let wanted = vec![
             Reply::Simple,
             Reply::Error("ERR no".into()),
+            Reply::Array(3),
             Reply::Integer(12),
             Reply::Bulk(Bytes::from_static(b"he\r\no")),
             Reply::Nil,
