@@ -41,7 +41,7 @@ impl BackupConfig {
             segment_bytes,
             frames,
             frames_reserved: (frames / 16).min(2),
-            read_cache_bytes: 256 << 20,
+            read_cache_bytes: 32 << 20,
             reads_in_flight_max: 4,
             syncs_in_flight_max: 16,
             fetches_queued_max: 256,

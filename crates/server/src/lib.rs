@@ -9,6 +9,7 @@
 
 pub mod admin;
 pub mod bench;
+mod buffers;
 pub mod calls;
 pub mod certificates;
 pub mod children;

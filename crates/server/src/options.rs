@@ -431,7 +431,7 @@ options! {
         /// Bound of the store on disk. Give replicas x the masters' memory, twice over [default: 4GiB].
         #[arg(long, env = "HOLDFAST_DISK", value_name = "SIZE")]
         disk: ByteSize,
-        /// Memory for segments read during recoveries [default: 256MiB].
+        /// Memory for segments that several recovery masters ask for, besides 64MiB for reading them [default: 32MiB].
         #[arg(long, env = "HOLDFAST_MEMORY", value_name = "SIZE")]
         memory: ByteSize,
         /// Size of log segments, the same in the whole cluster [default: 8MiB].

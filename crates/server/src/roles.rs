@@ -46,7 +46,8 @@ const SEGLET_BYTES_MAX: u32 = 64 << 10;
 pub const KEY_BYTES_MAX: u32 = u16::MAX as u32;
 const VALUE_BYTES_MAX_DEFAULT: ByteSize = ByteSize(1 << 20);
 const RETRY_MS_DEFAULT: u32 = 2_000;
-const READ_CACHE_DEFAULT: u64 = 256 << 20;
+/// Recovery masters that ask for the same segments ask for them at about the same time.
+const READ_CACHE_DEFAULT: u64 = 32 << 20;
 /// Cluster time may be wrong by so much between two members; memory of expired sessions is reused
 /// only after it.
 const EXPIRY_SLACK_MS: u32 = 500;
@@ -143,6 +144,7 @@ pub fn dev(options: DevOptions) -> Outcome<()> {
             dev.frames,
             dev.segment_bytes,
             READ_CACHE_DEFAULT,
+            false,
         )?);
     }
 
@@ -451,6 +453,7 @@ pub fn backup(options: BackupOptions) -> Outcome<()> {
                 frames,
                 segment_bytes,
                 read_cache,
+                true,
             )?],
             listener: Some(listener),
         }],
@@ -689,6 +692,7 @@ fn backup_seat(
     frames: u32,
     segment_bytes: u32,
     read_cache_bytes: u64,
+    prepare: bool,
 ) -> Outcome<SeatPlan> {
     let store = Store::open(dir, frames, segment_bytes)
         .context(|| format!("cannot open the store in {}", dir.display()))?;
@@ -699,6 +703,7 @@ fn backup_seat(
         segment_bytes,
         frames,
         read_cache_bytes,
+        prepare,
     })
 }
 

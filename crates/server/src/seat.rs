@@ -71,6 +71,8 @@ pub enum SeatPlan {
         segment_bytes: u32,
         frames: u32,
         read_cache_bytes: u64,
+        /// Have memory for a recovery mapped ahead.
+        prepare: bool,
     },
     Gateway {
         person: Person,
@@ -180,7 +182,11 @@ impl Seat {
                 segment_bytes,
                 frames,
                 read_cache_bytes,
+                prepare,
             } => {
+                if prepare {
+                    touching::prepare(&person.name, store.clone());
+                }
                 let disk = Disk::new(store, local.clone());
                 Seat::Backup {
                     person,

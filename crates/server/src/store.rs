@@ -27,17 +27,21 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 
 use bytes::Bytes;
 use holdfast_cluster::{DiskError, FRAME_HEADER_BYTES, FrameId};
 use holdfast_format::crc32c;
 use memmap2::{MmapOptions, MmapRaw};
-use rustix::buffer::spare_capacity;
 use rustix::fs::{FallocateFlags, FlockOperation};
 use rustix::io::Errno;
 
+use crate::buffers::Buffers;
+
 const FORMAT_VERSION: u32 = 1;
+
+/// Memory kept for reading replicas: those being read, and those that several recovery masters ask for.
+const BUFFERS_KEPT_BYTES: u64 = 64 << 20;
 
 /// Disk is allocated in steps of this: large enough that steps are rare, small enough that a store
 /// which holds little takes little.
@@ -55,6 +59,8 @@ pub struct Store {
     frame_bytes: u64,
     file: File,
     map: MmapRaw,
+    /// For reading.
+    buffers: Arc<Buffers>,
     /// Bytes of the file for which disk has been allocated by this process.
     allocated: Mutex<u64>,
     /// Locked for moments only, never while the disk is waited for.
@@ -149,11 +155,20 @@ impl Store {
             frame_bytes,
             file,
             map,
+            buffers: Buffers::new(
+                frame_bytes as usize,
+                (BUFFERS_KEPT_BYTES / frame_bytes).max(1) as usize,
+            ),
             allocated: Mutex::new(0),
             syncs: Mutex::default(),
             sync_ended: Condvar::new(),
             _lock: lock,
         })
+    }
+
+    /// Has memory ready for a recovery, which will read much at once.
+    pub fn prepare_to_read(&self) {
+        self.buffers.prepare();
     }
 
     /// The store's own id, which outlives every incarnation of its backup.
@@ -239,19 +254,18 @@ impl Store {
         let failed = |error: &dyn std::fmt::Display| {
             DiskError(format!("cannot read {}: {error}", self.path.display()))
         };
-        // Not cleared before: that would cost as much as reading what the kernel has in memory.
-        let mut bytes = Vec::with_capacity(length as usize);
-        while bytes.len() < length as usize {
-            let from = at + bytes.len() as u64;
-            match rustix::io::pread(&self.file, spare_capacity(&mut bytes), from) {
+        let mut buffer = self.buffers.take();
+        let mut filled = 0;
+        while filled < length as usize {
+            let room = &mut buffer[filled..length as usize];
+            match rustix::io::pread(&self.file, room, at + filled as u64) {
                 Ok(0) => return Err(failed(&"the file ends")),
-                Ok(_) | Err(Errno::INTR) => {}
+                Ok(more) => filled += more,
+                Err(Errno::INTR) => {}
                 Err(error) => return Err(failed(&error)),
             }
         }
-        // The allocation may be larger than what was asked for.
-        bytes.truncate(length as usize);
-        Ok(Bytes::from(bytes))
+        Ok(self.buffers.lend(buffer, filled))
     }
 
     /// Where in the file. The backup was told how many frames there are and how long they are.

@@ -1,12 +1,20 @@
-//! Has a log's memory mapped on a thread of its own.
+//! Has memory mapped on threads of their own, before it is needed.
 //!
-//! Fresh memory costs 0.4 to 2.5 GB/s, a large page of it some 5 ms at a time. No request should pay for that,
-//! so a thread asks the system for it page after page, from the start of the shard until all is there. It
-//! sleeps as long as it works, because the shard has to start on the same cores.
+//! Fresh memory costs 0.4 to 2.5 GB/s, a large page of it some 5 ms at a time. No request should pay for that, and no
+//! recovery. A thread asks the system for a log's memory page after page, from the start of the shard until all is there, and sleeps
+//! as long as it works; all of these threads give way to whoever has something to do: a master that is started again after its
+//! death would otherwise slow down the recovery of what it held.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use holdfast_log::Toucher;
+use rustix::process::setpriority_process;
+
+use crate::store::Store;
+
+/// Runs when nobody else does, nearly.
+const LOWEST: i32 = 19;
 
 /// Starts the thread; it ends when all is mapped, or the log is gone.
 pub fn start(name: &str, mut toucher: Toucher) {
@@ -25,10 +33,23 @@ pub fn start(name: &str, mut toucher: Toucher) {
             }
         }
     };
-    if let Err(error) = std::thread::Builder::new()
-        .name(format!("touch-{name}"))
-        .spawn(touch)
-    {
+    behind_others(format!("touch-{name}"), touch);
+}
+
+/// Makes the buffers that a backup reads with in a recovery.
+pub fn prepare(name: &str, store: Arc<Store>) {
+    behind_others(format!("touch-{name}"), move || store.prepare_to_read());
+}
+
+fn behind_others(name: String, work: impl FnOnce() + Send + 'static) {
+    let give_way = move || {
+        // On Linux a priority is a thread's own. If it is refused the work goes on beside that of others.
+        if let Err(error) = setpriority_process(None, LOWEST) {
+            tracing::debug!("memory is mapped at the priority of everything else: {error}");
+        }
+        work();
+    };
+    if let Err(error) = std::thread::Builder::new().name(name).spawn(give_way) {
         tracing::warn!("cannot start a thread that maps memory ahead: {error}");
     }
 }
