@@ -209,3 +209,72 @@ fn every_acknowledged_session_survives_every_kill() {
     cluster.launch();
     read_everything(&cluster, &ledger, "the death of everything");
 }
+
+/// SplitMix64.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        (z ^ (z >> 31)) % bound
+    }
+}
+
+fn from_environment(name: &str, default: u64) -> u64 {
+    std::env::var(name).map_or(default, |text| text.parse().expect("a number"))
+}
+
+/// Any process, also two at once, also while what was killed before is being recovered. How many kills and which is
+/// told by `HOLDFAST_KILLS` and `HOLDFAST_SEED`; `scripts/test --long` kills 200 times.
+#[test]
+fn random_kills_lose_nothing_and_stop_nothing_for_good() {
+    let kills = from_environment("HOLDFAST_KILLS", 8);
+    let mut dice = Dice(from_environment("HOLDFAST_SEED", 1));
+    let cluster = Cluster::start(&[
+        "--processes",
+        "--masters",
+        "3",
+        "--backups",
+        "4",
+        "--replicas",
+        "3",
+        "--memory",
+        "128MiB",
+    ]);
+    let ledger = Ledger::default();
+    let (mut done, mut round) = (0, 0);
+    while done < kills {
+        round += 1;
+        let load = Load::start(&cluster.address("resp"), &ledger, round);
+        load.progress(&cluster, 200);
+        let mut killed = Vec::new();
+        // A few in a row without waiting for anything but some writes, or for nothing at all.
+        for _ in 0..1 + dice.below(4) {
+            let roles = ["coordinator", "master", "backup", "gateway"];
+            for _ in 0..1 + dice.below(2) {
+                let role = roles[[1, 1, 1, 2, 2, 2, 0, 3][dice.below(8) as usize]];
+                let processes = cluster.processes(role);
+                let Some(victim) =
+                    processes.get(dice.below(processes.len().max(1) as u64) as usize)
+                else {
+                    continue;
+                };
+                kill_9(victim.pid);
+                killed.push(victim.name.clone());
+                done += 1;
+            }
+            match dice.below(3) {
+                0 => load.progress(&cluster, 100),
+                1 => std::thread::sleep(Duration::from_millis(dice.below(800))),
+                _ => {}
+            }
+        }
+        load.progress(&cluster, 200);
+        load.finish();
+        cluster.wait_until_ready();
+        read_everything(&cluster, &ledger, &format!("the deaths of {killed:?}"));
+    }
+}

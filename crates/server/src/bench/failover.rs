@@ -171,6 +171,7 @@ impl Subject {
     }
 
     async fn kill(&mut self, args: &FailoverArgs) -> Result<Kill, Failure> {
+        self.cluster.until_mapped().await;
         let status = self.cluster.status();
         let status = status.ok_or("the cluster answers no status")?;
         let victim = Victim::choose(&status)?;

@@ -8,9 +8,13 @@ use holdfast_format::Slot;
 use serde_json::Value;
 
 use super::keys::Random;
+use super::watch;
 
 /// Nothing here may take longer.
 pub const PATIENCE: Duration = Duration::from_secs(300);
+
+/// Servers map their memory within a few seconds, unless others need the processors.
+const MAPPING_MAX: Duration = Duration::from_secs(60);
 
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;
 
@@ -176,6 +180,20 @@ impl Cluster {
             .flatten()
     }
 
+    /// Waits until all its memory has been mapped, as that of servers that have been up for a while is.
+    pub async fn until_mapped(&self) {
+        let began = Instant::now();
+        while watch::is_mapping(self.child.id()) {
+            if began.elapsed() > MAPPING_MAX {
+                eprintln!(
+                    "memory is still being mapped after {MAPPING_MAX:?}: what follows pays for it"
+                );
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     /// How long after `since` it was ready: everything recovered, with all its replicas.
     pub async fn ready_after_ms(&self, since: Instant) -> Result<f64, Failure> {
         loop {
@@ -187,7 +205,7 @@ impl Cluster {
             if since.elapsed() > PATIENCE {
                 return Err("the cluster did not become ready again".into());
             }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
 

@@ -118,6 +118,7 @@ async fn measure(args: &RecoveryArgs, dir: &Path) -> Result<(Report, String), Fa
     let sample: Vec<u64> = of_victim.iter().copied().step_by(stride).collect();
     let probes = Probes::connect(&endpoint, args.size.value_bytes, &sample).await?;
 
+    cluster.until_mapped().await;
     let watch = Watch::begin(cluster.child.id())?;
     tokio::time::sleep(Duration::from_millis(100)).await;
     let killed = Instant::now();

@@ -130,6 +130,18 @@ fn look(parent: u32, zero: Instant, processes: &mut BTreeMap<u32, Process>) {
     }
 }
 
+/// True while a child of `parent` is mapping memory ahead of its use.
+pub fn is_mapping(parent: u32) -> bool {
+    let comms = |pid: &u32| {
+        let tasks = std::fs::read_dir(format!("/proc/{pid}/task"));
+        let tasks = tasks.into_iter().flatten().flatten();
+        tasks.filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok())
+    };
+    (children(parent).iter())
+        .flat_map(comms)
+        .any(|comm| comm.starts_with(MAPPING))
+}
+
 /// The children of a process, whichever of its threads started them.
 fn children(parent: u32) -> Vec<u32> {
     let Ok(tasks) = std::fs::read_dir(format!("/proc/{parent}/task")) else {
