@@ -38,6 +38,7 @@ use crate::lane::Lane;
 use crate::order::{OrderKey, Ordering, Ticket};
 use crate::pending::{Pending, Place, Target, command_bytes};
 use crate::routes::Routes;
+use crate::window::Budget;
 
 pub use self::fan::SCAN_STEP;
 
@@ -83,6 +84,10 @@ pub struct Figures {
     /// Commands sent more than once, counted each time.
     pub repeated: u64,
     pub refused_busy: u64,
+    /// Commands that a shard had refused for load and that were not asked again (`window.rs`).
+    pub not_repeated: u64,
+    /// Windows that were cut because a shard had enough to do.
+    pub window_cuts: u64,
     pub given_up: u64,
     pub pending: u64,
     pub pending_bytes: u64,
@@ -115,6 +120,7 @@ pub struct Core {
     deadline_floor_us: u64,
     done: Vec<(u64, Outcome)>,
     released: Vec<Ticket>,
+    budget: Budget,
     figures: Figures,
 }
 
@@ -148,6 +154,7 @@ impl Core {
             deadline_floor_us: u64::MAX,
             done: Vec::new(),
             released: Vec::new(),
+            budget: Budget::default(),
             figures: Figures::default(),
         }
     }
@@ -209,6 +216,7 @@ impl Core {
             deadline_us: now.mono_us.saturating_add(u64::from(how.within_ms) * 1_000),
             target,
             place: Place::Waiting,
+            submitted_us: now.mono_us,
             sent_us: 0,
             stream: 0,
             attempted: false,
@@ -353,6 +361,30 @@ impl Core {
         !self.done.is_empty()
     }
 
+    /// For how long a command submitted now would wait before it is sent to a shard that has enough to do: as long as the
+    /// one at the head of the queue has. 0 while nobody has to wait, or everybody waits for a recovery.
+    pub fn queue_wait_us(&self, now: Now) -> u64 {
+        let waits = self.lanes.values().map(|lane| self.wait_us(now, lane));
+        waits.max().unwrap_or(0)
+    }
+
+    /// The same for a command on this key.
+    pub fn queue_wait_of_us(&self, now: Now, key: &[u8]) -> u64 {
+        if self.pending.is_empty() {
+            return 0;
+        }
+        let lane = (self.routes.owner(Slot::of(key))).and_then(|shard| self.lanes.get(&shard));
+        lane.map_or(0, |lane| self.wait_us(now, lane))
+    }
+
+    fn wait_us(&self, now: Now, lane: &Lane) -> u64 {
+        let head = (lane.queue.front()).and_then(|ticket| self.pending.get(ticket));
+        match head.filter(|_| lane.is_congested(now.mono_us)) {
+            Some(head) => now.mono_us.saturating_sub(head.submitted_us),
+            None => 0,
+        }
+    }
+
     /// When to call `flush` next, in `Now::mono_us`.
     pub fn wakeup(&self) -> Option<u64> {
         let mut at = if self.pending.is_empty() {
@@ -361,7 +393,7 @@ impl Core {
             self.deadline_floor_us
         };
         for lane in self.lanes.values() {
-            if !lane.queue.is_empty() && lane.in_flight < self.config.window_max {
+            if !lane.queue.is_empty() && lane.in_flight < lane.window.size() {
                 at = at.min(lane.not_before_us);
             }
             if let Some(sent_us) = self.oldest_sent_us(lane) {
@@ -436,7 +468,8 @@ impl Core {
             Some(shard) => {
                 if !self.lanes.contains_key(&shard) {
                     let stream = self.take_stream();
-                    self.lanes.insert(shard, Lane::new(stream));
+                    let lane = Lane::new(stream, self.config.window_max);
+                    self.lanes.insert(shard, lane);
                 }
                 self.lanes
                     .get_mut(&shard)
@@ -502,6 +535,7 @@ impl Core {
                 }
             }
         }
+        let mut unpaid = Vec::new();
         let mut again: Vec<Ticket> = lane.sent.drain(..).chain(lane.queue.drain(..)).collect();
         lane.restart(stream);
         self.figures.restarts += 1;
@@ -515,9 +549,21 @@ impl Core {
                 continue;
             }
             if matches!(pending.place, Place::Sent(_)) {
+                let refused = pending.refused_busy && !pending.attempted && !pending.unsure;
+                let paid = self.budget.spend(now.mono_us);
+                if refused && !paid && matches!(pending.target, Target::Slot(_)) {
+                    // Its lane has forgotten it already.
+                    pending.place = Place::Parked;
+                    unpaid.push(ticket);
+                    continue;
+                }
                 self.figures.repeated += 1;
             }
             self.route(now, ticket);
+        }
+        for ticket in unpaid {
+            self.figures.not_repeated += 1;
+            self.finish(now, ticket, Outcome::Failed(Failure::Busy));
         }
     }
 
@@ -532,10 +578,12 @@ impl Core {
         pending.attempted = false;
         pending.refused_busy = why == Failure::Busy;
         if why == Failure::Busy {
-            if let Some(lane) = self.lanes.get_mut(&from)
-                && lane.not_before_us <= now.mono_us
-            {
-                lane.pause(now.mono_us, self.dice.below(256));
+            let sent_us = pending.sent_us;
+            if let Some(lane) = self.lanes.get_mut(&from) {
+                self.figures.window_cuts += u64::from(lane.window.congested(now.mono_us, sent_us));
+                if lane.not_before_us <= now.mono_us {
+                    lane.pause(now.mono_us, self.dice.below(256));
+                }
             }
             return true;
         }
@@ -593,6 +641,7 @@ impl Core {
             && let Some(lane) = self.lanes.get_mut(&from)
         {
             lane.answered(now.mono_us, sent_us);
+            self.budget.earn();
             while lane.sent.front().is_some_and(|front| {
                 *front == ticket
                     || self
@@ -685,6 +734,12 @@ impl Core {
             // Collected above, and only parts end together with something else.
             self.cancel_parts(ticket);
             let pending = &self.pending[&ticket];
+            if let Place::Sent(shard) = pending.place
+                && let Some(lane) = self.lanes.get_mut(&shard)
+            {
+                let cut = lane.window.congested(now.mono_us, pending.sent_us);
+                self.figures.window_cuts += u64::from(cut);
+            }
             let unsure = pending.unsure
                 || pending.attempted
                 || self.fans.get(&ticket).is_some_and(|fan| fan.unsure);
@@ -736,10 +791,11 @@ impl Core {
             .map(|(&shard, _)| shard)
             .collect();
         for shard in silent {
-            self.lanes
-                .get_mut(&shard)
-                .expect("listed above")
-                .note_silence();
+            let sent_us = self.oldest_sent_us(&self.lanes[&shard]);
+            let lane = self.lanes.get_mut(&shard).expect("listed above");
+            lane.note_silence();
+            let sent_us = sent_us.expect("silence is that of something sent");
+            self.figures.window_cuts += u64::from(lane.window.congested(now.mono_us, sent_us));
             self.restart(now, shard);
         }
     }
@@ -769,7 +825,7 @@ impl Core {
         let mut items = Vec::new();
         let mut bytes = 0;
         let first = lane.next_index;
-        while lane.in_flight < self.config.window_max && items.len() < BATCH_ITEMS_MAX {
+        while lane.in_flight < lane.window.size() && items.len() < BATCH_ITEMS_MAX {
             let Some(&ticket) = lane.queue.front() else {
                 break;
             };

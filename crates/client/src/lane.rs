@@ -13,12 +13,16 @@ use std::collections::VecDeque;
 
 use crate::config::Config;
 use crate::order::Ticket;
+use crate::window::Window;
 
 /// Pauses after a refusal for load: doubling from here to there.
 const BUSY_PAUSE_MIN_US: u64 = 2_000;
 const BUSY_PAUSE_MAX_US: u64 = 200_000;
 
-#[derive(Debug, Default)]
+/// A shard that has answered nothing for so long may have died: what waits for it waits for a recovery.
+const ALIVE_US: u64 = 100_000;
+
+#[derive(Debug)]
 pub(crate) struct Lane {
     pub(crate) stream: u64,
     pub(crate) next_index: u64,
@@ -26,6 +30,9 @@ pub(crate) struct Lane {
     /// Includes tickets answered out of order or moved away; whoever reads it checks.
     pub(crate) sent: VecDeque<Ticket>,
     pub(crate) in_flight: usize,
+    pub(crate) window: Window,
+    /// When the shard last answered.
+    answered_us: Option<u64>,
     /// Nothing is sent before this.
     pub(crate) not_before_us: u64,
     /// Refusals for load, or lost connections, in a row.
@@ -37,11 +44,28 @@ pub(crate) struct Lane {
 }
 
 impl Lane {
-    pub(crate) fn new(stream: u64) -> Lane {
+    pub(crate) fn new(stream: u64, window_max: usize) -> Lane {
         Lane {
             stream,
-            ..Lane::default()
+            next_index: 0,
+            queue: VecDeque::new(),
+            sent: VecDeque::new(),
+            in_flight: 0,
+            window: Window::new(window_max),
+            answered_us: None,
+            not_before_us: 0,
+            pauses: 0,
+            silences: 0,
+            round_trip_us: 0,
+            deviation_us: 0,
         }
+    }
+
+    /// True if something waits because the shard has enough to do, and not because it does not answer.
+    pub(crate) fn is_congested(&self, now_us: u64) -> bool {
+        !self.queue.is_empty()
+            && self.in_flight >= self.window.size()
+            && (self.answered_us).is_some_and(|at_us| now_us < at_us + ALIVE_US)
     }
 
     /// Queues a command in its place by L2; nearly always the last one.
@@ -55,6 +79,8 @@ impl Lane {
 
     /// The shard answered a command that was sent at `sent_us`.
     pub(crate) fn answered(&mut self, now_us: u64, sent_us: u64) {
+        self.window.answered();
+        self.answered_us = Some(now_us);
         let sample_us = now_us.saturating_sub(sent_us);
         if self.round_trip_us == 0 {
             self.round_trip_us = sample_us.max(1);

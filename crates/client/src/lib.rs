@@ -11,6 +11,7 @@ mod lane;
 mod order;
 mod pending;
 mod routes;
+mod window;
 
 pub use self::config::{Config, ConfigError};
 pub use self::core::{Core, Figures, SCAN_STEP, Scope, Submit};

@@ -17,6 +17,7 @@ pub(crate) struct Pending {
     pub(crate) deadline_us: u64,
     pub(crate) target: Target,
     pub(crate) place: Place,
+    pub(crate) submitted_us: u64,
     pub(crate) sent_us: u64,
     /// The stream of the latest attempt; 0 before the first.
     pub(crate) stream: u64,

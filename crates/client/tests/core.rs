@@ -509,6 +509,59 @@ fn what_is_given_up_says_whether_it_may_have_been_executed() {
     assert_eq!(world.core.figures().pending, 0);
 }
 
+/// Asking again and again would keep busy a shard that has enough to do.
+#[test]
+fn a_shard_that_refuses_for_load_is_asked_again_only_within_the_budget() {
+    let mut world = World::new();
+    let (_, b) = keys();
+    world.shards.get_mut(&B).expect("up").refuse = Some(Failure::Busy);
+    let mut rounds = 0;
+    while world.core.figures().not_repeated == 0 {
+        for n in 0..8 {
+            world.submit(put(b, &n.to_string()), None, None);
+        }
+        world.run(100);
+        rounds += 1;
+        assert!(rounds < 3_000, "repeated without end");
+    }
+    let figures = world.core.figures();
+    assert!(figures.repeated >= 4_096, "{}", figures.repeated);
+    let refused = world.submit(put(b, "last"), None, None);
+    world.run(2_100);
+    assert_eq!(*world.outcome(refused), Outcome::Failed(Failure::Busy));
+    assert!(world.executed(b).is_empty());
+    world.shards.get_mut(&B).expect("up").refuse = None;
+    let served = world.submit(put(b, "after"), None, None);
+    world.run(500);
+    assert!(matches!(world.outcome(served), Outcome::Done { .. }));
+}
+
+/// What stands in front of a busy shard is seen; what waits for one that may be dead is not called load.
+#[test]
+fn a_queue_counts_as_waiting_only_while_its_shard_answers() {
+    let mut world = World::new();
+    let (a, _) = keys();
+    for n in 0..20 {
+        world.submit(put(a, &n.to_string()), None, None);
+    }
+    world.flush();
+    assert_eq!(world.core.queue_wait_us(world.now), 0, "it never answered");
+    world.deliver_request();
+    world.deliver_response();
+    world.flush();
+    world.advance_to(world.now.mono_us + 30_000);
+    assert!(world.core.queue_wait_us(world.now) >= 30_000);
+    assert!(world.core.queue_wait_of_us(world.now, a.as_bytes()) >= 30_000);
+    let (_, b) = keys();
+    assert_eq!(world.core.queue_wait_of_us(world.now, b.as_bytes()), 0);
+    world.advance_to(world.now.mono_us + 100_000);
+    assert_eq!(
+        world.core.queue_wait_us(world.now),
+        0,
+        "silent for too long"
+    );
+}
+
 #[test]
 fn the_bounds_on_pending_work_are_kept() {
     let mut world = World::new();

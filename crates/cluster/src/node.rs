@@ -15,7 +15,7 @@ use bytes::Bytes;
 use holdfast_format::{Namespace, ServerId};
 use holdfast_wire::{Command, Figures, Message, NamespacePolicy, NamespaceUse, Once, Outcome};
 
-use crate::ShardBeside;
+use crate::{Arrival, ShardBeside};
 
 /// The machine's time, read by the driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -58,6 +58,7 @@ pub enum Input {
     Received {
         connection: ConnectionId,
         bytes: Bytes,
+        arrival: Arrival,
     },
     Disconnected {
         connection: ConnectionId,
@@ -66,6 +67,8 @@ pub enum Input {
     Call {
         token: u64,
         call: Call,
+        /// When it was made, by `Now::mono_us`.
+        posted_us: u64,
     },
     /// Coordinator: an operator's order. Answered by `Output::Obeyed` once it is durable.
     Order {

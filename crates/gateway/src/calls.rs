@@ -170,7 +170,7 @@ impl Executor {
         now: Now,
         shard: &mut dyn ShardBeside,
         token: u64,
-        call: &Call,
+        (call, shed): (&Call, bool),
     ) -> bool {
         let calls = &self.calls;
         // A shard keeps no record of what it executes without a message.
@@ -195,7 +195,7 @@ impl Executor {
                 value: Bytes::copy_from_slice(value),
                 meta,
             },
-            Answer::Outcome(outcome) => outcome,
+            Answer::Outcome(outcome) => self.unless_shed(shed, outcome),
         };
         self.counters.beside += 1;
         self.counters.count(&outcome);

@@ -16,8 +16,11 @@
 use std::collections::VecDeque;
 
 use bytes::{Bytes, BytesMut};
+use holdfast_cluster::Arrival;
 use holdfast_format::{Namespace, Position};
-use holdfast_wire::redis::{AfterRead, InfoSections, Join, Many, ReplyShape, Scan, write_failure};
+use holdfast_wire::redis::{
+    self, AfterRead, InfoSections, Join, Many, ReplyShape, Scan, write_failure,
+};
 use holdfast_wire::resp::{Protocol, ReplyWriter, RespLimits, RespParser};
 use holdfast_wire::{Failure, Outcome};
 
@@ -38,6 +41,9 @@ pub(crate) struct Connection {
     pub(crate) number: u64,
     pub(crate) client_address: String,
     pub(crate) parser: RespParser,
+    /// When what the parser holds came, and how much that was.
+    arrival: Arrival,
+    arrived_bytes: usize,
     pub(crate) protocol: Protocol,
     pub(crate) namespace: Namespace,
     pub(crate) authenticated: bool,
@@ -175,6 +181,8 @@ impl Connection {
             number,
             client_address,
             parser,
+            arrival: Arrival::default(),
+            arrived_bytes: 0,
             protocol: Protocol::default(),
             namespace: Namespace(0),
             authenticated,
@@ -209,6 +217,40 @@ impl Connection {
         self.set_authenticated(authenticated);
     }
 
+    /// Takes what has come.
+    pub(crate) fn feed(&mut self, bytes: Bytes, arrival: Arrival) {
+        let behind = self.parser.buffered_bytes();
+        let from_us = match behind {
+            0 => arrival.from_us,
+            _ => self.arrival.of(behind, self.arrived_bytes),
+        };
+        self.arrival = Arrival {
+            from_us,
+            to_us: arrival.to_us,
+        };
+        self.parser.feed(bytes);
+        self.arrived_bytes = self.parser.buffered_bytes();
+    }
+
+    /// Passes over the next requests about sessions that came before `since_us`, at most so many. Says how many.
+    pub(crate) fn skip_late(&mut self, since_us: u64, requests_max: usize) -> usize {
+        let in_time = self.arrival.since(since_us, self.arrived_bytes);
+        let mut left = requests_max;
+        self.parser.skip_while(|found| {
+            let skips = left > 0
+                && came_before(in_time, found.behind, found.bytes)
+                && redis::is_about_sessions(found.name);
+            left -= usize::from(skips);
+            skips
+        })
+    }
+
+    /// True if the request that was read last, of so many bytes, came before `since_us`.
+    pub(crate) fn was_late(&self, since_us: u64, bytes: usize) -> bool {
+        let in_time = self.arrival.since(since_us, self.arrived_bytes);
+        came_before(in_time, self.parser.buffered_bytes(), bytes)
+    }
+
     /// True if the next request may be read.
     pub(crate) fn reads(&self, replies_max: usize) -> bool {
         !self.closing && self.paused_by.is_none() && self.replies.len() < replies_max
@@ -239,6 +281,11 @@ impl Connection {
             return self.out.extend_from_slice(bytes);
         }
         self.held_bytes += bytes.len();
+        // Nobody asks for a finished reply by its number, so this one may stand for several.
+        if let Some(Progress::Ready(ready)) = self.replies.back_mut().map(|last| &mut last.progress)
+        {
+            return ready.extend_from_slice(bytes);
+        }
         let progress = Progress::Ready(BytesMut::from(bytes));
         self.replies.push_back(Reply {
             protocol: self.protocol,
@@ -410,6 +457,12 @@ impl Connection {
         }
         replies
     }
+}
+
+/// True if a request came before the last `in_time` bytes, going by its middle: so one that came alone, at an
+/// unknown time of a lap, counts as come half a lap ago.
+fn came_before(in_time: usize, behind: usize, bytes: usize) -> bool {
+    behind + bytes / 2 > in_time
 }
 
 /// What an outcome keeps in memory.

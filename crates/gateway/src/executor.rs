@@ -6,7 +6,9 @@
 
 use bytes::Bytes;
 use holdfast_client::{Core, OrderKey, Scope, Submit};
-use holdfast_cluster::{Answer, Call, ConnectionId, Dice, Executed, Membership, Now, ShardBeside};
+use holdfast_cluster::{
+    Admission, Answer, Call, ConnectionId, Dice, Executed, Membership, Now, ShardBeside,
+};
 use holdfast_format::{ClientId, KeyHash, Namespace, ServerId, Slot};
 use holdfast_wire::redis::{
     self, ClientAttribute, Cluster, Hello, InfoSections, Many, Next, ReplyShape, RespError,
@@ -41,6 +43,9 @@ pub(crate) struct Executor {
     pub(crate) config: GatewayConfig,
     pub(crate) membership: Membership,
     pub(crate) core: Core,
+    pub(crate) admission: Admission,
+    /// Creations of the request that is being executed are refused (`gate.rs`).
+    pub(crate) sheds: bool,
     pub(crate) scripts: Scripts,
     pub(crate) waiters: Waiters,
     pub(crate) slots_reply: SlotsReply,
@@ -65,10 +70,13 @@ pub(crate) enum Waiter {
         connection: ConnectionId,
         reply: u64,
         part: u32,
+        /// It was to touch only a session that exists (`gate.rs`).
+        shed: bool,
     },
     Call {
         token: u64,
         key: KeyHash,
+        shed: bool,
     },
 }
 
@@ -86,6 +94,9 @@ pub(crate) struct Counters {
     pub(crate) connections_closed: u64,
     pub(crate) commands_total: u64,
     pub(crate) calls_total: u64,
+    /// Refused because they had waited for too long, or would have created a session under overload.
+    pub(crate) refused_late: u64,
+    pub(crate) refused_creations: u64,
     /// Commands that the shard on this thread has executed.
     pub(crate) beside: u64,
     /// Their replies that were given up.
@@ -133,6 +144,11 @@ impl Executor {
         Executor {
             membership: Membership::new(config.member.clone(), dice.roll()),
             core: Core::new(client, core_config, dice.roll()),
+            admission: Admission::new(
+                u64::from(config.queue_wait_ms) * 1_000,
+                config.overload_bytes_min,
+            ),
+            sheds: false,
             config,
             scripts: Scripts::new(),
             waiters: Waiters::default(),
@@ -198,11 +214,11 @@ impl Executor {
     }
 
     /// Submits a call's command, which keeps nobody's order.
-    pub(crate) fn call(&mut self, now: Now, token: u64, call: Call) {
+    pub(crate) fn call(&mut self, now: Now, token: u64, call: Call, shed: bool) {
         let within_ms = self.call_within_ms(&call);
         let key = self.calls.sent(&call.command);
         let how = Submit {
-            token: self.waiters.put(Waiter::Call { token, key }),
+            token: self.waiters.put(Waiter::Call { token, key, shed }),
             once: call.once,
             order: None,
             within_ms,
@@ -224,10 +240,12 @@ impl Executor {
         (connection, reply, part): (ConnectionId, u64, u32),
         command: Command,
     ) {
+        let shed = self.sheds;
         let waiter = Waiter::Reply {
             connection,
             reply,
             part,
+            shed,
         };
         let how = Submit {
             token: self.waiters.put(waiter),
@@ -430,8 +448,7 @@ impl Executor {
         now: Now,
         connection: &mut Connection,
         shard: &mut dyn ShardBeside,
-        command: &Command,
-        shape: ReplyShape,
+        (command, shape, shed): (&Command, ReplyShape, bool),
     ) -> bool {
         // An earlier command that is under way as a message may come to the same shard later than this.
         if !connection.is_direct() || self.too_large(command).is_some() {
@@ -445,11 +462,10 @@ impl Executor {
         };
         let face = self.face();
         let until_us = now.mono_us + u64::from(self.config.retry_ms) * 1_000;
-        let counters = &mut self.counters;
-        counters.beside += 1;
+        self.counters.beside += 1;
         match answer {
             Answer::Value { value, .. } if shape == ReplyShape::Value => {
-                counters.hits += 1;
+                self.counters.hits += 1;
                 connection.withhold(needs, until_us, |reply| reply.bulk(value));
             }
             answer => {
@@ -458,9 +474,9 @@ impl Executor {
                         value: Bytes::copy_from_slice(value),
                         meta,
                     },
-                    Answer::Outcome(outcome) => outcome,
+                    Answer::Outcome(outcome) => self.unless_shed(shed, outcome),
                 };
-                counters.count(&outcome);
+                self.counters.count(&outcome);
                 connection.withhold(needs, until_us, |reply| {
                     write_outcome(face, shape, &outcome, reply);
                 });

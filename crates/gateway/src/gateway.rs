@@ -24,7 +24,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use holdfast_cluster::{
-    Call, ConnectionId, Heard, Input, Level, Node, Now, Output, Outputs, ShardBeside,
+    Arrival, Call, ConnectionId, Heard, Input, Level, Node, Now, Output, Outputs, ShardBeside,
 };
 use holdfast_format::{ClientId, Namespace, Position, ServerId};
 use holdfast_wire::redis::{self, RespError, RespRequest};
@@ -34,6 +34,7 @@ use holdfast_wire::{Failure, Figures, Message, Outcome};
 use crate::config::{ConfigError, GatewayConfig};
 use crate::connection::Connection;
 use crate::executor::{Executor, Waiter};
+use crate::gate::{Gate, TURNED_AWAY};
 
 /// Requests read of one connection before others have their turn: about a millisecond of work.
 const REQUESTS_PER_TURN: usize = 1_024;
@@ -41,6 +42,9 @@ const REQUESTS_PER_TURN: usize = 1_024;
 /// Requests read together, so that a shard beside can look for all their keys at once: nearly all the waiting for
 /// memory is hidden with so many, and one that pauses its connection has few read in vain.
 const REQUESTS_TOGETHER: usize = 32;
+
+/// What a call weighs among bytes received, when their waits are judged.
+const CALL_BYTES: usize = 256;
 
 /// Rounds of outcomes and what they lead to in one `flush`; the rest waits its turn.
 const ROUNDS_PER_FLUSH: usize = 8;
@@ -95,6 +99,11 @@ impl Gateway {
     /// Under which id it writes.
     pub fn client(&self) -> ClientId {
         self.executor.core.client()
+    }
+
+    /// How far apart reads of one connection should be.
+    pub fn round_us(&self) -> u64 {
+        self.executor.admission.round_us()
     }
 
     /// Memory that requests and replies take, about.
@@ -152,7 +161,7 @@ impl Gateway {
         &mut self,
         now: Now,
         id: ConnectionId,
-        bytes: Bytes,
+        (bytes, arrival): (Bytes, Arrival),
         shard: Beside<'_, '_>,
         out: &mut Outputs,
     ) {
@@ -165,7 +174,8 @@ impl Gateway {
         if connection.closing || self.stopping {
             return;
         }
-        connection.parser.feed(bytes);
+        self.executor.note_wait(now, arrival, bytes.len());
+        connection.feed(bytes, arrival);
         self.serve(now, id, shard, out);
         let limit = self.executor.config.input_bytes_max;
         let Some(connection) = self.connections.get(&id) else {
@@ -212,6 +222,11 @@ impl Gateway {
         out: &mut Outputs,
     ) -> Option<RespRequest> {
         let connection = self.connections.get_mut(&id)?;
+        let open = self.executor.admission.is_open();
+        let wait_us_max = self.executor.admission.wait_us_max();
+        let since_us = now.mono_us.saturating_sub(wait_us_max);
+        // What comes after a request in time is in time too.
+        let mut in_time = wait_us_max == u64::MAX;
         while *left > 0 {
             if connection.output_bytes() > self.executor.config.output_bytes_max {
                 self.close_over_output_bound(id, out);
@@ -221,7 +236,18 @@ impl Gateway {
                 return None;
             }
             if !connection.parser.turn(args) {
-                match connection.parser.read(args, REQUESTS_TOGETHER) {
+                // Those behind the first one in time are read together.
+                let together = match in_time {
+                    true => REQUESTS_TOGETHER,
+                    false => {
+                        if connection.authenticated {
+                            let late = connection.skip_late(since_us, REQUESTS_PER_TURN);
+                            self.executor.turn_away(connection, late);
+                        }
+                        1
+                    }
+                };
+                match connection.parser.read(args, together) {
                     Ok(0) => return None,
                     Ok(1) => {}
                     Ok(_) => {
@@ -244,14 +270,29 @@ impl Gateway {
                 return None;
             }
             self.executor.counters.commands_total += 1;
-            match redis::parse(args, connection.namespace) {
+            let mut parsed = redis::parse(args, connection.namespace);
+            in_time = in_time || !connection.was_late(since_us, args.bytes_taken());
+            let shed = match &mut parsed {
+                Ok(request) if !open && connection.authenticated => {
+                    match self.executor.gate(now, !in_time, request) {
+                        Gate::Open { shed } => shed,
+                        Gate::Closed => {
+                            self.executor.refuse(connection, &TURNED_AWAY);
+                            continue;
+                        }
+                    }
+                }
+                _ => false,
+            };
+            match parsed {
                 Err(error) => self.executor.refuse(connection, &error),
                 Ok(request) if !connection.authenticated && !request.allowed_before_auth() => {
                     self.executor.refuse(connection, &RespError::AuthRequired);
                 }
                 Ok(RespRequest::One { command, shape })
                     if shard.as_deref_mut().is_some_and(|shard| {
-                        self.executor.here(now, connection, shard, &command, shape)
+                        self.executor
+                            .here(now, connection, shard, (&command, shape, shed))
                     }) => {}
                 Ok(request @ (RespRequest::ClientList { .. } | RespRequest::ClientKill { .. })) => {
                     return Some(request);
@@ -261,7 +302,11 @@ impl Gateway {
                 {
                     return Some(request);
                 }
-                Ok(request) => self.executor.execute(now, id, connection, request),
+                Ok(request) => {
+                    self.executor.sheds = shed;
+                    self.executor.execute(now, id, connection, request);
+                    self.executor.sheds = false;
+                }
             }
         }
         None
@@ -298,15 +343,18 @@ impl Gateway {
     /// Hands an outcome to whoever waits for it.
     fn arrive(&mut self, now: Now, token: u64, outcome: Outcome, out: &mut Outputs) {
         match self.executor.waiters.take(token) {
-            Waiter::Call { token, key } => {
+            Waiter::Call { token, key, shed } => {
                 self.executor.calls.arrived(key);
+                let outcome = self.executor.unless_shed(shed, outcome);
                 out.push(Output::Answer { token, outcome });
             }
             Waiter::Reply {
                 connection: id,
                 reply,
                 part,
+                shed,
             } => {
+                let outcome = self.executor.unless_shed(shed, outcome);
                 // Without its connection an outcome is of interest to nobody.
                 let Some(connection) = self.connections.get_mut(&id) else {
                     return;
@@ -324,11 +372,22 @@ impl Gateway {
         }
     }
 
-    fn call(&mut self, now: Now, token: u64, call: Call, shard: Beside<'_, '_>, out: &mut Outputs) {
+    fn call(
+        &mut self,
+        now: Now,
+        token: u64,
+        (mut call, posted_us): (Call, u64),
+        shard: Beside<'_, '_>,
+        out: &mut Outputs,
+    ) {
         self.executor.counters.calls_total += 1;
+        let arrival = Arrival::at(posted_us);
+        self.executor.note_wait(now, arrival, CALL_BYTES);
+        let shed = self.executor.gate_call(now, posted_us, &mut call);
         let refusal = match self.executor.too_large(&call.command) {
             Some(failure) => Some(failure),
             None if self.stopping => Some(Failure::Unreachable),
+            None if shed.is_none() => Some(Failure::Busy),
             None => None,
         };
         if let Some(failure) = refusal {
@@ -338,12 +397,13 @@ impl Gateway {
             });
             return;
         }
+        let shed = shed == Some(true);
         let executed = match shard.as_deref_mut().filter(|shard| shard.admits(now)) {
-            Some(shard) => self.executor.call_here(now, shard, token, &call),
+            Some(shard) => self.executor.call_here(now, shard, token, (&call, shed)),
             None => false,
         };
         if !executed {
-            self.executor.call(now, token, call);
+            self.executor.call(now, token, call, shed);
         }
     }
 
@@ -481,13 +541,21 @@ impl Node for Gateway {
             } => {
                 self.connected(now, connection, client_address, out);
             }
-            Input::Received { connection, bytes } => {
-                self.received(now, connection, bytes, &mut shard, out);
+            Input::Received {
+                connection,
+                bytes,
+                arrival,
+            } => {
+                self.received(now, connection, (bytes, arrival), &mut shard, out);
             }
             Input::Disconnected { connection } => {
                 self.remove(connection);
             }
-            Input::Call { token, call } => self.call(now, token, call, &mut shard, out),
+            Input::Call {
+                token,
+                call,
+                posted_us,
+            } => self.call(now, token, (call, posted_us), &mut shard, out),
             Input::Shutdown => self.stopping = true,
             // Effects of other roles.
             Input::Disk(_) | Input::RecordsWritten { .. } | Input::Order { .. } => {}
@@ -504,6 +572,8 @@ impl Node for Gateway {
             return;
         }
         self.lend(&shard);
+        // Silence is judged too.
+        self.executor.admission.pass(now.mono_us);
         // B2: what is executed below is newer than `now`, by which it could be heard after the lease has run out. The
         // next flush lets it be heard; it comes soon, because the shard was used.
         self.send(
@@ -587,6 +657,21 @@ impl Node for Gateway {
             ("holdfast_gateway_pending", core.pending),
             ("holdfast_gateway_pending_bytes", core.pending_bytes),
             ("holdfast_gateway_busy_total", core.refused_busy),
+            (
+                "holdfast_gateway_overloaded",
+                u64::from(self.executor.admission.is_overloaded()),
+            ),
+            (
+                "holdfast_gateway_longest_wait_us",
+                self.executor.admission.longest_wait_us(),
+            ),
+            ("holdfast_gateway_refused_late_total", counters.refused_late),
+            (
+                "holdfast_gateway_refused_creations_total",
+                counters.refused_creations,
+            ),
+            ("holdfast_gateway_not_repeated_total", core.not_repeated),
+            ("holdfast_gateway_window_cuts_total", core.window_cuts),
             ("holdfast_gateway_retries_total", core.repeated),
             ("holdfast_gateway_streams_restarted_total", core.restarts),
             (

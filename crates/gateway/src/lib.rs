@@ -10,6 +10,7 @@ mod cluster;
 mod config;
 mod connection;
 mod executor;
+mod gate;
 mod gateway;
 mod info;
 

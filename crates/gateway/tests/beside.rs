@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use holdfast_cluster::{
-    Answer, Call, ConnectionId, Executed, Input, Node, Now, Outputs, ShardBeside,
+    Answer, Arrival, Call, ConnectionId, Executed, Input, Node, Now, Outputs, ShardBeside,
 };
 use holdfast_format::{ClientId, ClusterMs, Namespace, Position, SegmentId, ServerId, Version};
 use holdfast_gateway::{GatewayConfig, Mode};
@@ -134,6 +134,7 @@ impl Pair {
         let input = Input::Received {
             connection: ConnectionId(self.connection),
             bytes: bytes.into(),
+            arrival: Arrival::at(self.world.now.mono_us),
         };
         let mut out = Outputs::default();
         let now = self.world.now;
@@ -323,7 +324,12 @@ impl Pair {
         let mut out = Outputs::default();
         let now = self.world.now;
         for (token, call) in (first..).zip(calls) {
-            let input = Input::Call { token, call };
+            let posted_us = now.mono_us;
+            let input = Input::Call {
+                token,
+                call,
+                posted_us,
+            };
             let shard: Option<&mut dyn ShardBeside> = Some(&mut self.shard);
             self.world.gateway.step_beside(now, input, shard, &mut out);
         }

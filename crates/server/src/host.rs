@@ -7,7 +7,8 @@
 //! ```
 //!
 //! H1. A round takes what was ready when it began, steps each input, applies its outputs in order,
-//!     then flushes every node that was stepped with a freshly read clock.
+//!     then flushes every node that was stepped with a freshly read clock. What clients have sent comes last, and of that
+//!     as much as can be served in `CLIENTS_US`.
 //! H2. What nodes of this thread say to each other never wakes anything: the next round takes it.
 //! H3. A node that reports `Stopped` is dropped before anything else reaches it. If it was declared
 //!     dead its seat is taken by a new incarnation.
@@ -48,8 +49,13 @@ const ROUND_INPUTS: usize = 512;
 /// Rounds without a look at sockets while nodes of this thread keep talking to each other.
 const ROUNDS_BETWEEN_POLLS: u32 = 4;
 
-/// The clock is read again after so many steps of a round.
+/// Clients are served for so long before what they caused is replicated and answered, and members are heard.
+const CLIENTS_US: u64 = 1_000;
+
+/// The clock is read again after so many steps of a round; what clients have sent counts as a step more for each
+/// `STEP_BYTES`.
 const STEPS_PER_CLOCK_READ: usize = 32;
+const STEP_BYTES: usize = 256;
 
 /// Buffers are added up so often: a client's connection can bring 64 KiB at a time, and walking 10,000 of them
 /// takes about 0.1 ms.
@@ -182,6 +188,7 @@ struct Loop {
     /// What this thread's buffers took when they were last added up, and when to do so again.
     buffers_bytes: u64,
     account_due_us: u64,
+    round_ended_us: u64,
     stopping: Vec<(Phase, oneshot::Sender<()>)>,
     stopped_phases: Vec<Phase>,
 }
@@ -210,6 +217,7 @@ impl Loop {
             next_call: 1,
             buffers_bytes: 0,
             account_due_us: 0,
+            round_ended_us: 0,
             stopping: Vec::new(),
             stopped_phases: Vec::new(),
         };
@@ -234,10 +242,11 @@ impl Loop {
                 return;
             }
             rounds += 1;
-            if !self.local.is_empty() && rounds < ROUNDS_BETWEEN_POLLS {
+            if self.local.has_news() && rounds < ROUNDS_BETWEEN_POLLS {
                 continue;
             }
             rounds = 0;
+            self.local.begin_turn(self.round_ended_us);
             // What the last flush has executed waits for another one, not for a timer.
             let flushed = !self.nodes.iter().any(|node| node.stepped);
             if self.local.is_empty() && flushed {
@@ -276,6 +285,7 @@ impl Loop {
             }
             self.step(now, id, input);
         }
+        now = self.serve_clients(now);
         for index in (0..self.nodes.len()).rev() {
             // A node that stops shortens the list; whoever is missed has its turn in the next round.
             let Some(node) = self.nodes.get(index) else {
@@ -291,12 +301,33 @@ impl Loop {
         self.deliver();
         self.account(now);
         let now = clock::now();
+        self.round_ended_us = now.mono_us;
         self.nodes
             .iter()
             .filter_map(|node| node.role.wakeup())
             .chain(self.empty_seats.values().copied())
             .min()
             .map(|at| at.saturating_sub(now.mono_us))
+    }
+
+    /// Steps what clients have sent, for a while.
+    fn serve_clients(&mut self, began: Now) -> Now {
+        let (mut now, mut steps) = (began, 0);
+        while now.mono_us < began.mono_us + CLIENTS_US {
+            let Some((id, input)) = self.local.pop_client() else {
+                break;
+            };
+            steps += match &input {
+                Input::Received { bytes, .. } => 1 + bytes.len() / STEP_BYTES,
+                _ => 1,
+            };
+            self.step(now, id, input);
+            if steps >= STEPS_PER_CLOCK_READ {
+                steps = 0;
+                now = clock::now();
+            }
+        }
+        now
     }
 
     /// Flushes whoever was stepped. The clock is read again for each: leases are judged by the moment of the
@@ -405,7 +436,12 @@ impl Loop {
             self.next_call += 1;
             gateway.calls.insert(token, reply);
             let id = gateway.id;
-            self.step(now, id, Input::Call { token, call });
+            let input = Input::Call {
+                token,
+                call,
+                posted_us,
+            };
+            self.step(now, id, input);
         }
     }
 
@@ -557,6 +593,7 @@ impl Loop {
         for node in &self.nodes {
             if let Effects::Resp(resp) = &node.effects {
                 resp.flush();
+                resp.set_round_us(node.role.round_us());
             }
         }
     }

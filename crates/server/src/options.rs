@@ -264,6 +264,10 @@ options! {
         /// Close Redis connections that are silent for so long; 0: never [default: 0].
         #[arg(long, env = "HOLDFAST_CLIENT_IDLE_SECONDS", value_name = "N", help_heading = "Limits and times")]
         client_idle_seconds: u32,
+        /// Under overload requests that have waited for longer are answered -BUSY at once, and sessions are created
+        /// only as far as there is room; 0: never [default: 100].
+        #[arg(long, env = "HOLDFAST_QUEUE_WAIT_MS", value_name = "MS", help_heading = "Limits and times")]
+        queue_wait_ms: u32,
         /// How long a shard may answer without hearing from its backups [default: 500].
         #[arg(long, env = "HOLDFAST_LEASE_MS", value_name = "MS", help_heading = "Limits and times")]
         lease_ms: u32,
@@ -398,6 +402,10 @@ options! {
         /// Close Redis connections that are silent for so long; 0: never [default: 0].
         #[arg(long, env = "HOLDFAST_CLIENT_IDLE_SECONDS", value_name = "N", help_heading = "Faces")]
         client_idle_seconds: u32,
+        /// Under overload requests that have waited for longer are answered -BUSY at once, and sessions are created
+        /// only as far as there is room; 0: never [default: 100].
+        #[arg(long, env = "HOLDFAST_QUEUE_WAIT_MS", value_name = "MS", help_heading = "Faces")]
+        queue_wait_ms: u32,
         /// Label of the failure domain, such as a machine or rack: replicas go to other ones.
         #[arg(long, env = "HOLDFAST_MACHINE", value_name = "LABEL")]
         machine: String,
@@ -496,6 +504,10 @@ options! {
         /// Close Redis connections that are silent for so long; 0: never [default: 0].
         #[arg(long, env = "HOLDFAST_CLIENT_IDLE_SECONDS", value_name = "N", help_heading = "Clients")]
         client_idle_seconds: u32,
+        /// Under overload requests that have waited for longer are answered -BUSY at once, and sessions are created
+        /// only as far as there is room; 0: never [default: 100].
+        #[arg(long, env = "HOLDFAST_QUEUE_WAIT_MS", value_name = "MS", help_heading = "Clients")]
+        queue_wait_ms: u32,
         /// Name for people [default: gateway].
         #[arg(long, env = "HOLDFAST_NAME", value_name = "NAME")]
         name: String,
@@ -534,6 +546,7 @@ macro_rules! client_limits {
                     output_soft_bytes: bytes(self.client_output_soft, usual.output_soft_bytes),
                     output_soft_s: self.client_output_soft_seconds.unwrap_or(usual.output_soft_s),
                     idle_s: self.client_idle_seconds.unwrap_or(usual.idle_s),
+                    queue_wait_ms: self.queue_wait_ms.unwrap_or(usual.queue_wait_ms),
                 };
                 if limits.output_hard_bytes < limits.output_soft_bytes {
                     return Err(Fatal::new(
@@ -552,6 +565,7 @@ macro_rules! client_limits {
                     ("--client-output-soft", self.client_output_soft.map(|n| n.to_string())),
                     ("--client-output-soft-seconds", self.client_output_soft_seconds.map(|n| n.to_string())),
                     ("--client-idle-seconds", self.client_idle_seconds.map(|n| n.to_string())),
+                    ("--queue-wait-ms", self.queue_wait_ms.map(|n| n.to_string())),
                 ];
                 flags
                     .into_iter()

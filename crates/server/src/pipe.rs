@@ -17,7 +17,7 @@ use crate::socket::Socket;
 /// How much one read asks for when a peer has much to say.
 const READ_BYTES: usize = 64 << 10;
 
-/// A read with less room than this is not worth its system call.
+/// A read with less room than this is not worth its system call. One that brings less has taken all there was.
 pub const READ_BYTES_MIN: usize = READ_BYTES / 8;
 
 #[derive(Debug)]
@@ -144,6 +144,11 @@ impl Pipe {
             buffer.reserve(READ_BYTES);
         }
         self.stream.try_read_buf(buffer)
+    }
+
+    /// Bytes that have come and were not read.
+    pub fn unread_bytes(&self) -> usize {
+        self.stream.unread_bytes()
     }
 
     /// Reads what is there, waiting for at least one byte. `Ok(0)` is the end.

@@ -12,6 +12,9 @@
 //! C5. An idle connection holds no buffer: all of a thread are read into one block, whose pieces belong to
 //!     the requests in them.
 //!
+//! C6. Under overload a connection is read in rounds (`Admission::round_us`): not again before one has passed since its last read,
+//!     so that many requests share the cost of a read and of the write that answers them.
+//!
 //! Threads: the host thread's own.
 
 use std::cell::{Cell, RefCell};
@@ -22,14 +25,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use holdfast_cluster::{ConnectionId, Input};
+use holdfast_cluster::{Arrival, ConnectionId, Input};
 use holdfast_format::ServerId;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
+use crate::clock;
 use crate::door::{ACCEPT_PAUSE, HANDSHAKES_MAX, Seldom};
 use crate::error::{Context, Outcome};
-use crate::local::Local;
+use crate::local::{Local, Turn};
 use crate::pipe::{Pipe, READ_BYTES_MIN};
 use crate::stream::Stream;
 use crate::tls::{Face, Tls};
@@ -63,6 +67,8 @@ pub struct ClientLimits {
     pub output_soft_s: u32,
     /// Silence after which a connection is closed; 0: never.
     pub idle_s: u32,
+    /// `holdfast_gateway::GatewayConfig::queue_wait_ms`.
+    pub queue_wait_ms: u32,
 }
 
 impl Default for ClientLimits {
@@ -74,6 +80,7 @@ impl Default for ClientLimits {
             output_soft_bytes: READ_PAUSE_BYTES,
             output_soft_s: 60,
             idle_s: 0,
+            queue_wait_ms: 100,
         }
     }
 }
@@ -92,6 +99,8 @@ pub struct Resp {
     incoming: RefCell<BytesMut>,
     /// Sweeps so far: the clock that idleness is told by.
     now_s: Cell<u32>,
+    /// How far apart reads of one connection are (C6).
+    round_us: Cell<u64>,
     /// Connections with bytes queued since the last flush.
     dirty: RefCell<Vec<u64>>,
     next_connection: Cell<u64>,
@@ -123,6 +132,39 @@ fn count(counter: &Cell<u64>) {
     counter.set(counter.get() + 1);
 }
 
+/// What one reader knows of when bytes come.
+#[derive(Debug)]
+struct Seen {
+    /// Everything that came before was read.
+    up_to_us: u64,
+    /// It has waited for something else than its socket since then.
+    waited: bool,
+}
+
+impl Seen {
+    /// The socket was found empty.
+    fn nothing(&mut self, turn: Turn) {
+        self.up_to_us = turn.began_us;
+        self.waited = false;
+    }
+
+    /// So many bytes were read, and so many are left: when did those come?
+    fn some(&mut self, turn: Turn, bytes: usize, unread: usize) -> Arrival {
+        let from_us = match unread > 0 || self.waited {
+            true => self.up_to_us,
+            false => self.up_to_us.max(turn.before_us),
+        };
+        let span = Arrival {
+            from_us,
+            to_us: turn.began_us.max(from_us),
+        };
+        let to_us = span.of(unread, bytes + unread);
+        self.up_to_us = to_us;
+        self.waited = false;
+        Arrival { from_us, to_us }
+    }
+}
+
 impl Resp {
     /// Listens on `listener`, if any; call on a `LocalSet`.
     pub fn start(
@@ -143,6 +185,7 @@ impl Resp {
             port,
             gateway: Cell::new(None),
             connections: RefCell::default(),
+            round_us: Cell::new(0),
             dirty: RefCell::default(),
             next_connection: Cell::new(1),
             incoming: RefCell::default(),
@@ -218,6 +261,11 @@ impl Resp {
                 client.pipe.flush();
             }
         }
+    }
+
+    /// Reads of one connection are so far apart from now on (C6); 0: as there is something to read.
+    pub fn set_round_us(&self, round_us: u64) {
+        self.round_us.set(round_us);
     }
 
     /// For `/metrics`.
@@ -374,14 +422,20 @@ impl Resp {
 
     async fn read(self: Rc<Self>, gateway: ServerId, connection: ConnectionId, client: Rc<Client>) {
         let pipe = &client.pipe;
+        let mut seen = Seen {
+            up_to_us: clock::mono_us(),
+            waited: false,
+        };
         loop {
             if pipe.queued_bytes() > READ_PAUSE_BYTES {
                 pipe.until_queued_at_most(READ_PAUSE_BYTES).await;
+                seen.waited = true;
             }
             let read = pipe.try_read(&mut self.incoming.borrow_mut());
             match read {
                 Ok(1..) => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    seen.nothing(self.local.turn());
                     match pipe.readable().await {
                         Ok(()) => continue,
                         Err(_) => break,
@@ -391,13 +445,33 @@ impl Resp {
             }
             let bytes = self.incoming.borrow_mut().split().freeze();
             client.heard_s.set(self.now_s.get());
+            // A shorter read has emptied the socket.
             let may_have_more = bytes.len() >= READ_BYTES_MIN;
-            self.local
-                .push(gateway, Input::Received { connection, bytes });
-            if may_have_more {
-                // Lets the gateway work this off before more is read: this bounds the queue. (After a shorter
-                // read the socket has to become readable first, which takes a turn as well.)
-                tokio::task::yield_now().await;
+            let unread = match may_have_more {
+                true => pipe.unread_bytes(),
+                false => 0,
+            };
+            let arrival = seen.some(self.local.turn(), bytes.len(), unread);
+            self.local.push(
+                gateway,
+                Input::Received {
+                    connection,
+                    bytes,
+                    arrival,
+                },
+            );
+            if may_have_more || self.local.is_behind() {
+                // Lets the gateway work this off before more is read (Q2 of `Local`). After a shorter read the socket has
+                // to become readable first, which takes a turn as well.
+                self.local.served(self.local.last_queued()).await;
+                seen.waited = true;
+            }
+            let round_us = self.round_us.get();
+            if round_us > 0 {
+                let passed_us = clock::mono_us().saturating_sub(arrival.to_us);
+                let left_us = round_us.saturating_sub(passed_us);
+                tokio::time::sleep(Duration::from_micros(left_us)).await;
+                seen.waited = true;
             }
         }
         pipe.close_now();

@@ -65,6 +65,14 @@ impl Role {
         }
     }
 
+    /// How far apart reads of one client's connection should be.
+    pub fn round_us(&self) -> u64 {
+        match self {
+            Role::Gateway(gateway) | Role::ClusterGateway(gateway) => gateway.round_us(),
+            Role::Coordinator(_) | Role::Shard(_) | Role::Backup(_) => 0,
+        }
+    }
+
     /// True for nodes that are lent the shard of their thread.
     pub fn asks_beside(&self) -> bool {
         matches!(self, Role::Gateway(_) | Role::ClusterGateway(_))

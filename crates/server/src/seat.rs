@@ -370,6 +370,7 @@ impl GatewayLimits {
             key_bytes_max: KEY_BYTES_MAX,
             connections_max: self.clients.clients_max,
             namespace_connections_max: self.clients.namespace_clients_max,
+            queue_wait_ms: self.clients.queue_wait_ms,
             resp_port: resp.port(),
             ..GatewayConfig::new(member, mode)
         };

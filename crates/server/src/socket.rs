@@ -88,6 +88,12 @@ impl Socket {
         }
     }
 
+    /// Bytes that the kernel holds for the next reads; 0 where it cannot tell. Under TLS they include the records'.
+    pub fn unread_bytes(&self) -> usize {
+        let unread = rustix::io::ioctl_fionread(self.tcp()).unwrap_or(0);
+        usize::try_from(unread).unwrap_or(usize::MAX)
+    }
+
     pub fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Socket::Plain(stream) => stream.try_write(bytes),

@@ -30,6 +30,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::AbortHandle;
 
+use crate::clock;
 use crate::handshake::{self, Refused};
 use crate::local::Local;
 use crate::pipe::Pipe;
@@ -244,7 +245,10 @@ impl Transport {
     async fn dial(self: Rc<Self>, pair: Pair, address: String, failures: u32) {
         if failures > 0 {
             let backoff = BACKOFF_FIRST * 2u32.saturating_pow((failures - 1).min(10));
-            tokio::time::sleep(backoff.min(BACKOFF_MAX)).await;
+            // Those who lost the same peer must not all come back at the same moment.
+            let backoff = backoff.min(BACKOFF_MAX);
+            let jitter = f64::from(clock::random() as u32) / f64::from(u32::MAX);
+            tokio::time::sleep(backoff.mul_f64(0.5 + 0.5 * jitter)).await;
         }
         let attempt = async {
             let mut stream = Stream::dial_member(&address, self.tls.as_deref())

@@ -23,8 +23,10 @@ pub fn fold_input(trace: &mut TraceHash, input: &Input) {
         Input::Connected { connection, .. } | Input::Disconnected { connection } => {
             connection.hash(trace);
         }
-        Input::Received { connection, bytes } => (connection, bytes).hash(trace),
-        Input::Call { token, call } => (token, &call.command).hash(trace),
+        Input::Received {
+            connection, bytes, ..
+        } => (connection, bytes).hash(trace),
+        Input::Call { token, call, .. } => (token, &call.command).hash(trace),
         Input::Order { token, order } => (token, order).hash(trace),
     }
 }

@@ -19,7 +19,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 
 use bytes::Bytes;
-use holdfast_cluster::{Call, ConnectionId, FrameId, Input, Node, Output, Outputs};
+use holdfast_cluster::{Arrival, Call, ConnectionId, FrameId, Input, Node, Output, Outputs};
 use holdfast_format::{ServerId, Slot};
 use holdfast_wire::{Message, Outcome, Role, View};
 
@@ -540,7 +540,15 @@ impl World {
             return token;
         }
         self.calls.insert(token, gateway);
-        self.input(gateway, delay_us, Input::Call { token, call });
+        self.input(
+            gateway,
+            delay_us,
+            Input::Call {
+                token,
+                call,
+                posted_us: 0,
+            },
+        );
         token
     }
 
@@ -596,6 +604,7 @@ impl World {
             let input = Input::Received {
                 connection,
                 bytes: fragment,
+                arrival: Arrival::default(),
             };
             self.input(gateway, at_us - now_us, input);
         }

@@ -12,7 +12,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 use bytes::Bytes;
-use holdfast_cluster::{ConnectionId, Input, Node, Now, Output, Outputs, ShardBeside};
+use holdfast_cluster::{Arrival, ConnectionId, Input, Node, Now, Output, Outputs, ShardBeside};
 use holdfast_format::{Epoch, LogId, ServerId, SlotRange};
 use holdfast_gateway::{Gateway, GatewayConfig, Mode};
 use holdfast_master::{Shard, ShardConfig};
@@ -196,7 +196,12 @@ impl Thread {
         self.sent.clear();
         let connection = CONNECTION;
         let before = ALLOCATIONS.get();
-        self.turn(GATEWAY, Input::Received { connection, bytes });
+        let input = Input::Received {
+            connection,
+            bytes,
+            arrival: Arrival::at(self.now.mono_us),
+        };
+        self.turn(GATEWAY, input);
         let allocated = ALLOCATIONS.get() - before;
         let replies = self.sent.concat();
         let text = String::from_utf8_lossy(&replies);

@@ -21,7 +21,7 @@ mod shape;
 mod tests;
 
 pub use clients::ClientFilter;
-pub use commands::{COMMAND_COUNT, CommandInfo, CommandQuery, lookup};
+pub use commands::{COMMAND_COUNT, CommandInfo, CommandQuery, is_about_sessions, lookup};
 pub use glob::glob_matches;
 pub use parse::{NAMESPACES, parse};
 pub use script::{EvalCall, ScriptRef, Scripts, sha1_hex};

@@ -13,12 +13,14 @@
 //!     the same error, and the connection is to be closed after the error is written.
 
 mod reply;
+mod skip;
 
 use std::ops::Range;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 pub use reply::ReplyWriter;
+pub use skip::Found;
 
 /// Which version of the protocol replies are written in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -215,7 +217,7 @@ impl Args {
     }
 
     /// Bytes of the request that was last turned to, with those before it that nobody else has.
-    fn current_bytes(&self) -> usize {
+    pub fn bytes_taken(&self) -> usize {
         let end = |request: usize| self.requests[request].bytes_end as usize;
         match self.passed {
             0 => 0,
@@ -373,7 +375,7 @@ impl RespParser {
         if self.framed == 0 || !args.advance() {
             return false;
         }
-        let bytes = args.current_bytes();
+        let bytes = args.bytes_taken();
         self.framed -= bytes;
         self.drop_front(bytes);
         true

@@ -87,6 +87,7 @@ impl Core {
                 deadline_us: u64::MAX,
                 target: Target::Part { fan: ticket, shard },
                 place: Place::Parked,
+                submitted_us: now.mono_us,
                 sent_us: 0,
                 stream: 0,
                 attempted: false,

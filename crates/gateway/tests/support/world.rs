@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
-use holdfast_cluster::{Call, ConnectionId, Input, Node, Now, Output, Outputs};
+use holdfast_cluster::{Arrival, Call, ConnectionId, Input, Node, Now, Output, Outputs};
 use holdfast_format::{ClusterMs, Epoch, LogId, ServerId, Slot, SlotRange};
 use holdfast_gateway::{Gateway, GatewayConfig, Mode};
 use holdfast_wire::{
@@ -132,14 +132,26 @@ impl World {
 
     pub fn send(&mut self, connection: u64, bytes: &[u8]) {
         let bytes = Bytes::copy_from_slice(bytes);
+        let arrival = Arrival::at(self.now.mono_us);
+        self.receive(connection, bytes, arrival);
+    }
+
+    /// The same with bytes that have waited.
+    pub fn receive(&mut self, connection: u64, bytes: Bytes, arrival: Arrival) {
         self.step(Input::Received {
             connection: ConnectionId(connection),
             bytes,
+            arrival,
         });
     }
 
     pub fn call(&mut self, token: u64, call: Call) {
-        self.step(Input::Call { token, call });
+        let posted_us = self.now.mono_us;
+        self.step(Input::Call {
+            token,
+            call,
+            posted_us,
+        });
     }
 
     pub fn step(&mut self, input: Input) {
@@ -257,7 +269,7 @@ impl World {
         self.step(Input::Tick);
     }
 
-    fn pass(&mut self, us: u64) {
+    pub fn pass(&mut self, us: u64) {
         self.now.mono_us += us;
         self.store.now = ClusterMs(START_MS + (self.now.mono_us - 1_000_000) / 1_000);
     }

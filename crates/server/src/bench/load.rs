@@ -29,7 +29,8 @@ const LATENCY_MAX_US: u64 = 60_000_000;
   holdfast bench load                                   # against `holdfast dev`, half reads
   holdfast bench load --read-share 1 --pipeline 16      # GET only, 16 in flight per connection
   holdfast bench load --rate 20000 --seconds 30         # open loop
-  holdfast bench load --address 127.0.0.1:6379          # the same against a redis-server")]
+  holdfast bench load --address 127.0.0.1:6379          # the same against a redis-server
+  holdfast bench load --open-loop --seconds 3           # goodput under overload, protected and not")]
 pub struct LoadArgs {
     /// RESP address of the server under load.
     #[arg(long, default_value = "127.0.0.1:6380", env = "HOLDFAST_RESP")]
@@ -40,23 +41,23 @@ pub struct LoadArgs {
     #[command(flatten)]
     tls: ClientTlsArgs,
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
-    connections: u32,
+    pub(super) connections: u32,
     /// Commands in flight on each connection.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pipeline: u32,
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
-    value_bytes: u32,
+    pub(super) value_bytes: u32,
     /// Sessions touched, uniformly.
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..))]
-    sessions: u64,
+    pub(super) sessions: u64,
     /// Share of GETs; the rest are SET … EX.
     #[arg(long, default_value_t = 0.5)]
-    read_share: f64,
+    pub(super) read_share: f64,
     /// Seconds until a session written expires.
     #[arg(long, default_value_t = 3600)]
-    ttl_seconds: u64,
+    pub(super) ttl_seconds: u64,
     #[arg(long, default_value_t = 10.0)]
-    seconds: f64,
+    pub(super) seconds: f64,
     /// Commands per second, offered whatever the server does. Default: as fast as it answers.
     #[arg(long)]
     rate: Option<f64>,
@@ -70,7 +71,7 @@ pub struct LoadArgs {
     /// Seed of the keys and values. Default: another one each time, because a run with the seed of an earlier one
     /// writes what is there already, which is only a touch.
     #[arg(long)]
-    seed: Option<u64>,
+    pub(super) seed: Option<u64>,
     /// Server processes whose CPU time is summed. Default: the one that INFO names.
     #[arg(long, value_delimiter = ',')]
     pids: Vec<u32>,
@@ -79,7 +80,29 @@ pub struct LoadArgs {
     ready_file: Option<PathBuf>,
     /// Print one JSON object.
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
+    /// Find out what becomes of answers in time under overload: starts a server of its own, with protection and
+    /// without, offers it ever more, and writes `overload.{txt,json,svg}`. --seconds are those of one step
+    /// (3 are enough).
+    #[arg(long, conflicts_with_all = ["rate", "wait_replicas", "pids", "ready_file"], help_heading = "Overload")]
+    open_loop: bool,
+    /// Answers that come later than this after their request was due do not count.
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..=10_000), help_heading = "Overload")]
+    pub(super) deadline_ms: u64,
+    /// The part of a core that the server may use.
+    #[arg(long, default_value_t = 0.25, help_heading = "Overload")]
+    pub(super) held_to: f64,
+    /// The same for the server behind a gateway of its own, which needs processor time beside the generator.
+    #[arg(long, default_value_t = 0.05, help_heading = "Overload")]
+    pub(super) window_held_to: f64,
+    /// Share of the writes that create sessions.
+    #[arg(long, default_value_t = 0.0, help_heading = "Overload")]
+    pub(super) create_share: f64,
+    /// Replicas that the server makes; their keepers live in its process and take from the same share.
+    #[arg(long, default_value_t = 0, help_heading = "Overload")]
+    pub(super) replicas: u8,
+    #[arg(long, default_value = super::overload::report_dir().as_os_str(), help_heading = "Overload")]
+    pub(super) report_dir: PathBuf,
 }
 
 #[derive(Serialize, Debug)]
@@ -151,6 +174,9 @@ pub async fn run(mut args: LoadArgs) -> Result<(), Box<dyn std::error::Error + S
         return Err("--seconds and --rate must be positive".into());
     }
     let seed = *args.seed.get_or_insert_with(keys::another_seed);
+    if args.open_loop {
+        return tokio::task::spawn_blocking(move || super::overload::run(&args, seed)).await?;
+    }
     let mut probe = Connection::open(&args).await?;
     let pids = server_pids(&args, &mut probe).await?;
     if !args.no_fill {

@@ -8,6 +8,7 @@ pub mod grpc;
 pub mod keys;
 pub mod load;
 pub mod local;
+pub mod overload;
 pub mod recovery;
 pub mod replies;
 pub mod timeline;

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use holdfast_cluster::{
-    ConnectionId, DiskDone, DiskError, DiskOp, Input, Level, Node, Now, Output, Outputs,
+    Arrival, ConnectionId, DiskDone, DiskError, DiskOp, Input, Level, Node, Now, Output, Outputs,
     ShardBeside,
 };
 use holdfast_format::ServerId;
@@ -190,7 +190,7 @@ impl World {
     }
 
     /// Puts an input into a process's inbox.
-    fn give(&mut self, place: PlaceId, input: Input) {
+    fn give(&mut self, place: PlaceId, mut input: Input) {
         self.trace.word(self.now_us);
         self.trace.word(place.0 as u64);
         content::fold_input(&mut self.trace, &input);
@@ -201,6 +201,14 @@ impl World {
             let (name, mut text) = (self.name(place), format!("{input:?}"));
             cut(&mut text, 400);
             self.tell(Tells::Everything, || format!("{name} <- {text}"));
+        }
+        // What waits in the inbox of a process that is busy or paused has come all the same.
+        let machine = self.places[place.0].machine.0 as usize;
+        let mono_us = self.machines[machine].clock.read(self.now_us).mono_us;
+        match &mut input {
+            Input::Received { arrival, .. } => *arrival = Arrival::at(mono_us),
+            Input::Call { posted_us, .. } => *posted_us = mono_us,
+            _ => {}
         }
         let running = self.places[place.0]
             .running

@@ -44,6 +44,12 @@ impl CommandInfo {
         }
     }
 
+    /// True if it reads, writes or looks for sessions; all others are about the connection or the server.
+    pub fn is_about_sessions(&self) -> bool {
+        let about = ["readonly", "write", "movablekeys"];
+        self.flags.iter().any(|flag| about.contains(flag))
+    }
+
     /// True if it may change sessions.
     pub fn is_write(&self) -> bool {
         self.flags.contains(&"write")
@@ -92,6 +98,12 @@ static NAMES: [u128; COMMAND_COUNT] = {
     }
     names
 };
+/// `CommandInfo::is_about_sessions` of the command of this name; false if there is none. Looking up the two that nearly
+/// everybody sends would take as long as finding where they end.
+pub fn is_about_sessions(name: &[u8]) -> bool {
+    matches!(name, b"GET" | b"get" | b"SET" | b"set")
+        || lookup(name).is_some_and(CommandInfo::is_about_sessions)
+}
 
 /// How many commands there are.
 pub const COMMAND_COUNT: usize = COMMANDS.len();

@@ -838,3 +838,19 @@ proptest! {
         prop_assert_eq!(glob_matches(pattern, text), defined(pattern, text));
     }
 }
+
+#[test]
+fn the_management_path_is_told_from_sessions() {
+    for name in [
+        "GET", "get", "Set", "SET", "del", "EVAL", "evalsha", "SCAN", "keys", "DBSIZE", "FlushAll",
+        "ttl",
+    ] {
+        assert!(is_about_sessions(name.as_bytes()), "{name}");
+    }
+    for name in [
+        "PING", "info", "CLIENT", "auth", "HELLO", "config", "select", "COMMAND", "quit", "script",
+        "", "ge",
+    ] {
+        assert!(!is_about_sessions(name.as_bytes()), "{name}");
+    }
+}
