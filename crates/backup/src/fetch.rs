@@ -4,12 +4,13 @@
 //! and cut into parts, one part per step, so that neither a step nor the memory in use grows with
 //! what is asked for.
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use holdfast_cluster::{FrameId, Level, Outputs};
-use holdfast_format::{BadEntry, Entries, ServerId, SlotRange, crc32c};
+use holdfast_format::{ServerId, crc32c};
 use holdfast_wire::{Fetch, FetchPart, Message};
 
 use crate::backup::Backup;
+use crate::contents::Contents;
 
 /// One fetch, waiting or being served.
 #[derive(Debug)]
@@ -21,6 +22,8 @@ pub(crate) struct FetchJob {
     asked: bool,
     /// The verified replica up to the sealed length.
     bytes: Option<Bytes>,
+    /// Of these bytes, if they are not in the cache as they are.
+    contents: Contents,
     /// Bytes examined so far.
     at: usize,
     part: u32,
@@ -48,6 +51,7 @@ impl Backup {
             frame,
             asked: false,
             bytes: None,
+            contents: Contents::default(),
             at: 0,
             part: 0,
         });
@@ -175,7 +179,8 @@ impl Backup {
         let job = &mut self.fetches[index];
         let bytes = job.bytes.as_ref().expect("chosen for having them");
         let part_bytes = self.config.fetch_part_bytes as usize;
-        let cut = cut_part(bytes, job.at, &job.fetch.ranges, part_bytes);
+        let contents = (self.cache.contents(job.frame, bytes)).unwrap_or(&mut job.contents);
+        let cut = contents.cut(bytes, job.at, &job.fetch.ranges, part_bytes);
         let (entries, next) = match cut {
             Ok(cut) => cut,
             Err(bad) => {
@@ -243,50 +248,4 @@ impl Backup {
             },
         );
     }
-}
-
-/// Entries from `at` on that concern `ranges`, and where to go on. Examines about `part_bytes`, at least
-/// one entry. What lies together is handed out without a copy.
-///
-/// `bytes` have been verified as a whole, and each recovery master verifies what it gets entry by entry: doing so
-/// here as well would cost each byte's checksum once more for every recovery master.
-fn cut_part(
-    bytes: &Bytes,
-    at: usize,
-    ranges: &[SlotRange],
-    part_bytes: usize,
-) -> Result<(Bytes, usize), BadEntry> {
-    let mut runs: Vec<(usize, usize)> = Vec::new();
-    let mut entries = Entries::trusted(&bytes[at..]);
-    while entries.offset() < part_bytes {
-        let Some(located) = entries.next() else {
-            break;
-        };
-        let located = located.map_err(|bad| BadEntry {
-            offset: at + bad.offset,
-            ..bad
-        })?;
-        if !located.entry.concerns(ranges) {
-            continue;
-        }
-        let (from, to) = (at + located.offset, at + located.offset + located.length);
-        match runs.last_mut() {
-            Some((_, end)) if *end == from => *end = to,
-            _ => runs.push((from, to)),
-        }
-    }
-    let next = at + entries.offset();
-    let part = match runs[..] {
-        [] => Bytes::new(),
-        [(from, to)] => bytes.slice(from..to),
-        _ => {
-            let length = runs.iter().map(|(from, to)| to - from).sum();
-            let mut part = BytesMut::with_capacity(length);
-            for (from, to) in runs {
-                part.extend_from_slice(&bytes[from..to]);
-            }
-            part.freeze()
-        }
-    };
-    Ok((part, next))
 }

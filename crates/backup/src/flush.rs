@@ -27,7 +27,13 @@ impl Backup {
     /// Starts queued syncs while there is room.
     pub(crate) fn pump_syncs(&mut self, out: &mut Outputs) {
         let mut looked_at = self.syncs.len();
-        while looked_at > 0 && self.syncing.len() < self.config.syncs_in_flight_max as usize {
+        let in_flight_max = match self.ack_disk() {
+            true => self.config.syncs_in_flight_max as usize,
+            // Nobody waits for these, and others do for the same disk: the coordinator's records, which a burst of
+            // closed segments after a recovery held up for 80 ms.
+            false => 1,
+        };
+        while looked_at > 0 && self.syncing.len() < in_flight_max {
             looked_at -= 1;
             let Some(id) = self.syncs.pop_front() else {
                 return;

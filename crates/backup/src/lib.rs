@@ -16,6 +16,7 @@
 mod append;
 mod backup;
 mod config;
+mod contents;
 mod fetch;
 mod flush;
 mod frames;

@@ -7,6 +7,8 @@ use bytes::Bytes;
 use holdfast_cluster::FrameId;
 use holdfast_wire::Certificate;
 
+use crate::contents::Contents;
+
 /// Reads that wait and reads under way. A frame waits at most once, so both are bounded by the frames.
 #[derive(Debug, Default)]
 pub(crate) struct Reads {
@@ -61,8 +63,17 @@ impl Reads {
 pub(crate) struct Cache {
     limit_bytes: u64,
     used_bytes: u64,
-    entries: BTreeMap<FrameId, (u64, Bytes)>,
+    entries: BTreeMap<FrameId, Cached>,
     order: VecDeque<FrameId>,
+}
+
+#[derive(Debug)]
+struct Cached {
+    /// Of the replica that the bytes are of.
+    birth: u64,
+    bytes: Bytes,
+    /// Outside the bound: as large as an eighth of the bytes if entries are small.
+    contents: Contents,
 }
 
 impl Cache {
@@ -75,20 +86,29 @@ impl Cache {
         }
     }
 
+    /// With what is known of the entries.
     pub fn used_bytes(&self) -> u64 {
-        self.used_bytes
+        let contents = self.entries.values().map(|it| it.contents.bytes());
+        self.used_bytes + contents.sum::<u64>()
     }
 
     /// At least `length` verified bytes of the replica `birth` in `frame`.
     pub fn get(&mut self, frame: FrameId, birth: u64, length: u32) -> Option<Bytes> {
-        let (held, bytes) = self.entries.get(&frame)?;
-        if *held != birth || bytes.len() < length as usize {
+        let cached = self.entries.get(&frame)?;
+        if cached.birth != birth || cached.bytes.len() < length as usize {
             return None;
         }
-        let bytes = bytes.clone();
+        let bytes = cached.bytes.clone();
         self.order.retain(|&other| other != frame);
         self.order.push_back(frame);
         Some(bytes)
+    }
+
+    /// What is known of the entries in just these bytes.
+    pub fn contents(&mut self, frame: FrameId, bytes: &Bytes) -> Option<&mut Contents> {
+        let cached = self.entries.get_mut(&frame)?;
+        let same = cached.bytes.as_ptr() == bytes.as_ptr() && cached.bytes.len() == bytes.len();
+        same.then_some(&mut cached.contents)
     }
 
     pub fn put(&mut self, frame: FrameId, birth: u64, bytes: Bytes) {
@@ -102,13 +122,18 @@ impl Cache {
             self.drop_frame(oldest);
         }
         self.used_bytes += length;
-        self.entries.insert(frame, (birth, bytes));
+        let cached = Cached {
+            birth,
+            bytes,
+            contents: Contents::default(),
+        };
+        self.entries.insert(frame, cached);
         self.order.push_back(frame);
     }
 
     pub fn drop_frame(&mut self, frame: FrameId) {
-        if let Some((_, bytes)) = self.entries.remove(&frame) {
-            self.used_bytes -= bytes.len() as u64;
+        if let Some(cached) = self.entries.remove(&frame) {
+            self.used_bytes -= cached.bytes.len() as u64;
             self.order.retain(|&other| other != frame);
         }
     }
