@@ -20,6 +20,7 @@ mod records;
 mod reply;
 mod roles;
 mod run;
+pub mod scaling;
 mod second_opinion;
 mod setup;
 mod store;
