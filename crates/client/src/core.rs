@@ -121,6 +121,8 @@ pub struct Core {
     done: Vec<(u64, Outcome)>,
     released: Vec<Ticket>,
     budget: Budget,
+    queue_us_max: u64,
+    refused_late: usize,
     figures: Figures,
 }
 
@@ -155,6 +157,8 @@ impl Core {
             done: Vec::new(),
             released: Vec::new(),
             budget: Budget::default(),
+            queue_us_max: u64::MAX,
+            refused_late: 0,
             figures: Figures::default(),
         }
     }
@@ -347,8 +351,24 @@ impl Core {
             .map(|(&shard, _)| shard)
             .collect();
         for shard in shards {
-            while self.send_batch(now, shard, cluster_time, out) {}
+            loop {
+                self.refuse_late(now, shard);
+                if !self.send_batch(now, shard, cluster_time, out) {
+                    break;
+                }
+            }
         }
+    }
+
+    /// From now on a command whose turn comes after so long behind a shard that has enough to do is answered `Busy`
+    /// and not sent.
+    pub fn set_queue_max(&mut self, queue_us_max: u64) {
+        self.queue_us_max = queue_us_max;
+    }
+
+    /// How many were answered so since this was last asked.
+    pub fn take_refused_late(&mut self) -> usize {
+        std::mem::take(&mut self.refused_late)
     }
 
     /// Hands over what has been answered, in the order in which it was.
@@ -797,6 +817,30 @@ impl Core {
             let sent_us = sent_us.expect("silence is that of something sent");
             self.figures.window_cuts += u64::from(lane.window.congested(now.mono_us, sent_us));
             self.restart(now, shard);
+        }
+    }
+
+    /// Ends what has waited for too long at the head of a queue. How long the queue is says little when commands
+    /// come: a burst is longer than its first one has waited.
+    fn refuse_late(&mut self, now: Now, shard: ServerId) {
+        let since_us = now.mono_us.saturating_sub(self.queue_us_max);
+        let lane = &self.lanes[&shard];
+        if since_us == 0 || !lane.has_answered_lately(now.mono_us) {
+            return;
+        }
+        let late = |ticket: &&Ticket| self.pending[*ticket].submitted_us < since_us;
+        // What may have been executed has to be asked about, and a part would leave its command half done.
+        let spared = |ticket: &&Ticket| {
+            let pending = &self.pending[*ticket];
+            pending.attempted || pending.unsure || !matches!(pending.target, Target::Slot(_))
+        };
+        let late: Vec<Ticket> = (lane.queue.iter().take_while(late))
+            .filter(|ticket| !spared(ticket))
+            .copied()
+            .collect();
+        self.refused_late += late.len();
+        for ticket in late {
+            self.finish(now, ticket, Outcome::Failed(Failure::Busy));
         }
     }
 

@@ -65,7 +65,11 @@ impl Lane {
     pub(crate) fn is_congested(&self, now_us: u64) -> bool {
         !self.queue.is_empty()
             && self.in_flight >= self.window.size()
-            && (self.answered_us).is_some_and(|at_us| now_us < at_us + ALIVE_US)
+            && self.has_answered_lately(now_us)
+    }
+
+    pub(crate) fn has_answered_lately(&self, now_us: u64) -> bool {
+        (self.answered_us).is_some_and(|at_us| now_us < at_us + ALIVE_US)
     }
 
     /// Queues a command in its place by L2; nearly always the last one.

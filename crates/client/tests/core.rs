@@ -562,6 +562,35 @@ fn a_queue_counts_as_waiting_only_while_its_shard_answers() {
     );
 }
 
+/// A burst is longer than its first command has waited; so whose turn comes too late is refused then, and not sent.
+#[test]
+fn what_has_waited_too_long_for_a_busy_shard_is_not_sent() {
+    let mut world = World::new();
+    let (a, _) = keys();
+    let tokens: Vec<u64> = (0..20)
+        .map(|n| world.submit(put(a, &n.to_string()), None, None))
+        .collect();
+    // Two windows of eight leave four.
+    world.flush();
+    assert!(world.deliver_request() && world.deliver_response());
+    world.flush();
+    world.advance_to(world.now.mono_us + 30_000);
+    world.flush();
+    assert_eq!(world.core.take_refused_late(), 0, "nobody said so");
+    world.core.set_queue_max(10_000);
+    world.flush();
+    assert_eq!(world.core.take_refused_late(), 4);
+    world.run(500);
+    let (served, late) = tokens.split_at(16);
+    for token in served {
+        assert!(matches!(world.outcome(*token), Outcome::Done { .. }));
+    }
+    for token in late {
+        assert_eq!(*world.outcome(*token), Outcome::Failed(Failure::Busy));
+    }
+    assert_eq!(world.executed(a).len(), 16);
+}
+
 #[test]
 fn the_bounds_on_pending_work_are_kept() {
     let mut world = World::new();

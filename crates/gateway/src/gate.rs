@@ -74,6 +74,15 @@ impl Executor {
         self.admission.note(now.mono_us, arrival, queued_us, bytes);
     }
 
+    /// Draws conclusions from what came and what became of it, silence too.
+    pub(crate) fn judge(&mut self, now: Now) {
+        let refused = self.core.take_refused_late();
+        self.counters.refused_late += refused as u64;
+        self.admission.decided(refused, 0);
+        self.admission.pass(now.mono_us);
+        self.core.set_queue_max(self.admission.wait_us_max());
+    }
+
     /// Judges a request, while not everything is admitted.
     pub(crate) fn gate(&mut self, now: Now, mut late: bool, request: &mut RespRequest) -> Gate {
         let creates = match request {

@@ -572,8 +572,7 @@ impl Node for Gateway {
             return;
         }
         self.lend(&shard);
-        // Silence is judged too.
-        self.executor.admission.pass(now.mono_us);
+        self.executor.judge(now);
         // B2: what is executed below is newer than `now`, by which it could be heard after the lease has run out. The
         // next flush lets it be heard; it comes soon, because the shard was used.
         self.send(
