@@ -78,9 +78,5 @@ pub(crate) fn command_bytes(command: &Command) -> u64 {
         } => bytes.len(),
         _ => 0,
     };
-    let value = match &command.op {
-        Op::Put { value, .. } => value.len(),
-        _ => 0,
-    };
-    (64 + command.key.len() + condition + value) as u64
+    (64 + command.key.len() + condition + command.op.value().len()) as u64
 }

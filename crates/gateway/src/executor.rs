@@ -264,11 +264,8 @@ impl Executor {
         if bytes > limit {
             return Some(Failure::KeyTooLarge { bytes, limit });
         }
-        let Op::Put { value, .. } = &command.op else {
-            return None;
-        };
         let limit = u64::from(self.config.value_bytes_max);
-        let bytes = value.len() as u64;
+        let bytes = command.op.value().len() as u64;
         (bytes > limit).then_some(Failure::ValueTooLarge { bytes, limit })
     }
 

@@ -288,6 +288,74 @@ fn connections_are_told_what_they_ask_about_themselves() {
 }
 
 #[test]
+fn counters_and_parts_of_values() {
+    let mut world = flat();
+    check(
+        &mut world,
+        1,
+        r"
+        > INCR n
+        :1
+        > INCRBY n 41
+        :42
+        > DECR n
+        :41
+        > decrby n 50
+        :-9
+        > GET n
+        $2
+        -9
+        > EXPIRE n 100
+        :1
+        > INCR n
+        :-8
+        > TTL n
+        :100
+        > INCRBY n one
+        -ERR value is not an integer or out of range
+        > DECRBY n -9223372036854775808
+        -ERR decrement would overflow
+        > INCR
+        -ERR wrong number of arguments for 'incr' command
+        > SET text abcdef
+        +OK
+        > INCR text
+        -ERR value is not an integer or out of range
+        > APPEND text gh
+        :8
+        > APPEND new x
+        :1
+        > GETRANGE text 0 2
+        $3
+        abc
+        > GETRANGE text -3 -1
+        $3
+        fgh
+        > GETRANGE text 2 -3
+        $4
+        cdef
+        > GETRANGE text -100 100
+        $8
+        abcdefgh
+        > GETRANGE text 5 1
+        $0
+        (empty line)
+        > GETRANGE text -1 -5
+        $0
+        (empty line)
+        > GETRANGE text 8 9
+        $0
+        (empty line)
+        > GETRANGE none 0 -1
+        $0
+        (empty line)
+        > GETRANGE text x 1
+        -ERR value is not an integer or out of range
+        ",
+    );
+}
+
+#[test]
 fn what_is_wrong_is_said_in_redis_words() {
     let mut world = flat();
     check(

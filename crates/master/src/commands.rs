@@ -18,6 +18,7 @@ use holdfast_wire::{
 };
 
 use holdfast_wire::codec::{decode_outcome, encode_outcome};
+use holdfast_wire::resp::parse_integer;
 
 use crate::limits::{Limits, Wish};
 use crate::streams::CLIENT_LEASE_MAX_MS;
@@ -44,7 +45,7 @@ pub(crate) struct Context<'a> {
 #[derive(Debug)]
 enum Undone {
     Log(AppendError),
-    Limit(Failure),
+    Failed(Failure),
 }
 
 impl From<AppendError> for Undone {
@@ -132,6 +133,8 @@ pub(crate) fn execute(
             condition,
             return_old,
         } => write.delete(condition, *return_old),
+        Op::Add { by } => write.add(*by),
+        Op::Append { value } => write.append(value),
         Op::Flush => write.flush(context.owned),
         Op::Get | Op::Stat | Op::Scan { .. } | Op::Count | Op::Usage => {
             unreachable!("reads were answered above")
@@ -140,7 +143,7 @@ pub(crate) fn execute(
     match done {
         Ok(outcome) => outcome,
         Err(Undone::Log(error)) => Outcome::Failed(failure(log, command, error)),
-        Err(Undone::Limit(failure)) => Outcome::Failed(failure),
+        Err(Undone::Failed(failure)) => Outcome::Failed(failure),
     }
 }
 
@@ -177,15 +180,13 @@ fn over_limit(log: &Log, command: &Command) -> Option<Failure> {
             limit: u64::from(limits.key_bytes_max),
         });
     }
-    match &command.op {
-        Op::Put { value, .. } if value.len() > limits.value_bytes_max as usize => {
-            Some(Failure::ValueTooLarge {
-                bytes: value.len() as u64,
-                limit: u64::from(limits.value_bytes_max),
-            })
-        }
-        _ => None,
-    }
+    too_large(log, command.op.value().len())
+}
+
+fn too_large(log: &Log, value_bytes: usize) -> Option<Failure> {
+    let limit = u64::from(log.config().value_bytes_max);
+    let bytes = value_bytes as u64;
+    (bytes > limit).then_some(Failure::ValueTooLarge { bytes, limit })
 }
 
 fn failure(log: &Log, command: &Command, error: AppendError) -> Failure {
@@ -196,10 +197,7 @@ fn failure(log: &Log, command: &Command, error: AppendError) -> Failure {
             limit: u64::from(log.config().key_bytes_max),
         },
         AppendError::ValueTooLarge => Failure::ValueTooLarge {
-            bytes: match &command.op {
-                Op::Put { value, .. } => value.len() as u64,
-                _ => 0,
-            },
+            bytes: command.op.value().len() as u64,
             limit: u64::from(log.config().value_bytes_max),
         },
     }
@@ -443,6 +441,40 @@ impl Write<'_> {
             When::Past => return self.remove(current, done),
             When::Expiry(expiry) => expiry.stored(),
         };
+        let old = current.and_then(|current| current.value);
+        self.store(value, expiry, old)
+    }
+
+    fn add(self, by: i64) -> Result<Outcome, Undone> {
+        let refuse = |text: &str| Undone::Failed(Failure::Invalid(text.to_owned()));
+        let current = self.current(true, None);
+        let number = match current.as_ref().and_then(|current| current.value.as_ref()) {
+            None => 0,
+            Some(value) => parse_integer(value)
+                .ok_or_else(|| refuse("value is not an integer or out of range"))?,
+        };
+        let sum = number
+            .checked_add(by)
+            .ok_or_else(|| refuse("increment or decrement would overflow"))?;
+        let digits = Bytes::from(sum.to_string());
+        let expiry = current.map_or(Expiry::default(), |current| current.expiry);
+        self.store(&digits, expiry.stored(), Some(digits.clone()))
+    }
+
+    fn append(self, more: &[u8]) -> Result<Outcome, Undone> {
+        let current = self.current(true, None);
+        let before = current.as_ref().and_then(|current| current.value.as_ref());
+        let value = [before.map_or(&[][..], |value| value), more].concat();
+        if let Some(failure) = too_large(self.log, value.len()) {
+            return Err(Undone::Failed(failure));
+        }
+        let expiry = current.map_or(Expiry::default(), |current| current.expiry);
+        let length = Bytes::from(value.len().to_string());
+        self.store(&value, expiry.stored(), Some(length))
+    }
+
+    /// Stores a value, and answers that this is done.
+    fn store(self, value: &[u8], expiry: Expiry, old: Option<Bytes>) -> Result<Outcome, Undone> {
         let wish = Wish {
             namespace: self.namespace,
             key: self.key,
@@ -452,8 +484,7 @@ impl Write<'_> {
         let owned = |slot: Slot| self.owned.iter().any(|range| range.contains(slot));
         self.limits
             .admit(self.log, wish, self.now, &owned, self.evicted)
-            .map_err(Undone::Limit)?;
-        let old = current.and_then(|current| current.value);
+            .map_err(Undone::Failed)?;
         if self.once.is_none() {
             let version = self
                 .log

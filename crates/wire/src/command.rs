@@ -42,6 +42,12 @@ pub enum Op {
         condition: Condition,
         return_old: bool,
     },
+    /// Adds to a number written in digits; what is not there counts as 0, and what is there keeps its times (INCR, DECRBY, …).
+    /// Answers `Done` with the sum in digits as `old`, or fails as `Invalid` with Redis's words.
+    Add { by: i64 },
+    /// Appends to a value, of nothing if there is none; what is there keeps its times. Answers `Done` with the new
+    /// length in digits as `old`.
+    Append { value: Bytes },
     /// Keys whose hash is at or above `from`, in hash order, about `limit` of them. Answers `Scanned`.
     Scan { from: KeyHash, limit: u32 },
     /// How many sessions there are in the namespace. Answers `Counted`.
@@ -60,6 +66,15 @@ impl Op {
             Op::Get | Op::Stat | Op::Scan { .. } | Op::Count | Op::Usage
         )
     }
+
+    /// The bytes that it brings to be stored.
+    pub fn value(&self) -> &[u8] {
+        match self {
+            Op::Put { value, .. } | Op::Append { value } => value,
+            _ => &[],
+        }
+    }
+
     /// True if the command concerns a whole shard and not one key.
     pub fn is_keyspace(&self) -> bool {
         matches!(self, Op::Scan { .. } | Op::Count | Op::Usage | Op::Flush)
@@ -151,7 +166,8 @@ pub enum Outcome {
     Absent {
         version: Version,
     },
-    /// Done. `meta.version` is the version written (a delete's is that of its tombstone).
+    /// Done. `meta.version` is the version written (a delete's is that of its tombstone). `old` is the old value if asked
+    /// for, and what `Add` and `Append` tell.
     Done {
         meta: Meta,
         old: Option<Bytes>,

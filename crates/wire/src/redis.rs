@@ -308,6 +308,8 @@ pub enum RespError {
     Syntax,
     #[error("ERR value is not an integer or out of range")]
     NotAnInteger,
+    #[error("ERR decrement would overflow")]
+    DecrementOverflow,
     #[error("ERR invalid expire time in '{command}' command")]
     InvalidExpire { command: &'static str },
     #[error("ERR NX and XX, GT or LT options at the same time are not compatible")]

@@ -580,7 +580,7 @@ fn length_line(
 }
 
 /// A decimal integer as Redis's `string2ll` takes it: no plus, no leading zeros, no white space.
-pub(crate) fn parse_integer(text: &[u8]) -> Option<i64> {
+pub fn parse_integer(text: &[u8]) -> Option<i64> {
     let (negative, digits) = match text {
         [b'-', rest @ ..] => (true, rest),
         _ => (false, text),

@@ -223,6 +223,43 @@ impl Shard {
                 store.sessions.insert(at, session);
                 Outcome::Done { meta, old }
             }
+            Op::Add { .. } | Op::Append { .. } => {
+                let before = current.as_ref().map(|s| s.value.clone());
+                let before = before.unwrap_or_default();
+                let (value, told) = match &command.op {
+                    Op::Add { by } if before.is_empty() => (by.to_string().into(), by.to_string()),
+                    Op::Add { by } => {
+                        let number = std::str::from_utf8(&before).ok();
+                        let Some(number) = number.and_then(|n| n.parse::<i64>().ok()) else {
+                            let text = "value is not an integer or out of range";
+                            return Outcome::Failed(Failure::Invalid(text.to_owned()));
+                        };
+                        let sum = (number + by).to_string();
+                        (Bytes::from(sum.clone()), sum)
+                    }
+                    _ => {
+                        let value = [&before, command.op.value()].concat();
+                        let told = value.len().to_string();
+                        (Bytes::from(value), told)
+                    }
+                };
+                store.version += 1;
+                let session = Session {
+                    value,
+                    version: Version(store.version),
+                    ..current.unwrap_or(Session {
+                        value: Bytes::new(),
+                        version: Version(0),
+                        deadline: None,
+                        idle_ms: None,
+                        absolute: None,
+                    })
+                };
+                let meta = meta_of(&session, now);
+                store.sessions.insert(at, session);
+                let old = Some(Bytes::from(told));
+                Outcome::Done { meta, old }
+            }
             Op::Touch {
                 condition,
                 expiry,

@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use holdfast_format::{ClientId, KeyHash, ServerId};
-use holdfast_wire::{Op, Request};
+use holdfast_wire::Request;
 
 /// One command and whose it is.
 #[derive(Clone, Debug)]
@@ -31,11 +31,7 @@ impl Parked {
     /// Memory that it takes, about.
     fn bytes(&self) -> u64 {
         let command = &self.request.command;
-        let value = match &command.op {
-            Op::Put { value, .. } => value.len(),
-            _ => 0,
-        };
-        (size_of::<Parked>() + command.key.len() + value) as u64
+        (size_of::<Parked>() + command.key.len() + command.op.value().len()) as u64
     }
 }
 

@@ -393,6 +393,90 @@ fn the_key_space_is_what_this_shard_owns() {
 }
 
 /// RIFL: a retry hears what the first attempt was told, whatever has happened since.
+fn add(key: &str, by: i64) -> Command {
+    command(key, Op::Add { by })
+}
+
+fn append(key: &str, more: &str) -> Command {
+    let value = Bytes::copy_from_slice(more.as_bytes());
+    command(key, Op::Append { value })
+}
+
+/// What `Add` and `Append` tell, or why they failed.
+fn told(outcome: Outcome) -> Result<String, String> {
+    match outcome {
+        Outcome::Done {
+            old: Some(told), ..
+        } => Ok(String::from_utf8(told.to_vec()).unwrap()),
+        Outcome::Failed(failure) => Err(failure.to_string()),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn numbers_and_ends_of_values_are_changed_in_one_step() {
+    let mut world = World::new(3, 3);
+    let ok = |text: &str| Ok(text.to_owned());
+    assert_eq!(told(world.ask(add("n", 5))), ok("5"));
+    assert_eq!(told(world.ask(add("n", -7))), ok("-2"));
+    assert_eq!(world.value("n").as_deref(), Some("-2"));
+    // Times stay.
+    let hour = ExpiryChange::In { ms: 3_600_000 };
+    world.ask(touch("n", hour));
+    let before = deadline(&mut world, "n");
+    assert!(before.is_some());
+    let version = meta_of(&world.ask(command("n", Op::Stat))).version;
+    assert_eq!(told(world.ask(add("n", 12))), ok("10"));
+    assert_eq!(told(world.ask(append("n", "0"))), ok("3"));
+    assert_eq!(told(world.ask(add("n", 1))), ok("101"));
+    assert_eq!(deadline(&mut world, "n"), before);
+    assert!(meta_of(&world.ask(command("n", Op::Stat))).version > version);
+    // What is no number, or would be none, stays.
+    let max = i64::MAX.to_string();
+    let (no_number, overflow) = (
+        "value is not an integer or out of range".to_owned(),
+        "increment or decrement would overflow".to_owned(),
+    );
+    for text in ["", " 1", "01", "+1", "1.5", "9223372036854775808", "one"] {
+        world.ask(put("t", text));
+        assert_eq!(
+            told(world.ask(add("t", 1))),
+            Err(no_number.clone()),
+            "{text}"
+        );
+        assert_eq!(world.value("t").as_deref(), Some(text));
+    }
+    world.ask(put("t", &max));
+    assert_eq!(told(world.ask(add("t", 1))), Err(overflow));
+    assert_eq!(told(world.ask(add("t", i64::MIN))), ok("-1"));
+    // Of nothing; and not beyond the largest value.
+    assert_eq!(told(world.ask(append("a", ""))), ok("0"));
+    assert_eq!(world.value("a").as_deref(), Some(""));
+    let piece = "v".repeat(6 << 10);
+    assert_eq!(told(world.ask(append("a", &piece))), ok("6144"));
+    assert_eq!(told(world.ask(append("a", &piece))), ok("12288"));
+    let too_large = world.ask(append("a", &piece));
+    assert!(matches!(
+        too_large,
+        Outcome::Failed(Failure::ValueTooLarge { bytes: 18_432, .. })
+    ));
+    assert_eq!(world.value("a").map(|value| value.len()), Some(12_288));
+    world.shard.verify();
+}
+
+#[test]
+fn a_repeated_sum_is_told_again_and_not_added_to() {
+    let mut world = World::new(3, 3);
+    let (once, appended) = (world.once(), world.once());
+    let first = world.ask_as(once, add("n", 3));
+    let longer = world.ask_as(appended, append("n", "1"));
+    world.ask(add("n", 1));
+    world.new_stream();
+    assert_eq!(world.ask_as(once, add("n", 3)), first);
+    assert_eq!(world.ask_as(appended, append("n", "1")), longer);
+    assert_eq!(world.value("n").as_deref(), Some("32"));
+}
+
 #[test]
 fn a_repeated_write_is_answered_and_not_executed() {
     let mut world = World::new(3, 3);

@@ -163,7 +163,7 @@ pub(super) fn command_weight(command: &Command) -> usize {
             condition: Condition::ValueIs(is),
             ..
         } => value.len() + is.len(),
-        Op::Put { value, .. } => value.len(),
+        Op::Put { value, .. } | Op::Append { value } => value.len(),
         Op::Delete {
             condition: Condition::ValueIs(is),
             ..
@@ -287,6 +287,8 @@ variants! {
         6 Count,
         7 Flush,
         8 Usage,
+        9 Add { by },
+        10 Append { value },
     }
     Condition { 0 Always, 1 Absent, 2 Present, 3 Version(version), 4 ValueIs(value) }
     TouchCondition {

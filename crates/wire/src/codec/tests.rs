@@ -111,6 +111,8 @@ fn op() -> impl Strategy<Value = Op> {
         Just(Op::Count),
         Just(Op::Usage),
         Just(Op::Flush),
+        any::<i64>().prop_map(|by| Op::Add { by }),
+        bytes().prop_map(|value| Op::Append { value }),
     ]
 }
 

@@ -408,6 +408,8 @@ fn asked(call: SessionCall) -> Result<Asked, ClientError> {
         | Op::Scan { .. }
         | Op::Count
         | Op::Usage
+        | Op::Add { .. }
+        | Op::Append { .. }
         | Op::Flush => return Err(ClientError::Unsupported),
     };
     Ok(Asked::Read(v1::ReadRequest {

@@ -216,6 +216,7 @@ const READ_SLOW: &[&str] = &["readonly"];
 const WRITE: &[&str] = &["write", "fast"];
 const WRITE_SLOW: &[&str] = &["write"];
 const GROW: &[&str] = &["write", "denyoom"];
+const ADD: &[&str] = &["write", "denyoom", "fast"];
 const CONNECTION: &[&str] = &["loading", "stale", "fast"];
 const BEFORE_AUTH: &[&str] = &[
     "noscript",
@@ -238,7 +239,9 @@ const SCRIPT: &[&str] = &[
 ];
 
 const STRING_READ: &[&str] = &["@read", "@string", "@fast"];
+const STRING_READ_SLOW: &[&str] = &["@read", "@string", "@slow"];
 const STRING_WRITE: &[&str] = &["@write", "@string"];
+const STRING_WRITE_FAST: &[&str] = &["@write", "@string", "@fast"];
 const KEY_READ: &[&str] = &["@keyspace", "@read", "@fast"];
 const KEY_WRITE: &[&str] = &["@keyspace", "@write", "@fast"];
 const KEY_DANGEROUS: &[&str] = &["@keyspace", "@write", "@slow", "@dangerous"];
@@ -264,6 +267,7 @@ macro_rules! commands {
 
 /// Sorted by name, which `lookup` relies on and a test checks.
 const COMMANDS: &[CommandInfo] = commands! {
+    "append" 3 GROW ONE_KEY STRING_WRITE "string" append "Appends to a session."
     "asking" 1 CONNECTION NO_KEY CONNECTIONS "cluster" asking "Lets the next command reach a slot that is being moved here."
     "auth" -2 BEFORE_AUTH NO_KEY CONNECTIONS "connection" auth "Authenticates the connection."
     "client" -2 SERVER NO_KEY CONNECTIONS "connection" client "Names the connection, tells about connections and closes them."
@@ -271,6 +275,8 @@ const COMMANDS: &[CommandInfo] = commands! {
     "command" -1 SERVER NO_KEY CONNECTIONS "server" command "Tells about the commands there are."
     "config" -2 ADMIN NO_KEY ADMINS "server" config "Tells the configuration."
     "dbsize" 1 READ NO_KEY KEY_READ "server" dbsize "Counts the sessions."
+    "decr" 2 ADD ONE_KEY STRING_WRITE_FAST "string" add "Takes one from a number."
+    "decrby" 3 ADD ONE_KEY STRING_WRITE_FAST "string" add "Takes from a number."
     "del" -2 WRITE_SLOW ALL_KEYS KEY_WRITE "generic" del "Deletes sessions."
     "echo" 2 CONNECTION NO_KEY CONNECTIONS "connection" echo "Returns its argument."
     "eval" -3 SCRIPT NO_KEY SCRIPTING "scripting" eval "Runs one of the lock scripts that Holdfast knows."
@@ -284,8 +290,11 @@ const COMMANDS: &[CommandInfo] = commands! {
     "get" 2 READ ONE_KEY STRING_READ "string" get "Reads a session."
     "getdel" 2 WRITE ONE_KEY STRING_WRITE "string" getdel "Reads a session and deletes it."
     "getex" -2 WRITE ONE_KEY STRING_WRITE "string" getex "Reads a session and changes when it expires."
+    "getrange" 4 READ_SLOW ONE_KEY STRING_READ_SLOW "string" getrange "Reads a part of a session."
     "getset" 3 GROW ONE_KEY STRING_WRITE "string" getset "Writes a session and returns what it was."
     "hello" -1 BEFORE_AUTH NO_KEY CONNECTIONS "connection" hello "Shakes hands and chooses the protocol."
+    "incr" 2 ADD ONE_KEY STRING_WRITE_FAST "string" add "Adds one to a number."
+    "incrby" 3 ADD ONE_KEY STRING_WRITE_FAST "string" add "Adds to a number."
     "info" -1 SERVER NO_KEY SLOW "server" info "Tells about the server."
     "keys" 2 READ_SLOW NO_KEY KEY_READ "generic" keys "Lists every session that matches a pattern."
     "latency" -2 ADMIN NO_KEY ADMINS "server" latency "Tells recent latency spikes."

@@ -245,6 +245,29 @@ pub(super) fn getdel(r: &Request<'_>) -> Parsed {
     )
 }
 
+/// INCR, DECR, INCRBY, DECRBY.
+pub(super) fn add(r: &Request<'_>) -> Parsed {
+    let by = match r.args.len() {
+        2 => 1,
+        _ => r.integer(2)?,
+    };
+    let by = match r.command.name.starts_with("decr") {
+        true => by.checked_neg().ok_or(RespError::DecrementOverflow)?,
+        false => by,
+    };
+    r.one(Op::Add { by }, ReplyShape::Number)
+}
+
+pub(super) fn append(r: &Request<'_>) -> Parsed {
+    let value = r.args.bytes(2);
+    r.one(Op::Append { value }, ReplyShape::Number)
+}
+
+pub(super) fn getrange(r: &Request<'_>) -> Parsed {
+    let (from, to) = (r.integer(2)?, r.integer(3)?);
+    r.one(Op::Get, ReplyShape::Range { from, to })
+}
+
 // ---- keys ----
 
 pub(super) fn del(r: &Request<'_>) -> Parsed {

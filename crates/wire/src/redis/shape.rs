@@ -1,9 +1,11 @@
 //! Outcomes as RESP replies.
 
+use std::ops::Range;
+
 use bytes::Bytes;
 
 use crate::command::{Command, ExpiryChange, Failure, Meta, Op, Outcome, TouchCondition};
-use crate::resp::ReplyWriter;
+use crate::resp::{ReplyWriter, parse_integer};
 
 /// How the reply to a RESP command follows from the outcome of its `Command`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +22,10 @@ pub enum ReplyShape {
     Flag,
     /// STRLEN: the value's length, 0 if it is not there.
     Length,
+    /// INCR, APPEND, …: the number that the shard tells.
+    Number,
+    /// GETRANGE: the bytes from one to another, both counted from the end if negative.
+    Range { from: i64, to: i64 },
     /// TYPE: every session is a string.
     Type,
     /// TTL: -2 not there, -1 no deadline, otherwise seconds, rounded to nearest.
@@ -53,6 +59,19 @@ impl ReplyShape {
                 reply.integer(signed(value.len()))
             }
             (ReplyShape::Length, Outcome::Absent { .. }) => reply.integer(0),
+            (
+                ReplyShape::Number,
+                Outcome::Done {
+                    old: Some(told), ..
+                },
+            ) => match parse_integer(told) {
+                Some(number) => reply.integer(number),
+                None => write_mismatch(reply),
+            },
+            (ReplyShape::Range { from, to }, Outcome::Value { value, .. }) => {
+                reply.bulk(&value[range(from, to, value.len())]);
+            }
+            (ReplyShape::Range { .. }, Outcome::Absent { .. }) => reply.bulk(b""),
             (ReplyShape::Type, Outcome::Value { .. }) => reply.simple("string"),
             (ReplyShape::Type, Outcome::Absent { .. }) => reply.simple("none"),
             (shape, Outcome::Value { meta, .. }) if shape.time(meta).is_some() => {
@@ -226,6 +245,25 @@ fn flag(outcome: &Outcome) -> Option<bool> {
         Outcome::Done { .. } | Outcome::Value { .. } => Some(true),
         Outcome::Absent { .. } | Outcome::Refused { .. } => Some(false),
         _ => None,
+    }
+}
+
+/// The part of so many bytes that GETRANGE means.
+fn range(from: i64, to: i64, bytes: usize) -> Range<usize> {
+    let bytes = signed(bytes);
+    // Both before the first byte, the wrong way round: nothing, as in Redis.
+    if from < 0 && to < 0 && from > to {
+        return 0..0;
+    }
+    let at = |index: i64| match index < 0 {
+        true => bytes.saturating_add(index).max(0),
+        false => index,
+    };
+    let (from, to) = (at(from), at(to).min(bytes - 1));
+    match from <= to {
+        // Neither is below 0 nor above the length.
+        true => from as usize..to as usize + 1,
+        false => 0..0,
     }
 }
 

@@ -201,6 +201,15 @@ fn strings_and_their_relatives() {
         getex(ExpiryChange::Clear),
         ReplyShape::Value,
     );
+    let number = ReplyShape::Number;
+    check("incr k", Op::Add { by: 1 }, number);
+    check("decr k", Op::Add { by: -1 }, number);
+    check("incrby k -5", Op::Add { by: -5 }, number);
+    check("decrby k -5", Op::Add { by: 5 }, number);
+    let value = Bytes::from_static(b"v");
+    check("append k v", Op::Append { value }, number);
+    let range = ReplyShape::Range { from: -2, to: 7 };
+    check("getrange k -2 7", Op::Get, range);
     refused("getex k persist ex 5", "ERR syntax error");
     refused("getex k keepttl", "ERR syntax error");
     refused("getex k ex 0", "ERR invalid expire time in 'getex' command");
