@@ -1,5 +1,6 @@
 //! A cluster of real processes: `holdfast dev --processes`, each role a child that a test may kill.
 
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -131,6 +132,36 @@ impl Cluster {
             .then(|| serde_json::from_slice(&output.stdout).expect("JSON"))
     }
 
+    /// What `holdfast ctl` with these arguments prints, if it succeeds, or else complains of.
+    pub fn ctl(&self, arguments: &[&str]) -> Result<String, String> {
+        let output = Command::new(binary())
+            .args(["ctl", "--grpc", &self.address("grpc")])
+            .args(arguments)
+            .output()
+            .expect("ctl runs");
+        match output.status.success() {
+            true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+            false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+        }
+    }
+
+    /// Status and body of a GET over HTTP.
+    pub fn http(&self, path: &str) -> std::io::Result<(u16, String)> {
+        let address = self.address("http");
+        let mut stream = std::net::TcpStream::connect(&address)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n")?;
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply)?;
+        let status = reply.split(' ').nth(1).and_then(|code| code.parse().ok());
+        let body = reply.split_once("\r\n\r\n").map(|(_, body)| body);
+        let broken = || std::io::Error::other(format!("not an answer: {reply}"));
+        Ok((
+            status.ok_or_else(broken)?,
+            body.ok_or_else(broken)?.to_owned(),
+        ))
+    }
+
     /// The members whose name begins with `role`, with the processes that now play them.
     pub fn processes(&self, role: &str) -> Vec<Process> {
         self.eventually("status", || {
@@ -195,8 +226,13 @@ impl Drop for Cluster {
 
 /// `kill -9`; a process that has already ended is fine.
 pub fn kill_9(pid: u32) {
+    signal(pid, "KILL");
+}
+
+/// Sends a signal; a process that has already ended is fine.
+pub fn signal(pid: u32, name: &str) {
     let _ = Command::new("kill")
-        .args(["-9", &pid.to_string()])
+        .args(["-s", name, &pid.to_string()])
         .stderr(Stdio::null())
         .status();
 }

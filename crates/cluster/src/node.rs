@@ -12,7 +12,7 @@
 //! N3. After every step the driver asks `wakeup` and gives `Tick` no earlier than that.
 
 use bytes::Bytes;
-use holdfast_format::{Namespace, ServerId};
+use holdfast_format::{LogId, Namespace, ServerId};
 use holdfast_wire::{Command, Figures, Message, NamespacePolicy, NamespaceUse, Once, Outcome};
 
 use crate::{Arrival, ShardBeside};
@@ -70,7 +70,7 @@ pub enum Input {
         /// When it was made, by `Now::mono_us`.
         posted_us: u64,
     },
-    /// Coordinator: an operator's order. Answered by `Output::Obeyed` once it is durable.
+    /// Coordinator: an operator's order. Answered by `Output::Obeyed` once it is durable, or by `Refused`.
     Order {
         token: u64,
         order: Order,
@@ -80,12 +80,15 @@ pub enum Input {
 }
 
 /// What an operator may order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Order {
     /// From now on the namespace has these limits, and no others.
     SetNamespace(NamespacePolicy),
     /// From now on it has none.
     UnsetNamespace(Namespace),
+    /// The sessions that can be had from this held log only are lost, and its slots begin anew without them.
+    /// `shard` is the dead shard's name: who orders this has looked.
+    AbandonRecovery { log: LogId, shard: String },
 }
 
 /// A command from the gRPC face. `once` is the caller's own; without it the gateway uses its own.
@@ -132,6 +135,11 @@ pub enum Output {
     /// An order is durable, and on its way to everyone.
     Obeyed {
         token: u64,
+    },
+    /// An order makes no sense now, and has changed nothing.
+    Refused {
+        token: u64,
+        why: String,
     },
     /// Something an operator may want to read; the driver logs it and may count it.
     Event(Event),
@@ -274,6 +282,11 @@ pub trait Node {
 
     /// Ready as `/readyz` means it: recovered, and everything fully replicated.
     fn ready(&self) -> bool;
+
+    /// What it waits for while it is not ready, one sentence each, if it can say.
+    fn not_ready_because(&self) -> Vec<String> {
+        Vec::new()
+    }
 
     fn figures(&self) -> Figures {
         Figures::default()

@@ -35,8 +35,11 @@ use holdfast_wire::{Certificate, Holder, Inventory, RecoverSegment, ReplicaState
 
 use crate::records::Seal;
 
-/// Missing segments named in a report; more are counted.
-const MISSING_NAMED_MAX: usize = 64;
+/// Missing segments that a hold knows by name; more are counted. So many are 32 GB.
+const MISSING_NAMED_MAX: usize = 4096;
+
+/// And so many are named in a sentence.
+const MISSING_SAID_MAX: usize = 64;
 
 /// Why a recovery cannot go on yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,11 +51,31 @@ pub enum Hold {
     /// The shard leant on another dead log, of which something is missing.
     Lent { log: LogId, hold: Box<Hold> },
     /// These segments have no complete replica on any backup that is up. The first
-    /// 64 are named.
+    /// 4096 are named.
     Missing {
         segments: Vec<SegmentId>,
         count: usize,
     },
+}
+
+impl Hold {
+    /// Segments without a complete replica in reach: of which log, unless of the held one itself, and how many.
+    pub fn missing(&self) -> (Option<LogId>, &[SegmentId], usize) {
+        match self {
+            Hold::NoHead => (None, &[], 0),
+            Hold::SealNotReached(seal) => (None, std::slice::from_ref(&seal.head), 1),
+            Hold::Missing { segments, count } => (None, segments, *count),
+            Hold::Lent { log, hold } => {
+                let (_, segments, count) = hold.missing();
+                (Some(*log), segments, count)
+            }
+        }
+    }
+
+    /// The log's own end is in reach, and with it a ceiling of its versions.
+    pub(crate) fn knows_the_head(&self) -> bool {
+        matches!(self, Hold::Missing { .. } | Hold::Lent { .. })
+    }
 }
 
 impl std::fmt::Display for Hold {
@@ -70,10 +93,10 @@ impl std::fmt::Display for Hold {
                     f,
                     "{count} segments have no complete replica on a backup that is up:"
                 )?;
-                segments
-                    .iter()
+                let said = segments.iter().take(MISSING_SAID_MAX);
+                said.clone()
                     .try_for_each(|segment| write!(f, " {segment}"))?;
-                if *count > segments.len() {
+                if *count > said.len() {
                     write!(f, " …")
                 } else {
                     Ok(())
@@ -640,14 +663,15 @@ mod tests {
 
     #[test]
     fn a_long_list_of_missing_segments_is_cut() {
-        let all: Vec<u64> = (1..=1000).collect();
-        let Err(hold) = fresh(0, &[(10, vec![open(1000, 1, 300, &all)])]) else {
+        let all: Vec<u64> = (1..=5000).collect();
+        let Err(hold) = fresh(0, &[(10, vec![open(5000, 1, 300, &all)])]) else {
             panic!()
         };
         let Hold::Missing { segments, count } = &hold else {
             panic!("{hold:?}")
         };
-        assert_eq!((segments.len(), *count), (MISSING_NAMED_MAX, 999));
-        assert!(hold.to_string().ends_with('…'));
+        assert_eq!((segments.len(), *count), (MISSING_NAMED_MAX, 4999));
+        let said = hold.to_string();
+        assert!(said.ends_with('…') && said.len() < 500, "{said}");
     }
 }

@@ -48,7 +48,7 @@ use tablets::Tablets;
 pub use config::{ConfigError, CoordinatorConfig};
 pub use inventory::Hold;
 pub use records::{RecordError, RecordFault, Seal};
-pub use status::{MemberStatus, PartitionStatus, Phase, RecoveryStatus, Status};
+pub use status::{MemberStatus, PartitionStatus, Phase, RecoveryStatus, Status, StoreAway};
 
 /// Between two looks at timers, in general and while someone is suspected or recovered.
 const TICK_US: u64 = 50_000;
@@ -59,6 +59,9 @@ const PAUSE_US: u64 = 250_000;
 
 /// A name, address or label longer than this is refused.
 const TEXT_BYTES_MAX: usize = 256;
+
+/// Backups that are away and remembered by name.
+const STORE_NAMES_MAX: usize = 4096;
 
 /// A log may raise its epoch over the recorded one by no more than this at once. Anything above
 /// is not our shard speaking; and the fence is further up.
@@ -83,6 +86,10 @@ pub struct Coordinator {
     /// Parts of logs that were served before they were replicated, and those read from more than one log.
     takeovers_leaning: u64,
     takeovers_from_several: u64,
+    /// Logs that operators gave up.
+    abandoned: u64,
+    /// How backups were called that are away, by store: for people.
+    store_names: BTreeMap<u64, String>,
 
     /// False until the start record is durable; before that nothing is heard and nothing said.
     started: bool,
@@ -178,6 +185,8 @@ impl Coordinator {
             declared_dead: 0,
             takeovers_leaning: 0,
             takeovers_from_several: 0,
+            abandoned: 0,
+            store_names: BTreeMap::new(),
             started: false,
             stopped: false,
             last_step_us: None,
@@ -209,7 +218,14 @@ impl Coordinator {
             suspect: server.is_suspect(),
             heard_ms_ago: now.mono_us.saturating_sub(server.heard_us) / 1_000,
         };
-        let recovery = |(log, recovery): (&LogId, &Recovery)| status::describe(*log, recovery);
+        let recovery = |(log, recovery): (&LogId, &Recovery)| {
+            let mut status = status::describe(*log, recovery, now.mono_us);
+            status.slots_left = (self.tablets.ranges_of(*log).iter())
+                .map(holdfast_format::SlotRange::slots)
+                .sum();
+            status.stores_away = self.stores_away(recovery);
+            status
+        };
         Status {
             config: self.config.cluster,
             cluster_time: self.clock.now_ms(now),
@@ -220,9 +236,29 @@ impl Coordinator {
             namespaces: self.policies(),
             recoveries: self.recoveries.iter().map(recovery).collect(),
             finished: self.finished.to_vec(),
-            waiting_for: self.waiting_for(),
+            not_ready_because: self.not_ready_because(),
             ready: self.ready(),
         }
+    }
+
+    /// Stores that a held recovery is waiting for: those that were up in the log's life, or in that of the log it
+    /// leant on, and are away. Which of them held what is missing, nobody up knows.
+    fn stores_away(&self, recovery: &Recovery) -> Vec<StoreAway> {
+        let Some(hold) = recovery.hold() else {
+            return Vec::new();
+        };
+        let lender = (hold.missing().0).and_then(|log| self.recoveries.get(&log));
+        let of = lender.unwrap_or(recovery).record();
+        let up: BTreeSet<u64> = (self.servers.with_role(Role::Backup))
+            .map(|backup| backup.member.store)
+            .collect();
+        (of.stores.iter())
+            .filter(|store| !up.contains(store))
+            .map(|&store| StoreAway {
+                store,
+                name: self.store_names.get(&store).cloned(),
+            })
+            .collect()
     }
 
     fn take(&mut self, now: Now, input: Input, out: &mut Outputs) {
@@ -274,7 +310,7 @@ impl Coordinator {
         }
     }
 
-    /// Does what an operator wants. Doing it again changes nothing, and is answered all the same.
+    /// Does what an operator wants, or says why not. Doing it again changes nothing, and is answered all the same.
     fn order(&mut self, token: u64, order: Order, out: &mut Outputs) {
         match order {
             Order::SetNamespace(NamespacePolicy { namespace, limits }) => {
@@ -291,6 +327,11 @@ impl Coordinator {
                     self.view_stale = true;
                     let text = format!("namespace {} has no limits any more", namespace.0);
                     out.event(Level::Info, text);
+                }
+            }
+            Order::AbandonRecovery { log, shard } => {
+                if let Err(why) = self.abandon(log, &shard, out) {
+                    return out.push(Output::Refused { token, why });
                 }
             }
         }
@@ -502,6 +543,10 @@ impl Coordinator {
             recovery.lost(id, now.mono_us, &mut self.journal);
         }
         if member.role == Role::Backup {
+            if self.store_names.len() >= STORE_NAMES_MAX {
+                self.store_names.pop_first();
+            }
+            self.store_names.insert(member.store, member.name);
             self.gone.add(id, &mut self.journal);
             return;
         }
@@ -746,11 +791,8 @@ impl Node for Coordinator {
 
     fn metrics(&self) -> Vec<(&'static str, f64)> {
         let up = |role| self.servers.with_role(role).count() as f64;
-        let held = self
-            .recoveries
-            .values()
-            .filter(|r| r.hold().is_some())
-            .count();
+        let holds = || self.recoveries.values().filter_map(Recovery::hold);
+        let missing: usize = holds().map(|hold| hold.missing().2).sum();
         let leaning = self.recoveries.values().filter(|r| r.is_lent()).count();
         let unavailable: u32 = (self.tablet_view().iter())
             .filter(|tablet| !tablet.available)
@@ -766,7 +808,9 @@ impl Node for Coordinator {
                 (self.recoveries.len() - leaning) as f64,
             ),
             ("holdfast_recoveries_leaning", leaning as f64),
-            ("holdfast_recoveries_held", held as f64),
+            ("holdfast_recoveries_held", holds().count() as f64),
+            ("holdfast_recovery_segments_missing", missing as f64),
+            ("holdfast_recoveries_abandoned_total", self.abandoned as f64),
             (
                 "holdfast_recoveries_finished_total",
                 self.finished.count as f64,
@@ -792,6 +836,39 @@ impl Node for Coordinator {
             && !self.tablets.is_empty()
             && self.recoveries.is_empty()
             && self.servers.with_role(Role::Shard).all(replicated)
+    }
+
+    fn not_ready_because(&self) -> Vec<String> {
+        let mut reasons: Vec<String> = self.waiting_for().into_iter().collect();
+        let of_recovery = |(log, it): (&LogId, &Recovery)| {
+            let name = &it.record().name;
+            match it.hold() {
+                Some(hold) => {
+                    let away = self.stores_away(it);
+                    let away = match away.is_empty() {
+                        true => String::new(),
+                        false => format!("; away: {}", status::listed(&away)),
+                    };
+                    format!("the recovery of log {log} ({name}) is held: {hold}{away}")
+                }
+                None if it.is_lent() => {
+                    format!("what was recovered of {name} is not replicated yet")
+                }
+                None => format!("{name} is being recovered"),
+            }
+        };
+        reasons.extend(self.recoveries.iter().map(of_recovery));
+        for server in self.servers.with_role(Role::Shard) {
+            let lacking = server.figures.under_replicated;
+            if lacking > 0 {
+                let name = &server.member.name;
+                reasons.push(format!("{name}: {lacking} segments lack replicas"));
+            }
+        }
+        if !self.ready() && reasons.is_empty() {
+            reasons.push("some slots have no owner that answers".to_string());
+        }
+        reasons
     }
 }
 

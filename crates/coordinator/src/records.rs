@@ -18,7 +18,8 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use holdfast_format::{
-    ClusterMs, Epoch, LogId, Namespace, SLOTS, SegmentId, ServerId, Slot, SlotRange, crc32c,
+    ClusterMs, Epoch, LogId, Namespace, SLOTS, SegmentId, ServerId, Slot, SlotRange, Version,
+    crc32c,
 };
 use holdfast_wire::{Eviction, Member, NamespaceLimits, Role};
 
@@ -102,6 +103,8 @@ pub(crate) struct DeadLog {
     pub lendable: Vec<SegmentId>,
     /// Who leans on this log. It stays until nobody does.
     pub leans: Vec<Lean>,
+    /// An operator gave up what is still to be taken over: new owners begin without it, with versions above this.
+    pub abandoned: Option<Version>,
 }
 
 /// Ranges that were taken over before all of them was replicated: until it is, they are to be recovered from
@@ -383,6 +386,7 @@ impl Value {
         self.text(&member.name);
         self.u64(member.store);
     }
+    /// Of a limit, or anything that may be absent.
     fn limit(&mut self, limit: Option<u64>) {
         self.u8(u8::from(limit.is_some()));
         if let Some(limit) = limit {
@@ -406,7 +410,7 @@ impl Value {
                 self.stores(&log.stores);
             }
             LogRecord::Recovering(log) => {
-                self.u8(3);
+                self.u8(4);
                 self.text(&log.name);
                 self.u64(log.detected.0);
                 self.u64(log.fence.0);
@@ -434,6 +438,7 @@ impl Value {
                     self.u64(lean.attempt);
                     self.ranges(&lean.ranges);
                 }
+                self.limit(log.abandoned.map(|version| version.0));
             }
         }
     }
@@ -543,8 +548,8 @@ impl<'a> Fields<'a> {
                 minimum_epoch: Epoch(self.u64()?),
                 stores: self.stores()?,
             })),
-            // 2 knew nothing of leaning.
-            kind @ (2 | 3) => Ok(LogRecord::Recovering(DeadLog {
+            // 2 knew nothing of leaning, 3 nothing of giving up.
+            kind @ 2..=4 => Ok(LogRecord::Recovering(DeadLog {
                 name: self.text()?,
                 detected: ClusterMs(self.u64()?),
                 fence: Epoch(self.u64()?),
@@ -567,6 +572,10 @@ impl<'a> Fields<'a> {
                 leans: match kind {
                     2 => Vec::new(),
                     _ => self.leans()?,
+                },
+                abandoned: match kind {
+                    2 | 3 => None,
+                    _ => self.limit()?.map(Version),
                 },
             })),
             _ => Err(RecordFault::Nonsense("neither a live log nor a dead one")),
@@ -651,6 +660,7 @@ mod tests {
                 attempt: 1,
                 ranges: vec![range(17, 40).unwrap()],
             }],
+            abandoned: Some(Version(5 << 40)),
         }
     }
 

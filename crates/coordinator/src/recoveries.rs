@@ -5,7 +5,7 @@ use holdfast_format::{LogId, ServerId, SlotRange};
 use holdfast_wire::{Inventory, Message, Role};
 
 use crate::Coordinator;
-use crate::recovery::{Done, Surroundings};
+use crate::recovery::{Done, Progress, Surroundings};
 
 /// Who leans from now on: a recovery master, by which recovery and attempt.
 type Leaning = (ServerId, LogId, u64);
@@ -26,9 +26,18 @@ impl Coordinator {
                 attempt,
                 entries,
                 bytes,
+                done_bytes,
+                total_bytes,
             } => {
+                let progress = Progress {
+                    attempt,
+                    entries,
+                    bytes,
+                    done_bytes,
+                    total_bytes,
+                };
                 if let Some(recovery) = self.recoveries.get_mut(&log) {
-                    recovery.progress(from, attempt, entries, bytes, now.mono_us);
+                    recovery.progress(from, progress, now.mono_us);
                 }
             }
             Message::Replayed {
@@ -73,6 +82,22 @@ impl Coordinator {
             }
             other => unreachable!("it is about no recovery: {other:?}"),
         }
+    }
+
+    /// An operator gives a held log up; `Err` says why that cannot be done.
+    pub(crate) fn abandon(
+        &mut self,
+        log: LogId,
+        shard: &str,
+        out: &mut Outputs,
+    ) -> Result<(), String> {
+        let Some(recovery) = self.recoveries.get_mut(&log) else {
+            return Err(format!("log {log} is not being recovered"));
+        };
+        let before = recovery.is_abandoned();
+        recovery.abandon(shard, &self.tablets, &mut self.journal, out)?;
+        self.abandoned += u64::from(!before);
+        Ok(())
     }
 
     fn take_inventory(&mut self, now: Now, from: ServerId, inventory: Inventory) {

@@ -22,7 +22,10 @@
 //!     until the recovery master says that it leans no more. If that one dies first, its ranges are recovered from
 //!     its log and from all that it leant on for them, and whoever takes them over takes over the leaning too,
 //!     in the same write (design notes, "Lineage").
+//! V6. What an operator gives up is on record before anything follows from it, and stays given up whoever comes
+//!     back later: who took a range over without it has answered from that (`abandoned`).
 
+mod abandoned;
 mod lineage;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -100,6 +103,8 @@ enum State {
     /// Certainly nothing was ever acknowledged: the log has no replica on any store of its life,
     /// or the cluster keeps none.
     Empty,
+    /// An operator has given up what is left (V6).
+    Abandoned,
     /// All ranges have been taken over; some lean.
     Lent,
 }
@@ -115,9 +120,23 @@ pub(crate) struct Report {
     /// When its master became the owner, and what was not replicated when it last said so.
     pub taken_over_us: Option<u64>,
     pub bytes_left: u64,
+    /// Of replicas: replayed, and all there are to read.
+    pub done_bytes: u64,
+    pub total_bytes: u64,
+    pub began_us: u64,
     pub ended_us: Option<u64>,
     pub failure: Option<RecoveryFailure>,
     due_us: u64,
+}
+
+/// What a recovery master says of a partition that it is reading.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Progress {
+    pub attempt: u64,
+    pub entries: u64,
+    pub bytes: u64,
+    pub done_bytes: u64,
+    pub total_bytes: u64,
 }
 
 /// What a recovery master says of a partition that it has taken over.
@@ -182,6 +201,7 @@ impl Recovery {
             partitions: Vec::new(),
             lendable: Vec::new(),
             leans: Vec::new(),
+            abandoned: None,
         };
         let mut recovery = Self::resume(log, record, now_us);
         recovery.times.silent_us = silent_us;
@@ -208,15 +228,16 @@ impl Recovery {
         };
         recovery.times.detected_us = now_us;
         for partition in recovery.record.partitions.clone() {
-            recovery.report(&partition);
+            recovery.report(&partition, now_us);
         }
         for lean in recovery.record.leans.clone() {
             if lean.by == log {
-                recovery.report(&Partition {
+                let partition = Partition {
                     attempt: lean.attempt,
                     master: lean.master,
                     ranges: lean.ranges,
-                });
+                };
+                recovery.report(&partition, now_us);
                 let report = recovery.reports.get_mut(&lean.attempt);
                 report.expect("just made").taken_over_us = Some(now_us);
             }
@@ -298,20 +319,15 @@ impl Recovery {
         }
     }
 
-    pub(crate) fn progress(
-        &mut self,
-        from: ServerId,
-        attempt: u64,
-        entries: u64,
-        bytes: u64,
-        now_us: u64,
-    ) {
-        if let Some(report) = self.reports.get_mut(&attempt)
+    pub(crate) fn progress(&mut self, from: ServerId, progress: Progress, now_us: u64) {
+        if let Some(report) = self.reports.get_mut(&progress.attempt)
             && report.master == from
             && report.ended_us.is_none()
         {
-            report.entries = report.entries.max(entries);
-            report.bytes = report.bytes.max(bytes);
+            report.entries = report.entries.max(progress.entries);
+            report.bytes = report.bytes.max(progress.bytes);
+            report.done_bytes = report.done_bytes.max(progress.done_bytes);
+            report.total_bytes = progress.total_bytes.max(report.done_bytes);
             report.due_us = now_us + RECOVER_REPEAT_US;
         }
     }
@@ -324,6 +340,7 @@ impl Recovery {
         }
         report.entries = done.entries;
         report.bytes = done.bytes;
+        report.done_bytes = report.total_bytes;
         Some(report)
     }
 
@@ -419,7 +436,7 @@ impl Recovery {
                 false
             }
             State::Empty => self.give_away(&unplanned, around, tablets, journal, out),
-            State::Readable(_) => {
+            State::Readable(_) | State::Abandoned => {
                 self.plan(&unplanned, around, journal, out);
                 false
             }
@@ -455,6 +472,7 @@ impl Recovery {
                 out_of_reach = Reading::out_of_reach(*seal);
                 &out_of_reach
             }
+            State::Abandoned => return self.send_nothing(now_us, out),
             _ => return,
         };
         let lease_remaining_ms = self.lease_remaining_ms(now_us);
@@ -531,6 +549,10 @@ impl Recovery {
         }
         self.dirty = false;
         self.times.fenced_us.get_or_insert(around.now_us);
+        if self.record.abandoned.is_some() {
+            self.state = State::Abandoned;
+            return;
+        }
         if self.lenders.is_empty() && self.certainly_empty(around) {
             self.state = State::Empty;
             return;
@@ -684,7 +706,7 @@ impl Recovery {
                 master,
                 ranges,
             };
-            self.report(&partition);
+            self.report(&partition, around.now_us);
             self.record.partitions.push(partition);
         }
         self.times.planned_us.get_or_insert(around.now_us);
@@ -734,7 +756,7 @@ impl Recovery {
         self.dirty = true;
     }
 
-    fn report(&mut self, partition: &Partition) {
+    fn report(&mut self, partition: &Partition, now_us: u64) {
         let report = Report {
             master: partition.master,
             ranges: partition.ranges.clone(),
@@ -743,6 +765,9 @@ impl Recovery {
             timings: None,
             taken_over_us: None,
             bytes_left: 0,
+            done_bytes: 0,
+            total_bytes: 0,
+            began_us: now_us,
             ended_us: None,
             failure: None,
             due_us: 0,

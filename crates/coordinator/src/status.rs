@@ -30,8 +30,8 @@ pub struct Status {
     pub recoveries: Vec<RecoveryStatus>,
     /// The last 16, oldest first.
     pub finished: Vec<RecoveryStatus>,
-    /// What the first deal of slots waits for; `None` once dealt.
-    pub waiting_for: Option<String>,
+    /// One sentence each; empty: it is ready.
+    pub not_ready_because: Vec<String>,
     /// Recovered, and everything replicated as often as it should be.
     pub ready: bool,
 }
@@ -69,6 +69,12 @@ pub struct RecoveryStatus {
     pub name: String,
     pub phase: Phase,
     pub hold: Option<Hold>,
+    /// If it is held: stores of its life that are away, one of which may have what is missing.
+    pub stores_away: Vec<StoreAway>,
+    /// An operator has given up what was left of it.
+    pub abandoned: bool,
+    /// Slots that nobody has taken over yet.
+    pub slots_left: u32,
     pub seal: Option<Seal>,
     /// Segments and bytes to be read, once known.
     pub segments: u64,
@@ -87,6 +93,24 @@ pub struct RecoveryStatus {
     pub partitions: Vec<PartitionStatus>,
 }
 
+/// A backup's store that no backup has enlisted with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreAway {
+    pub store: u64,
+    /// Of the last backup on it, if this coordinator has known it.
+    pub name: Option<String>,
+}
+
+/// `backup-1, store 5f3a…`
+pub(crate) fn listed(stores: &[StoreAway]) -> String {
+    let one = |away: &StoreAway| match &away.name {
+        Some(name) => name.clone(),
+        None => format!("store {:016x}", away.store),
+    };
+    let all: Vec<String> = stores.iter().map(one).collect();
+    all.join(", ")
+}
+
 #[derive(Clone, Debug)]
 pub struct PartitionStatus {
     pub attempt: u64,
@@ -94,6 +118,12 @@ pub struct PartitionStatus {
     pub ranges: Vec<SlotRange>,
     pub entries: u64,
     pub bytes: u64,
+    /// Of the dead log's replicas: replayed, and all that is to be read. 0 until its master has said so.
+    pub done_bytes: u64,
+    pub total_bytes: u64,
+    /// When it was planned, and how long its master has been, or was, reading.
+    pub began_ms: u64,
+    pub running_ms: u64,
     /// The recovery master's own, once it has taken over.
     pub timings: Option<ReplayTimings>,
     pub taken_over_ms: Option<u64>,
@@ -112,7 +142,7 @@ pub(crate) struct Finished {
 impl Finished {
     pub(crate) fn add(&mut self, log: LogId, recovery: &Recovery, now_us: u64) {
         let done_ms = Some((now_us - recovery.times().detected_us) / 1_000);
-        let mut report = describe(log, recovery);
+        let mut report = describe(log, recovery, now_us);
         (report.phase, report.hold, report.done_ms) = (Phase::Done, None, done_ms);
         report.taken_over_ms = report.taken_over_ms.or(done_ms);
         if self.list.len() == FINISHED_MAX {
@@ -127,7 +157,8 @@ impl Finished {
     }
 }
 
-pub(crate) fn describe(log: LogId, recovery: &Recovery) -> RecoveryStatus {
+/// All but what only the coordinator's other state can tell.
+pub(crate) fn describe(log: LogId, recovery: &Recovery, now_us: u64) -> RecoveryStatus {
     let times = recovery.times();
     let record = recovery.record();
     let since = |us: u64| us.saturating_sub(times.detected_us) / 1_000;
@@ -148,6 +179,13 @@ pub(crate) fn describe(log: LogId, recovery: &Recovery) -> RecoveryStatus {
         ranges: report.ranges.clone(),
         entries: report.entries,
         bytes: report.bytes,
+        done_bytes: report.done_bytes,
+        total_bytes: report.total_bytes,
+        began_ms: since(report.began_us),
+        running_ms: {
+            let until_us = report.taken_over_us.or(report.ended_us).unwrap_or(now_us);
+            until_us.saturating_sub(report.began_us) / 1_000
+        },
         timings: report.timings,
         taken_over_ms: report.taken_over_us.map(since),
         bytes_left: report.bytes_left,
@@ -158,6 +196,9 @@ pub(crate) fn describe(log: LogId, recovery: &Recovery) -> RecoveryStatus {
         name: record.name.clone(),
         phase,
         hold: recovery.hold().cloned(),
+        stores_away: Vec::new(),
+        abandoned: recovery.is_abandoned(),
+        slots_left: 0,
         seal: record.seal,
         segments: recovery
             .reading()

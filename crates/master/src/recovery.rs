@@ -591,6 +591,8 @@ impl Recovery {
                     attempt,
                     entries,
                     bytes,
+                    done_bytes: self.done_bytes,
+                    total_bytes: self.done_bytes + self.left_bytes(),
                 },
             };
             out.send(ServerId::COORDINATOR, message);
@@ -664,6 +666,14 @@ impl Recovery {
             || self.fetching.len() < FETCHES_MAX && self.share_of(in_flight) < WINDOW_BYTES
     }
 
+    /// Of replicas that are still to be read, or to be replayed to their end.
+    fn left_bytes(&self) -> u64 {
+        let waiting = (self.waiting.iter()).map(|it| u64::from(it.segment.length()));
+        waiting
+            .chain(self.fetching.iter().map(Fetching::length))
+            .sum()
+    }
+
     /// What so many bytes of replicas are likely to bring for our ranges: all of it, until we know better.
     fn share_of(&self, replica_bytes: u64) -> u64 {
         let share = u128::from(replica_bytes) * u128::from(self.bytes.min(self.done_bytes));
@@ -735,10 +745,7 @@ impl Recovery {
             self.done_bytes += fetching.length();
         }
         if self.done_bytes > done_bytes {
-            let waiting = (self.waiting.iter()).map(|it| u64::from(it.segment.length()));
-            let in_flight = self.fetching.iter().map(Fetching::length);
-            let to_come = self.share_of(waiting.chain(in_flight).sum());
-            log.replay_expect(self.replay, to_come);
+            log.replay_expect(self.replay, self.share_of(self.left_bytes()));
         }
         let waits = |fetching: &Fetching| !fetching.parts.is_empty();
         Ok(self.fetching.iter().any(waits) || (self.may_fetch() && !self.waiting.is_empty()))

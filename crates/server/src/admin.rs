@@ -2,6 +2,7 @@
 
 pub mod memory;
 pub mod namespaces;
+pub mod recoveries;
 
 use std::fmt::Write;
 
@@ -41,17 +42,23 @@ pub fn memory(client: &ClientArgs, json: bool) -> Outcome<()> {
 
 fn ask(client: &ClientArgs) -> Outcome<ClusterStatus> {
     block_on(async {
-        let password = client.password()?;
-        let keys = client.tls.keys()?;
-        let tls = keys.as_ref().map(ClientKeys::for_grpc);
-        let mut admin = AdminClient::connect(&client.grpc, password.as_deref(), tls)
-            .await
-            .context(String::new)?;
-        admin
-            .status()
-            .await
-            .context(|| format!("{}: no status", client.grpc))
+        let mut admin = connect(client).await?;
+        told(client, &mut admin).await
     })
+}
+
+async fn connect(client: &ClientArgs) -> Outcome<AdminClient> {
+    let password = client.password()?;
+    let keys = client.tls.keys()?;
+    let tls = keys.as_ref().map(ClientKeys::for_grpc);
+    AdminClient::connect(&client.grpc, password.as_deref(), tls)
+        .await
+        .context(String::new)
+}
+
+async fn told(client: &ClientArgs, admin: &mut AdminClient) -> Outcome<ClusterStatus> {
+    let status = admin.status().await;
+    status.context(|| format!("{}: no status", client.grpc))
 }
 
 /// Runs a client's command on a small runtime.

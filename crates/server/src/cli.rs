@@ -63,7 +63,7 @@ enum Command {
     #[command(after_help = "Examples:\n  \
         holdfast gateway --coordinator 10.0.0.1:7390 --cluster-secret-file /etc/holdfast/secret")]
     Gateway(GatewayOptions),
-    /// Look at a running cluster, and set limits.
+    /// Look at a running cluster, set limits, decide about recoveries that cannot go on.
     Ctl(CtlArgs),
     /// Read and write sessions over gRPC.
     #[command(after_help = "Examples:\n  \
@@ -114,6 +114,27 @@ enum CtlCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Every recovery: what it does or waits for, how far it is, who takes over.
+    #[command(after_help = "Examples:\n  \
+            holdfast ctl recoveries\n  \
+            holdfast ctl recoveries --watch                 with bars, twice a second, until interrupted\n  \
+            holdfast ctl recoveries --json | jq '.[] | select(.stage == \"held\") | .hold'")]
+    Recoveries {
+        /// One JSON array instead of text (with --watch: one a line).
+        #[arg(long)]
+        json: bool,
+        /// Again and again, with bars.
+        #[arg(long)]
+        watch: bool,
+    },
+    /// Decide about one recovery.
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  \
+            holdfast ctl recovery abandon l7f3a                        what would be lost\n  \
+            holdfast ctl recovery abandon l7f3a --confirm master-2.0   lose it"
+    )]
+    Recovery(admin::recoveries::RecoveryCommand),
     /// Where the memory of each shard is.
     #[command(
         after_help = "Examples:\n  holdfast ctl memory\n  holdfast ctl memory --json | jq .total"
@@ -263,6 +284,8 @@ fn run(command: Command) -> Outcome<()> {
         }
         Command::Ctl(CtlArgs { client, command }) => match command {
             CtlCommand::Status { json } => admin::status(&client, json),
+            CtlCommand::Recoveries { json, watch } => admin::recoveries::run(&client, json, watch),
+            CtlCommand::Recovery(command) => admin::recoveries::decide(&client, command),
             CtlCommand::Memory { json } => admin::memory(&client, json),
             CtlCommand::Namespace(command) => admin::namespaces::run(&client, command),
         },

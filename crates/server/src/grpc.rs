@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_cluster::Order;
-use holdfast_coordinator::{MemberStatus, Phase, Status};
-use holdfast_format::{ClientId, ClusterMs, Namespace, ServerId};
+use holdfast_coordinator::Status;
+use holdfast_format::{ClientId, ClusterMs, LogId, Namespace};
 use holdfast_wire::grpc::{
-    AdminClient, AdminHandler, ClientGrant, ClusterStatus, DESCRIPTORS, GrpcConfig, RecoveryPhase,
-    RecoveryStatus, SessionCall, SessionsHandler, admin_server, sessions_server,
+    AdminClient, AdminHandler, ClientError, ClientGrant, ClusterStatus, DESCRIPTORS, GrpcConfig,
+    OrderError, SessionCall, SessionsHandler, admin_server, sessions_server,
 };
-use holdfast_wire::{Failure, Member, NamespacePolicy, Outcome, Role, View, add_uses};
+use holdfast_wire::{Failure, NamespacePolicy, Outcome};
 use tokio::sync::oneshot;
 use tonic::server::NamedService;
 use tonic_health::ServingStatus;
@@ -26,6 +26,7 @@ use crate::host::World;
 use crate::inbox::{Inbox, Letter};
 use crate::role::RoleKind;
 use crate::tls::{ClientKeys, Face as DoorFace};
+use crate::told::told;
 
 /// Calls of one connection that are answered at a time; more wait in HTTP/2's flow control.
 const CALLS_PER_CONNECTION_MAX: usize = 1_024;
@@ -228,30 +229,39 @@ impl AdminHandler for Administration {
     }
 
     async fn set_namespace(&self, policy: NamespacePolicy) -> Result<(), Failure> {
-        self.order(Order::SetNamespace(policy)).await
+        let done = self.order(Order::SetNamespace(policy)).await;
+        done.map_err(as_failure)
     }
 
     async fn unset_namespace(&self, namespace: Namespace) -> Result<(), Failure> {
-        self.order(Order::UnsetNamespace(namespace)).await
+        let done = self.order(Order::UnsetNamespace(namespace)).await;
+        done.map_err(as_failure)
+    }
+
+    async fn abandon_recovery(&self, log: LogId, shard: String) -> Result<(), OrderError> {
+        self.order(Order::AbandonRecovery { log, shard }).await
     }
 }
 
 impl Administration {
     /// Has the coordinator do something, here or where it is.
-    async fn order(&self, order: Order) -> Result<(), Failure> {
+    async fn order(&self, order: Order) -> Result<(), OrderError> {
+        let unreachable = Err(OrderError::Failed(Failure::Unreachable));
+        let unknown = Err(OrderError::Failed(Failure::OutcomeUnknown));
         match &self.admin {
             Admin::Here => {
                 for inbox in self.world.switchboard.inboxes() {
                     let (reply, done) = oneshot::channel();
+                    let order = order.clone();
                     inbox.post(Letter::Order { order, reply });
                     match tokio::time::timeout(STATUS_PATIENCE, done).await {
-                        Ok(Ok(())) => return Ok(()),
+                        Ok(Ok(done)) => return done.map_err(OrderError::Refused),
                         // Not the coordinator's thread.
                         Ok(Err(_)) => {}
-                        Err(_) => return Err(Failure::OutcomeUnknown),
+                        Err(_) => return unknown,
                     }
                 }
-                Err(Failure::Unreachable)
+                unreachable
             }
             Admin::At(address) => {
                 let keys = self.world.tls.as_ref().map(|tls| tls.as_client());
@@ -262,200 +272,34 @@ impl Administration {
                     match order {
                         Order::SetNamespace(policy) => client.set_namespace(policy).await,
                         Order::UnsetNamespace(namespace) => client.unset_namespace(namespace).await,
+                        Order::AbandonRecovery { log, shard } => {
+                            client.abandon_recovery(log, &shard).await
+                        }
                     }
                 };
                 match tokio::time::timeout(STATUS_PATIENCE, ordering).await {
                     Ok(Ok(())) => Ok(()),
+                    Ok(Err(ClientError::Refused { code, message, .. }))
+                        if code == "FailedPrecondition" =>
+                    {
+                        Err(OrderError::Refused(message))
+                    }
                     Ok(Err(error)) => {
                         tracing::debug!("the coordinator did not take an order: {error}");
-                        Err(Failure::Unreachable)
+                        unreachable
                     }
-                    Err(_) => Err(Failure::OutcomeUnknown),
+                    Err(_) => unknown,
                 }
             }
-            Admin::Nobody => Err(Failure::Unreachable),
+            Admin::Nobody => unreachable,
         }
     }
 }
 
-/// The coordinator's status as the wire tells it. The coordinator is no member of its own view, but
-/// an operator looks for it (and its process id) among the others.
-fn told(status: Status) -> ClusterStatus {
-    let coordinator = Member {
-        id: ServerId::COORDINATOR,
-        role: Role::Coordinator,
-        address: String::new(),
-        machine: String::new(),
-        pid: std::process::id(),
-        resp_cluster: String::new(),
-        name: "coordinator".to_string(),
-        store: 0,
-    };
-    let mut not_ready_because = Vec::new();
-    not_ready_because.extend(status.waiting_for.clone());
-    for recovery in &status.recoveries {
-        not_ready_because.push(match recovery.phase {
-            Phase::Leaning => format!(
-                "what was recovered of {} is not replicated yet",
-                recovery.name
-            ),
-            _ => format!("{} is being recovered", recovery.name),
-        });
-    }
-    for MemberStatus {
-        member, figures, ..
-    } in &status.members
-    {
-        if figures.under_replicated > 0 {
-            not_ready_because.push(format!(
-                "{}: {} segments lack replicas",
-                member.name, figures.under_replicated
-            ));
-        }
-    }
-    if !status.ready && not_ready_because.is_empty() {
-        not_ready_because.push("some slots have no owner that answers".to_string());
-    }
-    ClusterStatus {
-        cluster: status.config.cluster,
-        replicas: status.config.replicas,
-        view: View {
-            version: status.view_version,
-            members: std::iter::once(coordinator)
-                .chain(status.members.iter().map(|member| member.member.clone()))
-                .collect(),
-            tablets: status.tablets.clone(),
-            recovering: status
-                .recoveries
-                .iter()
-                .map(|recovery| recovery.log)
-                .collect(),
-            namespaces: status.namespaces.clone(),
-        },
-        namespaces: {
-            let mut all = Vec::new();
-            for member in &status.members {
-                add_uses(&mut all, &member.namespaces);
-            }
-            all
-        },
-        figures: status
-            .members
-            .iter()
-            .map(|member| (member.member.id, member.figures))
-            .collect(),
-        recoveries: status
-            .recoveries
-            .iter()
-            .map(|recovery| told_recovery(recovery, &status, false))
-            .chain(
-                status
-                    .finished
-                    .iter()
-                    .map(|recovery| told_recovery(recovery, &status, true)),
-            )
-            .collect(),
-        not_ready_because,
-    }
-}
-
-fn told_recovery(
-    recovery: &holdfast_coordinator::RecoveryStatus,
-    status: &Status,
-    finished: bool,
-) -> RecoveryStatus {
-    let since_ms = status.cluster_time.0.saturating_sub(recovery.detected_at.0);
-    RecoveryStatus {
-        log: recovery.log,
-        attempt: recovery
-            .partitions
-            .iter()
-            .map(|part| part.attempt)
-            .max()
-            .unwrap_or(0),
-        state: state_of(recovery),
-        entries: recovery.partitions.iter().map(|part| part.entries).sum(),
-        bytes: recovery.partitions.iter().map(|part| part.bytes).sum(),
-        running_ms: recovery.done_ms.unwrap_or(since_ms),
-        detected: recovery.detected_at,
-        finished,
-        phases: phases_of(recovery, status),
-    }
-}
-
-/// What the recovery has reached, in order of time. A recovery master's own times count from its order to
-/// recover, which goes out when the plan is made.
-fn phases_of(
-    recovery: &holdfast_coordinator::RecoveryStatus,
-    status: &Status,
-) -> Vec<RecoveryPhase> {
-    let mut phases: Vec<RecoveryPhase> = [
-        ("log fenced", recovery.fenced_ms),
-        ("log sealed", recovery.sealed_ms),
-        ("partitions planned", recovery.planned_ms),
-        ("all taken over", recovery.taken_over_ms),
-        ("all replicated", recovery.done_ms),
-    ]
-    .into_iter()
-    .filter_map(|(name, at_ms)| {
-        Some(RecoveryPhase {
-            name: name.to_string(),
-            at_ms: at_ms?,
-        })
-    })
-    .collect();
-    for part in &recovery.partitions {
-        let name = status
-            .members
-            .iter()
-            .find(|one| one.member.id == part.master)
-            .map_or_else(|| part.master.to_string(), |one| one.member.name.clone());
-        let planned_ms = recovery.planned_ms.unwrap_or(0);
-        if let Some(timings) = part.timings {
-            for (what, ms) in [
-                ("first bytes", timings.first_byte_ms),
-                ("replayed", timings.replayed_ms),
-                ("replicated", timings.replicated_ms),
-            ] {
-                phases.push(RecoveryPhase {
-                    name: format!("{name} {what}"),
-                    at_ms: planned_ms + u64::from(ms),
-                });
-            }
-        }
-        if let Some(at_ms) = part.taken_over_ms {
-            phases.push(RecoveryPhase {
-                name: format!("{name} took over"),
-                at_ms,
-            });
-        }
-    }
-    phases.sort_by_key(|phase| phase.at_ms);
-    phases
-}
-
-fn state_of(recovery: &holdfast_coordinator::RecoveryStatus) -> String {
-    match recovery.phase {
-        Phase::Fencing => "waiting for backups to say what they hold".to_string(),
-        Phase::Held => match &recovery.hold {
-            Some(hold) => format!("on hold: {hold}"),
-            None => "on hold".to_string(),
-        },
-        Phase::Planning => "waiting for masters with room".to_string(),
-        Phase::Replaying => {
-            let open = recovery
-                .partitions
-                .iter()
-                .filter(|part| part.taken_over_ms.is_none());
-            format!("{} masters replay it", open.count())
-        }
-        Phase::Leaning => {
-            let left: u64 = recovery.partitions.iter().map(|part| part.bytes_left).sum();
-            format!(
-                "leaning: served, {:.1} MB to be replicated",
-                left as f64 / 1e6
-            )
-        }
-        Phase::Done => "done".to_string(),
+/// Of an order that always makes sense.
+fn as_failure(error: OrderError) -> Failure {
+    match error {
+        OrderError::Failed(failure) => failure,
+        OrderError::Refused(why) => Failure::Invalid(why),
     }
 }

@@ -167,7 +167,7 @@ struct Hosted {
     /// Stepped since its last flush.
     stepped: bool,
     calls: BTreeMap<u64, Reply>,
-    orders: BTreeMap<u64, oneshot::Sender<()>>,
+    orders: BTreeMap<u64, oneshot::Sender<Result<(), String>>>,
 }
 
 struct Loop {
@@ -525,7 +525,12 @@ impl Loop {
             }
             Output::Obeyed { token } => {
                 if let Some(reply) = node.orders.remove(&token) {
-                    let _ = reply.send(());
+                    let _ = reply.send(Ok(()));
+                }
+            }
+            Output::Refused { token, why } => {
+                if let Some(reply) = node.orders.remove(&token) {
+                    let _ = reply.send(Err(why));
                 }
             }
             Output::Disk(op) => match &node.effects {
@@ -738,6 +743,7 @@ impl Hosted {
             figures: self.role.figures(),
             namespaces: self.role.namespaces(),
             ready: self.role.ready(),
+            reasons: self.role.not_ready_because(),
         }
     }
 }

@@ -43,10 +43,10 @@ pub enum Letter {
     },
     /// For the thread that hosts the coordinator.
     Status { reply: oneshot::Sender<Status> },
-    /// The same; answered when it is durable.
+    /// The same; answered when it is durable, or with why it makes no sense.
     Order {
         order: Order,
-        reply: oneshot::Sender<()>,
+        reply: oneshot::Sender<Result<(), String>>,
     },
     /// Stop the nodes of these roles (see `Phase`); answered when they have stopped.
     Shutdown {
@@ -89,6 +89,8 @@ pub struct NodeReport {
     pub figures: Figures,
     pub namespaces: Vec<NamespaceUse>,
     pub ready: bool,
+    /// What a node waits for that is not ready, if it can say.
+    pub reasons: Vec<String>,
 }
 
 #[derive(Debug, Default)]

@@ -42,5 +42,6 @@ pub mod socket;
 pub mod store;
 pub mod stream;
 pub mod tls;
+pub mod told;
 mod touching;
 pub mod transport;

@@ -196,6 +196,7 @@ mod tests {
             figures: Figures::default(),
             namespaces: Vec::new(),
             ready: true,
+            reasons: Vec::new(),
         }
     }
 

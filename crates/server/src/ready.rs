@@ -45,14 +45,20 @@ impl Readiness {
         for report in reports {
             if !report.ready {
                 readiness.ready = false;
-                readiness
-                    .reasons
-                    .push(match report.figures.under_replicated {
-                        0 => format!("{} has not joined or not recovered yet", report.name),
-                        segments => {
-                            format!("{}: {segments} segments lack replicas", report.name)
-                        }
-                    });
+                let lacking = report.figures.under_replicated;
+                let reasons = match report.reasons.is_empty() {
+                    false => report.reasons.clone(),
+                    true if lacking > 0 => {
+                        vec![format!("{}: {lacking} segments lack replicas", report.name)]
+                    }
+                    true => vec![format!(
+                        "{} has not joined or not recovered yet",
+                        report.name
+                    )],
+                };
+                for reason in reasons {
+                    readiness.add_reason(reason);
+                }
             }
             // A port of its own, but no member that one would look for.
             if report.role != "cluster-port" {
@@ -67,10 +73,19 @@ impl Readiness {
         readiness
     }
 
+    /// What a master says of itself the coordinator says of it, too.
+    fn add_reason(&mut self, reason: String) {
+        if !self.reasons.contains(&reason) {
+            self.reasons.push(reason);
+        }
+    }
+
     /// Takes in that of another process.
     pub fn absorb(&mut self, other: Readiness) {
         self.ready &= other.ready;
-        self.reasons.extend(other.reasons);
+        for reason in other.reasons {
+            self.add_reason(reason);
+        }
         self.members.extend(other.members);
     }
 }
@@ -107,11 +122,22 @@ mod tests {
             },
             namespaces: Vec::new(),
             ready,
+            reasons: Vec::new(),
         };
-        let readiness = Readiness::of(&[report("master-1", true, 0), report("master-2", false, 3)]);
+        let lacking = || report("master-2", false, 3);
+        let readiness = Readiness::of(&[report("master-1", true, 0), lacking()]);
         assert!(!readiness.ready);
         assert_eq!(readiness.reasons, ["master-2: 3 segments lack replicas"]);
         assert_eq!(readiness.members.len(), 2);
+        let mut coordinator = report("coordinator", false, 0);
+        let held = "the recovery of log l3 (master-3) is held".to_string();
+        coordinator.reasons = vec![readiness.reasons[0].clone(), held.clone()];
+        let readiness = Readiness::of(&[lacking(), coordinator]);
+        assert_eq!(
+            readiness.reasons,
+            ["master-2: 3 segments lack replicas", &held],
+            "each once"
+        );
         assert!(Readiness::of(&[report("master-1", true, 0)]).ready);
     }
 }

@@ -128,6 +128,9 @@ impl Node for Role {
     fn ready(&self) -> bool {
         self.node().ready()
     }
+    fn not_ready_because(&self) -> Vec<String> {
+        self.node().not_ready_because()
+    }
     fn figures(&self) -> Figures {
         self.node().figures()
     }

@@ -227,6 +227,7 @@ impl Seat {
             figures: Figures::default(),
             namespaces: Vec::new(),
             ready: false,
+            reasons: Vec::new(),
         }
     }
 

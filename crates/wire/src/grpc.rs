@@ -14,6 +14,7 @@ mod convert;
 mod echo;
 mod failure;
 mod lane;
+mod recoveries;
 mod server;
 
 /// Generated from `proto/`.
@@ -43,6 +44,9 @@ use crate::namespaces::{NamespacePolicy, NamespaceUse};
 pub use admin::{AdminClient, admin_server};
 pub use client::{ClientError, ClientTls, SessionsClient};
 pub use echo::echo_server;
+pub use recoveries::{
+    RecoveryHold, RecoveryPart, RecoveryPhase, RecoveryStage, RecoveryStatus, StoreAway,
+};
 pub use server::sessions_server;
 
 /// One command from a gRPC client.
@@ -98,6 +102,20 @@ pub trait AdminHandler: Send + Sync + 'static {
         &self,
         namespace: Namespace,
     ) -> impl Future<Output = Result<(), Failure>> + Send;
+    /// Gives up a held log by its shard's name; returns when that is durable.
+    fn abandon_recovery(
+        &self,
+        log: LogId,
+        shard: String,
+    ) -> impl Future<Output = Result<(), OrderError>> + Send;
+}
+
+/// Why an order was not carried out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OrderError {
+    Failed(Failure),
+    /// It makes no sense as things are, and has changed nothing.
+    Refused(String),
 }
 
 /// The cluster as one member knows it.
@@ -113,32 +131,6 @@ pub struct ClusterStatus {
     pub recoveries: Vec<RecoveryStatus>,
     /// Why the cluster is not ready, one sentence each; empty: ready.
     pub not_ready_because: Vec<String>,
-}
-
-/// A recovery under way, or one that is over.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RecoveryStatus {
-    pub log: LogId,
-    pub attempt: u64,
-    /// One sentence: what is being done, or waited for.
-    pub state: String,
-    pub entries: u64,
-    pub bytes: u64,
-    /// Since the shard was declared dead; of a finished recovery, until its end.
-    pub running_ms: u64,
-    /// When the shard was declared dead, by cluster time.
-    pub detected: ClusterMs,
-    pub finished: bool,
-    pub phases: Vec<RecoveryPhase>,
-}
-
-/// Something a recovery has reached.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RecoveryPhase {
-    /// Such as `log fenced` or `master-2.0 replayed`.
-    pub name: String,
-    /// Milliseconds after the shard was declared dead.
-    pub at_ms: u64,
 }
 
 /// Bounds and credentials of the gRPC face.

@@ -73,6 +73,9 @@ pub enum Message {
         attempt: u64,
         entries: u64,
         bytes: u64,
+        /// Of the replicas that it reads: those of which all has been replayed, and all of them.
+        done_bytes: u64,
+        total_bytes: u64,
     },
     /// All of the ranges has been replayed, and what `Recover::first` names is replicated and in a durable
     /// digest: the recovery master can own them while the rest leans on the dead log's replicas. Repeated until

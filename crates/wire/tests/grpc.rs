@@ -98,6 +98,14 @@ impl AdminHandler for Scripted {
             _ => Err(Failure::Unreachable),
         }
     }
+
+    async fn abandon_recovery(&self, log: LogId, shard: String) -> Result<(), OrderError> {
+        match (log, shard.as_str()) {
+            (LogId(4), "master-4.0") => Ok(()),
+            (LogId(5), _) => Err(OrderError::Failed(Failure::OutcomeUnknown)),
+            _ => Err(OrderError::Refused(format!("{log} is not held"))),
+        }
+    }
 }
 
 fn status() -> ClusterStatus {
@@ -150,6 +158,34 @@ fn status() -> ClusterStatus {
         )],
         recoveries: vec![RecoveryStatus {
             log: LogId(4),
+            name: "master-4.0".to_owned(),
+            stage: RecoveryStage::Held,
+            hold: Some(RecoveryHold {
+                why: "a segment is missing".to_owned(),
+                of_log: Some(LogId(6)),
+                segments: vec![SegmentId(3), SegmentId(9)],
+                segments_missing: 2,
+                stores_away: vec![StoreAway {
+                    store: 77,
+                    name: "backup-1".to_owned(),
+                }],
+            }),
+            abandoned: true,
+            slots_left: 17,
+            parts: vec![RecoveryPart {
+                attempt: 3,
+                master: ServerId(5),
+                slots: 9,
+                entries: 1,
+                bytes: 2,
+                done_bytes: 3,
+                total_bytes: 4,
+                began_ms: 5,
+                running_ms: 6,
+                taken_over_ms: Some(7),
+                bytes_left: 8,
+                failure: "out of memory".to_owned(),
+            }],
             attempt: 1,
             state: "replaying".to_owned(),
             entries: 100,
@@ -556,6 +592,8 @@ async fn a_password_is_asked_of_every_call() {
             .await
             .expect("it listens");
         refused(admin.status().await.expect_err("no password"));
+        let given_up = admin.abandon_recovery(LogId(4), "master-4.0").await;
+        refused(given_up.expect_err("no password"));
     }
     assert!(handler.heard.lock().expect("no panics").is_empty());
     let mut client = SessionsClient::connect(&address, Some("secret"), None)
@@ -705,6 +743,21 @@ async fn operators_see_the_cluster_as_it_is() {
         .await
         .expect("it listens");
     assert_eq!(admin.status().await, Ok(status()));
+    assert_eq!(admin.abandon_recovery(LogId(4), "master-4.0").await, Ok(()));
+    for (log, code, text) in [
+        (4, "FailedPrecondition", "l4 is not held"),
+        (5, "DeadlineExceeded", ""),
+    ] {
+        let refused = admin.abandon_recovery(LogId(log), "master-5.0").await;
+        let Err(ClientError::Refused {
+            code: got, message, ..
+        }) = refused
+        else {
+            panic!("{refused:?}");
+        };
+        assert_eq!(got, code);
+        assert!(message.contains(text), "{message}");
+    }
     let nobody = AdminClient::connect("127.0.0.1:1", None, None)
         .await
         .expect_err("nobody listens");

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "all of it is a test")]
 
+mod abandon;
 mod chance;
 mod lineage;
 mod members;

@@ -16,7 +16,7 @@ fn slots_are_dealt_once_when_enough_members_are_up() {
     w.run_ms(500);
     assert_eq!(w.owners(), []);
     assert_eq!(
-        w.status().waiting_for.unwrap(),
+        w.status().not_ready_because[0],
         "2 of 2 shards and 2 of 3 backups are up"
     );
     assert!(!w.coordinator.ready());

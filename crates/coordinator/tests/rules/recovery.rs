@@ -447,6 +447,8 @@ fn recover_is_repeated_until_answered_and_not_while_progress_is_seen() {
                 attempt,
                 entries: step,
                 bytes: step * 10,
+                done_bytes: step * 5,
+                total_bytes: 150,
             },
         );
     }
@@ -455,6 +457,9 @@ fn recover_is_repeated_until_answered_and_not_while_progress_is_seen() {
     assert!(repeated.len() >= 3);
     let partitions = &w.status().recoveries[0].partitions;
     assert_eq!((partitions[0].entries, partitions[0].bytes), (20, 200));
+    let part = &partitions[0];
+    assert_eq!((part.done_bytes, part.total_bytes), (100, 150));
+    assert!(part.running_ms >= 2_000 && partitions[1].total_bytes == 0);
     assert_eq!(
         repeated[0].1.lease_remaining_ms, 0,
         "the lease has run out meanwhile"

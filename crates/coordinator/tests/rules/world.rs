@@ -73,6 +73,7 @@ pub struct World {
     pub pinged: Vec<ServerId>,
     pub events: Vec<String>,
     pub obeyed: Vec<u64>,
+    pub refused: Vec<(u64, String)>,
     pub dialled: BTreeMap<ServerId, String>,
     /// Members that heartbeat and answer pings.
     pub alive: BTreeMap<ServerId, Figures>,
@@ -110,6 +111,7 @@ impl World {
             pinged: Vec::new(),
             events: Vec::new(),
             obeyed: Vec::new(),
+            refused: Vec::new(),
             dialled: BTreeMap::new(),
             alive: BTreeMap::new(),
             held: BTreeMap::new(),
@@ -204,6 +206,7 @@ impl World {
             }
             Output::Event(event) => self.events.push(event.text),
             Output::Obeyed { token } => self.obeyed.push(token),
+            Output::Refused { token, why } => self.refused.push((token, why)),
             Output::Stopped { .. } => {}
             other => panic!("not a coordinator's output: {other:?}"),
         }

@@ -3,16 +3,15 @@
 use clap::{Args, Subcommand};
 use comfy_table::CellAlignment;
 use holdfast_format::Namespace;
-use holdfast_wire::grpc::{AdminClient, ClusterStatus};
+use holdfast_wire::grpc::ClusterStatus;
 use holdfast_wire::{Eviction, NamespaceLimits, NamespacePolicy};
 use serde::Serialize;
 
-use super::{block_on, rounded, table};
+use super::{block_on, connect, rounded, table};
 use crate::cli::ClientArgs;
 use crate::error::{Context, Fatal, Outcome};
 use crate::namespace::{Evict, evict_name};
 use crate::options::ByteSize;
-use crate::tls::ClientKeys;
 
 #[derive(Subcommand, Debug)]
 pub enum NamespaceCommand {
@@ -71,12 +70,7 @@ impl<T: std::str::FromStr<Err: std::fmt::Display>> std::str::FromStr for Limit<T
 /// Runs `holdfast ctl namespace`.
 pub fn run(client: &ClientArgs, command: NamespaceCommand) -> Outcome<()> {
     block_on(async {
-        let password = client.password()?;
-        let keys = client.tls.keys()?;
-        let tls = keys.as_ref().map(ClientKeys::for_grpc);
-        let mut admin = AdminClient::connect(&client.grpc, password.as_deref(), tls)
-            .await
-            .context(String::new)?;
+        let mut admin = connect(client).await?;
         let refused = || client.grpc.clone();
         match command {
             NamespaceCommand::List { json } => {

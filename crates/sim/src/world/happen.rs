@@ -525,7 +525,7 @@ impl World {
                 );
             }
             // Nobody orders anything here.
-            Output::Obeyed { .. } => {}
+            Output::Obeyed { .. } | Output::Refused { .. } => {}
             Output::Event(event) => {
                 if event.level > Level::Debug || self.tells >= Tells::Everything {
                     let name = self.name(place);

@@ -88,7 +88,7 @@ messages! {
         0x14 RaiseEpoch { log, epoch }
         0x15 EpochRecorded { log, epoch }
         0x20 Fence { log, epoch }
-        0x23 RecoveryProgress { log, attempt, entries, bytes }
+        0x23 RecoveryProgress { log, attempt, entries, bytes, done_bytes, total_bytes }
         0x24 Recovered { log, attempt, entries, bytes, timings }
         0x25 RecoveryFailed { log, attempt, reason }
         0x26 RecoveryRecorded { log, attempt }

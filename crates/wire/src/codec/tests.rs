@@ -523,14 +523,18 @@ fn recovery() -> impl Strategy<Value = Message> {
                 }
             }
         ),
-        (id(LogId), any::<[u64; 3]>()).prop_map(|(log, [attempt, entries, bytes])| {
-            Message::RecoveryProgress {
-                log,
-                attempt,
-                entries,
-                bytes,
+        (id(LogId), any::<[u64; 5]>()).prop_map(
+            |(log, [attempt, entries, bytes, done_bytes, total_bytes])| {
+                Message::RecoveryProgress {
+                    log,
+                    attempt,
+                    entries,
+                    bytes,
+                    done_bytes,
+                    total_bytes,
+                }
             }
-        }),
+        ),
         (id(LogId), any::<[u64; 3]>(), any::<[u32; 3]>()).prop_map(
             |(log, [attempt, entries, bytes], [first_byte_ms, replayed_ms, replicated_ms])| {
                 let timings = ReplayTimings {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use holdfast_format::{ClusterMs, Epoch, LogId, Namespace, SLOTS, ServerId, Slot, SlotRange};
+use holdfast_format::{Epoch, LogId, Namespace, SLOTS, ServerId, Slot, SlotRange};
 use tonic::body::Body;
 use tonic::codegen::{Service, http};
 use tonic::server::NamedService;
@@ -12,11 +12,12 @@ use tonic::{Request, Response, Status};
 
 use super::client::{ClientError, ClientTls, Connection};
 use super::failure::CallError;
+use super::recoveries::{recovery_from, recovery_to};
 use super::server::authorize;
 use super::v1;
 use super::v1::admin_client::AdminClient as Generated;
 use super::v1::admin_server::{Admin, AdminServer};
-use super::{AdminHandler, ClusterStatus, GrpcConfig, RecoveryPhase, RecoveryStatus};
+use super::{AdminHandler, ClusterStatus, GrpcConfig, OrderError};
 use crate::message::{Figures, Member, Role, Tablet, View};
 use crate::namespaces::{Eviction, NamespaceLimits, NamespacePolicy, NamespaceUse};
 
@@ -88,6 +89,17 @@ impl AdminClient {
         client.unset_namespace(request).await?;
         Ok(())
     }
+
+    /// Gives up a held log by its shard's name.
+    pub async fn abandon_recovery(&mut self, log: LogId, shard: &str) -> Result<(), ClientError> {
+        let request = self.connection.request(v1::AbandonRecoveryRequest {
+            log: log.0,
+            shard: shard.to_owned(),
+        });
+        let mut client = Generated::new(self.connection.channel());
+        client.abandon_recovery(request).await?;
+        Ok(())
+    }
 }
 
 struct AdminFace<H> {
@@ -132,6 +144,20 @@ impl<H: AdminHandler> Admin for AdminFace<H> {
         let done = self.handler.unset_namespace(namespace).await;
         done.map_err(|failure| CallError::from(failure).into_status())?;
         Ok(Response::new(v1::UnsetNamespaceReply {}))
+    }
+
+    async fn abandon_recovery(
+        &self,
+        request: Request<v1::AbandonRecoveryRequest>,
+    ) -> Result<Response<v1::AbandonRecoveryReply>, Status> {
+        authorize(&self.config, request.metadata())?;
+        let v1::AbandonRecoveryRequest { log, shard } = request.into_inner();
+        let done = self.handler.abandon_recovery(LogId(log), shard).await;
+        done.map_err(|error| match error {
+            OrderError::Failed(failure) => CallError::from(failure).into_status(),
+            OrderError::Refused(why) => CallError::refused(why).into_status(),
+        })?;
+        Ok(Response::new(v1::AbandonRecoveryReply {}))
     }
 }
 
@@ -345,48 +371,6 @@ fn tablet_from(tablet: &v1::Tablet) -> Option<Tablet> {
         epoch: Epoch(tablet.epoch),
         available: tablet.available,
     })
-}
-
-fn recovery_to(recovery: &RecoveryStatus) -> v1::Recovery {
-    v1::Recovery {
-        log: recovery.log.0,
-        attempt: recovery.attempt,
-        state: recovery.state.clone(),
-        entries: recovery.entries,
-        bytes: recovery.bytes,
-        running_ms: recovery.running_ms,
-        detected_ms: recovery.detected.0,
-        finished: recovery.finished,
-        phases: recovery
-            .phases
-            .iter()
-            .map(|phase| v1::RecoveryPhase {
-                name: phase.name.clone(),
-                at_ms: phase.at_ms,
-            })
-            .collect(),
-    }
-}
-
-fn recovery_from(recovery: v1::Recovery) -> RecoveryStatus {
-    RecoveryStatus {
-        log: LogId(recovery.log),
-        attempt: recovery.attempt,
-        state: recovery.state,
-        entries: recovery.entries,
-        bytes: recovery.bytes,
-        running_ms: recovery.running_ms,
-        detected: ClusterMs(recovery.detected_ms),
-        finished: recovery.finished,
-        phases: recovery
-            .phases
-            .into_iter()
-            .map(|phase| RecoveryPhase {
-                name: phase.name,
-                at_ms: phase.at_ms,
-            })
-            .collect(),
-    }
 }
 
 /// Figures have the same fields on both sides; naming each once keeps them in step.

@@ -6,7 +6,7 @@
 //! | ALREADY_EXISTS | it must not exist and does | read it |
 //! | ABORTED | it has another version | read it and decide again |
 //! | INVALID_ARGUMENT | the request makes no sense (BadRequest names the fields) | fix the program |
-//! | FAILED_PRECONDITION | the retry came after its lease | find out by reading |
+//! | FAILED_PRECONDITION | the retry came after its lease; or an operator's order makes no sense now | find out by reading |
 //! | RESOURCE_EXHAUSTED | memory is full, a namespace has all it may (QuotaFailure), or too much is queued (then with RetryInfo) | back off |
 //! | UNAVAILABLE | nothing was executed (RetryInfo) | try again |
 //! | DEADLINE_EXCEEDED | it may or may not have been executed; with reason TOO_LATE it was not | retry with the same idempotency |
@@ -101,6 +101,11 @@ impl CallError {
             "MISMATCH",
             "the owner gave an answer that does not fit the command",
         )
+    }
+
+    /// An operator's order that makes no sense as things are.
+    pub(super) fn refused(why: String) -> CallError {
+        CallError::new(Code::FailedPrecondition, "REFUSED", why)
     }
 
     /// A result that does not fit into the reply of its batch any more.
