@@ -98,3 +98,64 @@ fn a_rotten_replica_is_noticed_and_repaired() {
     cluster.wait_until_ready();
     check("the repair");
 }
+
+/// Nobody dies and nobody reads: the scrub of each backup finds what rots, and masters make it again.
+#[test]
+fn rot_in_idle_replicas_is_found_by_the_scrub() {
+    let cluster = Cluster::start(&[
+        "--processes",
+        "--masters",
+        "2",
+        "--backups",
+        "3",
+        "--replicas",
+        "2",
+        "--memory",
+        "128MiB",
+        "--scrub-hours",
+        "0.002", // 7 s
+    ]);
+    let mut resp = cluster.resp();
+    // Each master closes four segments: once in six thousand times backup-1 has a replica of none.
+    let value = |number: u32| vec![b'a' + (number % 26) as u8; 25_000];
+    for number in 0..SESSIONS {
+        let key = format!("idle:{number}");
+        let reply = resp
+            .call(&[b"SET", key.as_bytes(), &value(number)])
+            .unwrap();
+        assert_eq!(reply, Reply::Simple("OK".into()));
+    }
+    cluster.wait_until_ready();
+    let frames = cluster.dir.path().join("data/backup-1/frames");
+    let sum = |name: &str| {
+        let (_, metrics) = cluster.http("/metrics").ok()?;
+        let lines = metrics.lines().filter(|line| line.starts_with(name));
+        let values = lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok());
+        Some(values.sum::<f64>())
+    };
+    let mut found = 0.0;
+    for round in 0.. {
+        assert!(rot(&frames, round) > 0, "the backup holds nothing");
+        found = cluster.eventually("bad replica found", || {
+            sum("holdfast_backup_corrupt_replicas_total{").filter(|now| *now > found)
+        });
+        // On a machine so slow that a master is given up a recovery may be faster than the scrub.
+        if sum("holdfast_backup_scrub_bad_total{").unwrap() > 0.0 {
+            break;
+        }
+        assert!(
+            round < ROUNDS_MAX,
+            "the scrub finds nothing; {}",
+            cluster.log()
+        );
+    }
+    let passes = sum("holdfast_backup_scrub_passes_total{").unwrap();
+    cluster.eventually("another pass of every backup", || {
+        (sum("holdfast_backup_scrub_passes_total{")? >= passes + 6.0).then_some(())
+    });
+    cluster.wait_until_ready();
+    for number in 0..SESSIONS {
+        let read = cluster.eventually("an answer", || resp.get(&format!("idle:{number}")).ok());
+        assert!(read == Some(value(number)), "{number}");
+    }
+}

@@ -30,6 +30,7 @@ use crate::frames::Frames;
 use crate::header::Slots;
 use crate::reads::{Cache, Reading, Reads};
 use crate::replica::Grant;
+use crate::scrub::Scrub;
 use crate::survey::Survey;
 use crate::upkeep::Report;
 
@@ -43,7 +44,6 @@ const LOGS_MAX: usize = 4096;
 pub struct Backup {
     pub(crate) config: BackupConfig,
     pub(crate) membership: Membership,
-    pub(crate) dice: Dice,
     pub(crate) frames: Frames,
     pub(crate) logs: BTreeMap<LogId, LogState>,
     pub(crate) reads: Reads,
@@ -59,15 +59,12 @@ pub struct Backup {
     pub(crate) reports: BTreeMap<(LogId, SegmentId), Report>,
     /// Segments freed a moment ago, so that a late duplicate of what opened them is known.
     pub(crate) freed: VecDeque<(u64, LogId, SegmentId)>,
-    /// The frame that the background verification reads; it goes on from there.
-    pub(crate) verify_cursor: FrameId,
-    pub(crate) verifying: Option<FrameId>,
+    pub(crate) scrub: Scrub,
     pub(crate) announce_cursor: FrameId,
     pub(crate) next_token: u64,
     /// Time of the first step: a lease may have been granted just before.
     pub(crate) started_us: Option<u64>,
     pub(crate) upkeep_due_us: u64,
-    pub(crate) verify_due_us: u64,
     pub(crate) now_us: u64,
     pub(crate) stage: Stage,
     pub(crate) counts: Counts,
@@ -163,11 +160,9 @@ impl Backup {
         let mut dice = Dice::new(seed ^ 0x6261_636b_7570);
         Ok(Backup {
             cache: Cache::new(config.read_cache_bytes),
-            // Backups started together do not all verify the same segment's replicas at once.
-            verify_cursor: FrameId(dice.below(u64::from(config.frames)) as u32),
+            scrub: Scrub::new(config.scrub_period_ms, config.frames, &mut dice),
             config,
             membership,
-            dice,
             frames,
             logs,
             reads: Reads::default(),
@@ -177,12 +172,10 @@ impl Backup {
             syncing: BTreeMap::new(),
             reports: BTreeMap::new(),
             freed: VecDeque::new(),
-            verifying: None,
             announce_cursor: FrameId(0),
             next_token: 1,
             started_us: None,
             upkeep_due_us: 0,
-            verify_due_us: 0,
             now_us: 0,
             stage: Stage::Joining,
             counts,
@@ -319,9 +312,7 @@ impl Backup {
     fn let_go(&mut self, id: FrameId, out: &mut Outputs) {
         self.changed(id);
         self.claims.remove(&id);
-        if self.verifying == Some(id) {
-            self.verifying = None;
-        }
+        self.scrub.done(id);
         self.fail_fetches(id, out);
         if let Some(log) = self.frames.replica(id).map(|replica| replica.log) {
             self.survey_lost(log, id);
@@ -450,6 +441,7 @@ impl Backup {
                 frame,
                 offset: FRAME_HEADER_BYTES,
                 length: certificate.length,
+                from_medium: self.scrub.reads(frame),
             }));
         }
     }
@@ -470,7 +462,10 @@ impl Backup {
         };
         let bytes = match result {
             Ok(bytes) => bytes,
-            Err(error) => return self.break_down(id, &error.to_string(), out),
+            Err(error) => {
+                self.scrubbed(id, 0, false);
+                return self.break_down(id, &error.to_string(), out);
+            }
         };
         let (log, segment, fallback) = (replica.log, replica.segment, replica.fallback);
         let verified = match verify(&bytes, reading.certificate, log, segment) {
@@ -483,6 +478,7 @@ impl Backup {
                 _ => Err(why),
             },
         };
+        self.scrubbed(id, u64::from(reading.certificate.length), verified.is_ok());
         match verified {
             Ok((certificate, bytes, opening)) => {
                 self.counts.verified += 1;
@@ -495,10 +491,7 @@ impl Backup {
                 if replica.fallback.take().is_some() {
                     self.write_fence(id, out);
                 }
-                if self.verifying == Some(id) {
-                    self.verifying = None;
-                }
-                // The background verification must not push out what recovery masters will ask for.
+                // The scrub must not push out what recovery masters will ask for.
                 let fenced = self.fence_of(log) > Epoch(0);
                 if fenced || self.is_fetched(id) {
                     let birth = reading.birth;
@@ -538,6 +531,9 @@ impl Backup {
             return;
         }
         self.upkeep(out);
+        if self.stage == Stage::Serving {
+            self.scrub(out);
+        }
         self.pump_fetches();
         self.pump_reads(out);
         self.pump_syncs(out);
@@ -586,10 +582,11 @@ impl Node for Backup {
             Stage::Stopped => None,
             Stage::Joining => membership,
             Stage::Serving | Stage::Stopping { .. } => {
+                let scrub = self.scrub.wakeup().filter(|_| self.stage == Stage::Serving);
                 let own = if self.has_fetch_work() {
                     self.now_us
                 } else {
-                    self.upkeep_due_us
+                    scrub.map_or(self.upkeep_due_us, |due| due.min(self.upkeep_due_us))
                 };
                 Some(membership.map_or(own, |due| due.min(own)))
             }
@@ -599,6 +596,7 @@ impl Node for Backup {
     fn metrics(&self) -> Vec<(&'static str, f64)> {
         let counts = &self.counts;
         let count = |value: u64| value as f64;
+        let pass = self.scrub.last_pass_s(self.now_us);
         let (mut open, mut closed) = (0, 0);
         for (_, replica) in self.frames.held() {
             *(if replica.closed {
@@ -661,6 +659,28 @@ impl Node for Backup {
                 "holdfast_backup_fetched_bytes_total",
                 count(counts.fetched_bytes),
             ),
+            (
+                "holdfast_backup_scrub_replicas_total",
+                count(self.scrub.replicas),
+            ),
+            ("holdfast_backup_scrub_bytes_total", count(self.scrub.bytes)),
+            ("holdfast_backup_scrub_bad_total", count(self.scrub.bad)),
+            (
+                "holdfast_backup_scrub_passes_total",
+                count(self.scrub.passes),
+            ),
+            (
+                "holdfast_backup_scrub_position",
+                self.scrub.permille(self.frames.len()) as f64 / 1e3,
+            ),
+            (
+                "holdfast_backup_scrub_pass_seconds",
+                pass.map_or(0.0, |(_, took_s)| took_s as f64),
+            ),
+            (
+                "holdfast_backup_scrub_pass_age_seconds",
+                pass.map_or(0.0, |(ago_s, _)| ago_s as f64),
+            ),
             ("holdfast_backup_cache_hits_total", count(counts.cache_hits)),
             (
                 "holdfast_backup_cache_bytes",
@@ -681,6 +701,9 @@ impl Node for Backup {
             disk_used: (held + self.frames.broken_count() as u64) * frame_bytes,
             disk_limit: u64::from(self.frames.len()) * frame_bytes,
             operations: self.counts.appends,
+            scrub_permille: self.scrub.permille(self.frames.len()),
+            scrub_passes: self.scrub.passes,
+            scrub_bad: self.scrub.bad,
             ..Figures::default()
         }
     }

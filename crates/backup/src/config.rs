@@ -28,9 +28,8 @@ pub struct BackupConfig {
     pub fetches_per_requester_max: u32,
     /// Size of a `FetchPart`, and bytes examined for it in one step.
     pub fetch_part_bytes: u32,
-    /// Every so often one closed replica is read and verified; 0 never. 8 MiB every 10 s is under
-    /// 1 MB/s of disk, and goes once over 10,000 frames in 28 hours.
-    pub verify_period_ms: u32,
+    /// Every closed replica is read back and verified once in so long; 0: never. A terabyte in a day is 12 MB/s.
+    pub scrub_period_ms: u64,
 }
 
 impl BackupConfig {
@@ -47,7 +46,7 @@ impl BackupConfig {
             fetches_queued_max: 256,
             fetches_per_requester_max: 32,
             fetch_part_bytes: 1 << 20,
-            verify_period_ms: 10_000,
+            scrub_period_ms: 24 * 3_600_000,
         }
     }
 
@@ -56,7 +55,7 @@ impl BackupConfig {
         BackupConfig {
             read_cache_bytes: 256 << 10,
             fetch_part_bytes: 8 << 10,
-            verify_period_ms: 500,
+            scrub_period_ms: 8_000,
             ..BackupConfig::new(member, 64 << 10, 32)
         }
     }

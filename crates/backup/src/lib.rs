@@ -23,6 +23,7 @@ mod frames;
 mod header;
 mod reads;
 mod replica;
+mod scrub;
 mod survey;
 mod upkeep;
 

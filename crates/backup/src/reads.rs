@@ -34,6 +34,11 @@ impl Reads {
         }
     }
 
+    /// Nobody waits for a read.
+    pub fn is_idle(&self) -> bool {
+        self.wanted.is_empty()
+    }
+
     /// The next frame to read, while fewer than `in_flight_max` reads are under way.
     pub fn next(&mut self, in_flight_max: u32) -> Option<FrameId> {
         if self.under_way.len() >= in_flight_max as usize {

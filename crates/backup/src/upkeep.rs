@@ -1,5 +1,5 @@
-//! What a backup does unasked: repeats bad news until masters must have heard it, verifies closed
-//! replicas one by one, offers what an earlier incarnation left, and clears leftovers.
+//! What a backup does unasked, but for the scrub: repeats bad news until masters must have heard it, offers what an
+//! earlier incarnation left, and clears leftovers.
 
 use holdfast_cluster::{FrameId, Outputs, ViewExt};
 use holdfast_format::{Epoch, LogId, SegmentId};
@@ -67,7 +67,6 @@ impl Backup {
         if self.stage == Stage::Serving {
             self.clear_leftovers(out);
             self.offer_restored(out);
-            self.verify_next();
         }
     }
 
@@ -169,34 +168,6 @@ impl Backup {
         }
         for (log, segment, length) in offers {
             self.refuse(log, segment, Refusal::Reopen { length }, out);
-        }
-    }
-
-    /// Reads the next closed replica: rot must be found while other replicas are there to repair from.
-    fn verify_next(&mut self) {
-        if self.config.verify_period_ms == 0 || self.verifying.is_some() {
-            return;
-        }
-        let period_us = u64::from(self.config.verify_period_ms) * 1_000;
-        if self.verify_due_us == 0 {
-            self.verify_due_us = self.now_us + self.dice.below(period_us);
-        }
-        if self.now_us < self.verify_due_us {
-            return;
-        }
-        self.verify_due_us = self.now_us + period_us;
-        let frames = self.frames.len();
-        let next = (0..frames)
-            .map(|step| FrameId((self.verify_cursor.0 + step) % frames))
-            .find(|&id| {
-                self.frames
-                    .replica(id)
-                    .is_some_and(|replica| replica.closed && !replica.rotten)
-            });
-        if let Some(id) = next {
-            self.verify_cursor = FrameId((id.0 + 1) % frames);
-            self.verifying = Some(id);
-            self.reads.want(id);
         }
     }
 }

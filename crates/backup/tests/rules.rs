@@ -509,6 +509,98 @@ fn rot_is_found_in_the_background_and_the_master_is_told_until_it_repairs() {
     );
 }
 
+/// C1: every closed replica once in a period, at a steady pace; and without a period, never.
+#[test]
+fn the_scrub_goes_over_the_store_once_in_its_period() {
+    for period_ms in [80_000, 0] {
+        let limits = BackupConfig {
+            scrub_period_ms: period_ms,
+            ..config(8)
+        };
+        let mut rig = Rig::with(limits, false);
+        let segments: Vec<Segment> = (1..=4).map(|id| Segment::head(id, 10)).collect();
+        for segment in &segments {
+            rig.acked(segment.whole());
+        }
+        let counts = |rig: &Rig| {
+            let count = |name: &str| rig.metric(&format!("holdfast_backup_scrub_{name}")) as u64;
+            [
+                count("passes_total"),
+                count("replicas_total"),
+                count("bytes_total"),
+                count("bad_total"),
+            ]
+        };
+        rig.pass_ms(30_000);
+        let [passes, replicas, bytes, _] = counts(&rig);
+        if period_ms == 0 {
+            rig.disk.flip(
+                rig.disk.find(&segments[0].bytes).unwrap(),
+                FRAME_HEADER_BYTES + 100,
+            );
+            rig.pass_ms(200_000);
+            assert_eq!(counts(&rig), [0; 4], "rot stays unseen");
+            assert_eq!(sent_refusals(&mut rig), []);
+            continue;
+        }
+        assert!(
+            passes == 0 && (1..=4).contains(&replicas),
+            "{replicas} after 30 s"
+        );
+        let (least, most) = (segments[0].len(), segments[3].len());
+        assert!((replicas * u64::from(least)..=replicas * u64::from(most)).contains(&bytes));
+        assert!((0.1..0.9).contains(&rig.metric("holdfast_backup_scrub_position")));
+        rig.pass_ms(60_000);
+        let [passes, replicas, ..] = counts(&rig);
+        assert!(
+            passes == 1 && (4..=6).contains(&replicas),
+            "{passes}, {replicas}"
+        );
+        assert!((30.0..=80.0).contains(&rig.metric("holdfast_backup_scrub_pass_seconds")));
+        // Everything that rots in one pass is found by the next.
+        for segment in &segments[..2] {
+            rig.disk.flip(
+                rig.disk.find(&segment.bytes).unwrap(),
+                FRAME_HEADER_BYTES + 100,
+            );
+        }
+        rig.pass_ms(160_000);
+        assert_eq!(counts(&rig)[3], 2);
+        assert_eq!(rig.metric("holdfast_backup_corrupt_replicas_total"), 2.0);
+    }
+}
+
+/// C2: whoever else reads goes first.
+#[test]
+fn the_scrub_gives_way_to_recoveries() {
+    let mut rig = Rig::new(8, false);
+    let segments: Vec<Segment> = (1..=4).map(|id| Segment::head(id, 10)).collect();
+    for segment in &segments {
+        rig.acked(segment.whole());
+    }
+    rig.pass_ms(3_000);
+    let before = rig.metric("holdfast_backup_scrub_replicas_total");
+    assert!(before >= 8.0, "{before}");
+    // After a restart a fence has everything read, and here the disk takes its time.
+    rig.restart();
+    rig.deliver(
+        ServerId::COORDINATOR,
+        Message::Fence {
+            log: LOG,
+            epoch: Epoch(5),
+        },
+    );
+    let reads = rig.metric("holdfast_backup_reads_total");
+    assert_eq!(reads, 4.0);
+    for _ in 0..100 {
+        rig.now_us += 50_000;
+        rig.step(Input::Tick);
+    }
+    assert_eq!(rig.metric("holdfast_backup_reads_total"), reads);
+    rig.pass_ms(3_000);
+    assert!(rig.metric("holdfast_backup_scrub_replicas_total") > 0.0);
+}
+
 #[test]
 fn a_frame_whose_disk_failed_is_never_used_again() {
     for ack_disk in [false, true] {

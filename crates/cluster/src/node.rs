@@ -192,6 +192,8 @@ pub enum DiskOp {
         frame: FrameId,
         offset: u32,
         length: u32,
+        /// As the disk has it, not as it is remembered in memory, as far as that can be told apart.
+        from_medium: bool,
     },
 }
 

@@ -110,6 +110,9 @@ struct MemberJson {
     operations: u64,
     disk_used: u64,
     disk_limit: u64,
+    scrub_permille: u64,
+    scrub_passes: u64,
+    scrub_bad: u64,
     clock_error_us: u64,
 }
 
@@ -180,6 +183,9 @@ impl StatusJson {
                         operations: figures.operations,
                         disk_used: figures.disk_used,
                         disk_limit: figures.disk_limit,
+                        scrub_permille: figures.scrub_permille,
+                        scrub_passes: figures.scrub_passes,
+                        scrub_bad: figures.scrub_bad,
                         clock_error_us: figures.clock_error_us,
                     }
                 })
@@ -231,7 +237,7 @@ impl StatusJson {
 fn tables(status: &ClusterStatus) -> String {
     let mut text = String::new();
     let mut members = table(&[
-        "member", "role", "pid", "address", "sessions", "memory", "disk",
+        "member", "role", "pid", "address", "sessions", "memory", "disk", "scrub",
     ]);
     for member in &status.view.members {
         let figures = figures_of(status, member.id);
@@ -255,6 +261,7 @@ fn tables(status: &ClusterStatus) -> String {
             sessions,
             share(figures.bytes_used, figures.bytes_limit),
             share(figures.disk_used, figures.disk_limit),
+            scrub_of(member.role, &figures),
         ]);
     }
     let _ = writeln!(text, "{members}\n");
@@ -304,6 +311,19 @@ fn tables(status: &ClusterStatus) -> String {
         }
     }
     text
+}
+
+/// `pass 3 at 42 %, 1 bad`, of a backup.
+fn scrub_of(role: Role, figures: &Figures) -> String {
+    if role != Role::Backup {
+        return String::new();
+    }
+    let bad = match figures.scrub_bad {
+        0 => String::new(),
+        bad => format!(", {bad} bad"),
+    };
+    let (pass, percent) = (figures.scrub_passes + 1, figures.scrub_permille / 10);
+    format!("pass {pass} at {percent} %{bad}")
 }
 
 fn table(header: &[&str]) -> Table {

@@ -398,6 +398,7 @@ fn roles(dev: &Dev, options: &DevOptions) -> Outcome<(Vec<Role>, ReadyFile)> {
             ("dir", dir(&name)?),
             ("disk", disk.to_string()),
             ("segment-bytes", segment_bytes.clone()),
+            ("scrub-hours", (dev.scrub_ms as f64 / 3.6e6).to_string()),
             ("http", http.to_string()),
             ("name", name.clone()),
         ]);

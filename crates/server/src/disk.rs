@@ -48,9 +48,13 @@ impl Disk {
                 frame,
                 offset,
                 length,
+                from_medium,
             } => {
                 tokio::task::spawn_local(async move {
-                    let read = move || store.read(frame, offset, length);
+                    let read = move || match from_medium {
+                        true => store.read_from_medium(frame, offset, length),
+                        false => store.read(frame, offset, length),
+                    };
                     let result = tokio::task::spawn_blocking(read).await;
                     let result = result.expect("a panic would have ended the process");
                     local.push(node, Input::Disk(DiskDone::Read { token, result }));

@@ -207,6 +207,9 @@ options! {
         /// Bound of each backup's store on disk [default: room for the masters' memory and more].
         #[arg(long, env = "HOLDFAST_DISK", value_name = "SIZE")]
         disk: ByteSize,
+        /// Every replica on disk is read back and verified once in so many hours; 0: never [default: 24].
+        #[arg(long, env = "HOLDFAST_SCRUB_HOURS", value_name = "HOURS")]
+        scrub_hours: f64,
 
         /// Redis protocol, every key at one address [default: 127.0.0.1:6380].
         #[arg(long, env = "HOLDFAST_RESP", value_name = "ADDR", help_heading = "Addresses (port 0: any free one)")]
@@ -439,6 +442,9 @@ options! {
         /// Bound of the store on disk. Give replicas x the masters' memory, twice over [default: 4GiB].
         #[arg(long, env = "HOLDFAST_DISK", value_name = "SIZE")]
         disk: ByteSize,
+        /// Every replica on disk is read back and verified once in so many hours; 0: never [default: 24].
+        #[arg(long, env = "HOLDFAST_SCRUB_HOURS", value_name = "HOURS")]
+        scrub_hours: f64,
         /// Memory for segments that several recovery masters ask for, besides 64MiB for reading them [default: 32MiB].
         #[arg(long, env = "HOLDFAST_MEMORY", value_name = "SIZE")]
         memory: ByteSize,

@@ -48,6 +48,9 @@ const VALUE_BYTES_MAX_DEFAULT: ByteSize = ByteSize(1 << 20);
 const RETRY_MS_DEFAULT: u32 = 2_000;
 /// Recovery masters that ask for the same segments ask for them at about the same time.
 const READ_CACHE_DEFAULT: u64 = 32 << 20;
+
+/// Rot that is found within a day is found while the other replicas are most likely good.
+const SCRUB_HOURS_DEFAULT: f64 = 24.0;
 /// Cluster time may be wrong by so much between two members; memory of expired sessions is reused
 /// only after it.
 const EXPIRY_SLACK_MS: u32 = 500;
@@ -145,6 +148,7 @@ pub fn dev(options: DevOptions) -> Outcome<()> {
             dev.segment_bytes,
             READ_CACHE_DEFAULT,
             false,
+            dev.scrub_ms,
         )?);
     }
 
@@ -454,6 +458,7 @@ pub fn backup(options: BackupOptions) -> Outcome<()> {
                 segment_bytes,
                 read_cache,
                 true,
+                scrub_ms(options.scrub_hours)?,
             )?],
             listener: Some(listener),
         }],
@@ -693,6 +698,7 @@ fn backup_seat(
     segment_bytes: u32,
     read_cache_bytes: u64,
     prepare: bool,
+    scrub_ms: u64,
 ) -> Outcome<SeatPlan> {
     let store = Store::open(dir, frames, segment_bytes)
         .context(|| format!("cannot open the store in {}", dir.display()))?;
@@ -704,7 +710,20 @@ fn backup_seat(
         frames,
         read_cache_bytes,
         prepare,
+        scrub_ms,
     })
+}
+
+/// How long a pass of the scrub takes; 0: there is none.
+fn scrub_ms(hours: Option<f64>) -> Outcome<u64> {
+    let hours = hours.unwrap_or(SCRUB_HOURS_DEFAULT);
+    // A pass of less than a second is a mistake; so is one that takes longer than disks live.
+    if hours != 0.0 && !(0.001..=87_600.0).contains(&hours) {
+        return Err(Fatal::new(format!(
+            "--scrub-hours {hours} is neither 0 nor between 0.001 and 87600"
+        )));
+    }
+    Ok((hours * 3.6e6) as u64)
 }
 
 fn segment_bytes(size: Option<ByteSize>) -> Outcome<u32> {

@@ -73,6 +73,7 @@ pub enum SeatPlan {
         read_cache_bytes: u64,
         /// Have memory for a recovery mapped ahead.
         prepare: bool,
+        scrub_ms: u64,
     },
     Gateway {
         person: Person,
@@ -104,6 +105,7 @@ pub enum Seat {
         segment_bytes: u32,
         frames: u32,
         read_cache_bytes: u64,
+        scrub_ms: u64,
     },
     Gateway {
         person: Person,
@@ -183,6 +185,7 @@ impl Seat {
                 frames,
                 read_cache_bytes,
                 prepare,
+                scrub_ms,
             } => {
                 if prepare {
                     touching::prepare(&person.name, store.clone());
@@ -194,6 +197,7 @@ impl Seat {
                     segment_bytes,
                     frames,
                     read_cache_bytes,
+                    scrub_ms,
                 }
             }
             SeatPlan::Gateway {
@@ -295,12 +299,14 @@ impl Seat {
                 segment_bytes,
                 frames,
                 read_cache_bytes,
+                scrub_ms,
             } => {
                 let mut member = person.member(MemberRole::Backup);
                 member.store = disk.store().identity();
                 let (id, name) = (member.id, member.name.clone());
                 let config = BackupConfig {
                     read_cache_bytes: *read_cache_bytes,
+                    scrub_period_ms: *scrub_ms,
                     ..BackupConfig::new(member, *segment_bytes, *frames)
                 };
                 let headers: Vec<(holdfast_cluster::FrameId, Bytes)> = disk

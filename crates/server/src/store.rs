@@ -25,6 +25,7 @@
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
@@ -33,7 +34,7 @@ use bytes::Bytes;
 use holdfast_cluster::{DiskError, FRAME_HEADER_BYTES, FrameId};
 use holdfast_format::crc32c;
 use memmap2::{MmapOptions, MmapRaw};
-use rustix::fs::{FallocateFlags, FlockOperation};
+use rustix::fs::{Advice, FallocateFlags, FlockOperation};
 use rustix::io::Errno;
 
 use crate::buffers::Buffers;
@@ -266,6 +267,22 @@ impl Store {
             }
         }
         Ok(self.buffers.lend(buffer, filled))
+    }
+
+    /// The same, but first asks the kernel to forget what it has in memory of them: a read that memory answers says
+    /// nothing about the disk. Bytes that are not written back yet stay, and so do those that somebody else reads. They
+    /// are in memory again afterwards, where a recovery would want them.
+    pub fn read_from_medium(
+        &self,
+        frame: FrameId,
+        offset: u32,
+        length: u32,
+    ) -> Result<Bytes, DiskError> {
+        let at = self.place(frame, offset, length as usize);
+        let span = NonZeroU64::new(u64::from(length));
+        // Advice: where it is not taken, the read is what it would have been.
+        let _ = rustix::fs::fadvise(&self.file, at, span, Advice::DontNeed);
+        self.read(frame, offset, length)
     }
 
     /// Where in the file. The backup was told how many frames there are and how long they are.

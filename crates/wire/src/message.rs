@@ -249,6 +249,11 @@ pub struct Figures {
     /// Sessions since start.
     pub expired: u64,
     pub evicted: u64,
+    /// Backups: thousandths of the store that the present pass of the scrub has been over; passes ended, and bad
+    /// replicas found by it, since start.
+    pub scrub_permille: u64,
+    pub scrub_passes: u64,
+    pub scrub_bad: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

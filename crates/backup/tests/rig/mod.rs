@@ -42,6 +42,7 @@ pub fn config(frames: u32) -> BackupConfig {
     BackupConfig {
         frames,
         frames_reserved: 1,
+        scrub_period_ms: 1_000,
         ..BackupConfig::for_testing(member(ServerId(0xb0), Role::Backup))
     }
 }
@@ -277,6 +278,7 @@ impl Rig {
                 frame,
                 offset,
                 length,
+                from_medium: _,
             }) => {
                 let at = offset as usize;
                 let bytes = &self.disk.frames[frame.0 as usize][at..at + length as usize];

@@ -7,7 +7,7 @@ use holdfast_wire::handshake::ClusterSecret;
 
 use super::{
     Credentials, GRPC_PORT, HTTP_PORT, MEMORY_DEFAULT, REPLICA_EXPANSION_PERCENT,
-    RESP_CLUSTER_PORT, RESP_PORT, loopback, segment_bytes, value_bytes_max,
+    RESP_CLUSTER_PORT, RESP_PORT, loopback, scrub_ms, segment_bytes, value_bytes_max,
 };
 use crate::certificates::{self, Made};
 use crate::clock;
@@ -31,6 +31,7 @@ pub struct Dev {
     pub value_bytes_max: u32,
     /// Of each backup's store.
     pub frames: u32,
+    pub scrub_ms: u64,
     pub resp: SocketAddr,
     pub resp_cluster: SocketAddr,
     pub grpc: SocketAddr,
@@ -63,6 +64,7 @@ impl Dev {
             segment_bytes,
             value_bytes_max: value_bytes_max(options.value_bytes_max, segment_bytes)?,
             frames: 0,
+            scrub_ms: scrub_ms(options.scrub_hours)?,
             resp: options.resp.unwrap_or(loopback(RESP_PORT)),
             resp_cluster: options.resp_cluster.unwrap_or(loopback(RESP_CLUSTER_PORT)),
             grpc: options.grpc.unwrap_or(loopback(GRPC_PORT)),

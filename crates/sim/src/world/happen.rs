@@ -740,6 +740,7 @@ impl World {
                 frame,
                 offset,
                 length,
+                from_medium: _,
             } => {
                 let fails = self.chance.per_million(manners.read_errors_ppm);
                 if fails {

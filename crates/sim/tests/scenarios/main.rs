@@ -289,7 +289,8 @@ fn a_corrupted_replica_is_made_again_from_another() {
     // Time for the backup to read everything once.
     stage.pass(30_000);
     stage.settle();
-    let found = stage.world.metrics(rotten)["holdfast_backup_corrupt_replicas_total"];
+    // The scrub found it: nobody has recovered anything.
+    let found = stage.world.metrics(rotten)["holdfast_backup_scrub_bad_total"];
     assert!(found > 0.0, "nothing was found");
     // Now every other copy goes.
     for index in 1..3 {

@@ -217,7 +217,8 @@ structures! {
     Figures {
         sessions, bytes_used, bytes_limit, segments, under_replicated, operations, disk_used,
         disk_limit, clock_error_us, bytes_live, bytes_reclaimable, bytes_reserved, bytes_index,
-        bytes_records, bytes_external, bytes_huge, expired, evicted,
+        bytes_records, bytes_external, bytes_huge, expired, evicted, scrub_permille, scrub_passes,
+        scrub_bad,
     }
     HeartbeatReply { sent_us, cluster_us, view_version, known }
     Appended { log, epoch, segment, length, closed, sent_us, lease_ms }

@@ -307,7 +307,7 @@ fn membership() -> impl Strategy<Value = Message> {
             ack_disk,
         },
     );
-    let figures = any::<[u64; 18]>().prop_map(|f| Figures {
+    let figures = any::<[u64; 21]>().prop_map(|f| Figures {
         sessions: f[0],
         bytes_used: f[1],
         bytes_limit: f[2],
@@ -326,6 +326,9 @@ fn membership() -> impl Strategy<Value = Message> {
         bytes_huge: f[15],
         expired: f[16],
         evicted: f[17],
+        scrub_permille: f[18],
+        scrub_passes: f[19],
+        scrub_bad: f[20],
     });
     prop_oneof![
         (member(), vec(id(LogId), 0..5))

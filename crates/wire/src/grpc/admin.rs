@@ -388,4 +388,4 @@ macro_rules! figures {
 }
 figures!(
     sessions bytes_used bytes_limit segments under_replicated operations disk_used disk_limit clock_error_us bytes_live bytes_reclaimable
-    bytes_reserved bytes_index bytes_records bytes_external bytes_huge expired evicted);
+    bytes_reserved bytes_index bytes_records bytes_external bytes_huge expired evicted scrub_permille scrub_passes scrub_bad);
