@@ -17,7 +17,7 @@
 use holdfast_format::{ClusterMs, LogId, ServerId};
 use holdfast_wire::{
     ClusterConfig, Enlist, Figures, Heartbeat, HeartbeatReply, Member, Message, NamespaceUse, Role,
-    View,
+    SlotLoad, View,
 };
 
 use crate::clock::ClusterClock;
@@ -66,6 +66,7 @@ pub struct Membership {
     prober: Prober,
     figures: Figures,
     namespaces: Vec<NamespaceUse>,
+    loads: Vec<SlotLoad>,
 }
 
 impl Membership {
@@ -90,6 +91,7 @@ impl Membership {
             prober: Prober::new(),
             figures: Figures::default(),
             namespaces: Vec::new(),
+            loads: Vec::new(),
         }
     }
 
@@ -101,6 +103,11 @@ impl Membership {
     /// What the next heartbeat reports. The clock's error bound is filled in here.
     pub fn set_figures(&mut self, figures: Figures) {
         self.figures = figures;
+    }
+
+    /// Shards: what the next heartbeat reports of the log.
+    pub fn set_loads(&mut self, loads: Vec<SlotLoad>) {
+        self.loads = loads;
     }
 
     /// Shards: what the next heartbeat reports of namespaces.
@@ -258,6 +265,7 @@ impl Membership {
                 ..self.figures
             },
             namespaces: self.namespaces.clone(),
+            loads: self.loads.clone(),
         };
         out.send(ServerId::COORDINATOR, Message::Heartbeat(heartbeat));
         self.stage = Stage::Enlisted {

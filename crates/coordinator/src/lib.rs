@@ -21,6 +21,7 @@ mod config;
 mod inventory;
 mod journal;
 mod membership;
+mod planning;
 mod records;
 mod recoveries;
 mod recovery;
@@ -31,7 +32,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use holdfast_cluster::{Dice, Input, Level, Node, Now, Order, Output, Outputs, ViewExt};
-use holdfast_format::{ClusterMs, Epoch, LogId, Namespace, ServerId};
+use holdfast_format::{ClusterMs, Epoch, LogId, Namespace, SLOT_PARTS, ServerId};
 use holdfast_wire::{
     Enlist, Enlisted, Heartbeat, HeartbeatReply, Member, Message, NamespaceLimits, NamespacePolicy,
     Role, Tablet, View,
@@ -469,6 +470,9 @@ impl Coordinator {
             Some(server) => {
                 server.figures = heartbeat.figures;
                 server.namespaces = heartbeat.namespaces;
+                if matches!(heartbeat.loads.len(), 0 | SLOT_PARTS) {
+                    server.loads = heartbeat.loads;
+                }
                 server.view_version = server.view_version.max(heartbeat.view_version);
                 true
             }
@@ -515,7 +519,7 @@ impl Coordinator {
             return;
         };
         let silent_us = now.mono_us.saturating_sub(server.heard_us);
-        let member = server.member;
+        let (member, loads) = (server.member, server.loads);
         self.view_stale = true;
         self.owed_enlisted.remove(&id);
         self.gone.lost(id);
@@ -557,7 +561,9 @@ impl Coordinator {
             .remove(&log)
             .expect("every shard that is up has a live log");
         let detected = self.clock.now_ms(now);
-        let recovery = Recovery::begin(log, member.name, live, detected, now.mono_us, silent_us);
+        let loads = planning::dense(&loads, &self.tablets.ranges_of(log));
+        let times = (detected, now.mono_us, silent_us);
+        let recovery = Recovery::begin(log, member.name, live, loads, times);
         recovery.save(&mut self.journal);
         self.recoveries.insert(log, recovery);
     }

@@ -15,7 +15,7 @@
 use std::collections::BTreeMap;
 
 use holdfast_format::{LogId, ServerId};
-use holdfast_wire::{Figures, Member, NamespaceUse, Role};
+use holdfast_wire::{Figures, Member, NamespaceUse, Role, SlotLoad};
 
 use crate::journal::Journal;
 use crate::records::GONE_MAX;
@@ -36,6 +36,7 @@ pub(crate) struct Server {
     pub member: Member,
     pub figures: Figures,
     pub namespaces: Vec<NamespaceUse>,
+    pub loads: Vec<SlotLoad>,
     /// When it enlisted, or when this coordinator started.
     pub since_us: u64,
     pub heard_us: u64,
@@ -74,6 +75,7 @@ impl Servers {
         let server = Server {
             figures: Figures::default(),
             namespaces: Vec::new(),
+            loads: Vec::new(),
             since_us: now_us,
             heard_us: now_us,
             heard,

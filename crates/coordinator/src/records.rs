@@ -18,10 +18,10 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use holdfast_format::{
-    ClusterMs, Epoch, LogId, Namespace, SLOTS, SegmentId, ServerId, Slot, SlotRange, Version,
-    crc32c,
+    ClusterMs, Epoch, LogId, Namespace, SLOT_PARTS, SLOTS, SegmentId, ServerId, Slot, SlotRange,
+    Version, crc32c,
 };
-use holdfast_wire::{Eviction, Member, NamespaceLimits, Role};
+use holdfast_wire::{Eviction, Member, NamespaceLimits, Role, SlotLoad};
 
 /// The only format of values so far.
 const VALUE_VERSION: u8 = 1;
@@ -105,6 +105,8 @@ pub(crate) struct DeadLog {
     pub leans: Vec<Lean>,
     /// An operator gave up what is still to be taken over: new owners begin without it, with versions above this.
     pub abandoned: Option<Version>,
+    /// What the log had in its slots when its shard last told, as `planning::dense` makes it; or nothing.
+    pub loads: Vec<SlotLoad>,
 }
 
 /// Ranges that were taken over before all of them was replicated: until it is, they are to be recovered from
@@ -410,7 +412,7 @@ impl Value {
                 self.stores(&log.stores);
             }
             LogRecord::Recovering(log) => {
-                self.u8(4);
+                self.u8(5);
                 self.text(&log.name);
                 self.u64(log.detected.0);
                 self.u64(log.fence.0);
@@ -439,6 +441,11 @@ impl Value {
                     self.ranges(&lean.ranges);
                 }
                 self.limit(log.abandoned.map(|version| version.0));
+                self.count(log.loads.len());
+                for load in &log.loads {
+                    self.u32(load.entries);
+                    self.u32(load.kib);
+                }
             }
         }
     }
@@ -548,8 +555,8 @@ impl<'a> Fields<'a> {
                 minimum_epoch: Epoch(self.u64()?),
                 stores: self.stores()?,
             })),
-            // 2 knew nothing of leaning, 3 nothing of giving up.
-            kind @ 2..=4 => Ok(LogRecord::Recovering(DeadLog {
+            // 2 knew nothing of leaning, 3 nothing of giving up, 4 nothing of loads.
+            kind @ 2..=5 => Ok(LogRecord::Recovering(DeadLog {
                 name: self.text()?,
                 detected: ClusterMs(self.u64()?),
                 fence: Epoch(self.u64()?),
@@ -577,6 +584,10 @@ impl<'a> Fields<'a> {
                     2 | 3 => None,
                     _ => self.limit()?.map(Version),
                 },
+                loads: match kind {
+                    2..=4 => Vec::new(),
+                    _ => self.loads()?,
+                },
             })),
             _ => Err(RecordFault::Nonsense("neither a live log nor a dead one")),
         }
@@ -590,6 +601,21 @@ impl<'a> Fields<'a> {
             })
         };
         (0..self.count(20)?).map(|_| one(self)).collect()
+    }
+    fn loads(&mut self) -> Result<Vec<SlotLoad>, RecordFault> {
+        let one = |fields: &mut Self| {
+            Ok(SlotLoad {
+                entries: fields.u32()?,
+                kib: fields.u32()?,
+            })
+        };
+        let loads: Vec<SlotLoad> = (0..self.count(8)?)
+            .map(|_| one(self))
+            .collect::<Result<_, _>>()?;
+        match loads.len() {
+            0 | SLOT_PARTS => Ok(loads),
+            _ => Err(RecordFault::Nonsense("loads of another number of parts")),
+        }
     }
     fn leans(&mut self) -> Result<Vec<Lean>, RecordFault> {
         let one = |fields: &mut Self| {
@@ -661,6 +687,12 @@ mod tests {
                 ranges: vec![range(17, 40).unwrap()],
             }],
             abandoned: Some(Version(5 << 40)),
+            loads: (0..SLOT_PARTS as u32)
+                .map(|part| SlotLoad {
+                    entries: part,
+                    kib: 100 - part,
+                })
+                .collect(),
         }
     }
 

@@ -32,12 +32,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_cluster::{Level, Now, Outputs};
 use holdfast_format::{ClusterMs, Epoch, LogId, SegmentId, ServerId, SlotRange};
-use holdfast_wire::{Inventory, LeantOn, Message, Recover, RecoveryFailure, ReplayTimings, Role};
+use holdfast_wire::{
+    Inventory, LeantOn, Message, Recover, RecoveryFailure, ReplayTimings, Role, SlotLoad,
+};
 
 use crate::CoordinatorConfig;
 use crate::inventory::{Hold, Reading, assess};
 use crate::journal::Journal;
 use crate::membership::Servers;
+use crate::planning::{Part, spread};
 use crate::records::{DeadLog, LiveLog, LogRecord, Partition};
 use crate::tablets::{Tablets, common, divide, without};
 
@@ -181,14 +184,13 @@ pub(crate) struct Recovery {
 }
 
 impl Recovery {
-    /// Of a log that was live until now. `silent_us`: since its shard was last heard.
+    /// Of a log that was live until now: when by cluster time and by our clock, and since when its shard was silent.
     pub(crate) fn begin(
         log: LogId,
         name: String,
         live: LiveLog,
-        detected: ClusterMs,
-        now_us: u64,
-        silent_us: u64,
+        loads: Vec<SlotLoad>,
+        (detected, now_us, silent_us): (ClusterMs, u64, u64),
     ) -> Recovery {
         let record = DeadLog {
             name,
@@ -202,6 +204,7 @@ impl Recovery {
             lendable: Vec::new(),
             leans: Vec::new(),
             abandoned: None,
+            loads,
         };
         let mut recovery = Self::resume(log, record, now_us);
         recovery.times.silent_us = silent_us;
@@ -683,14 +686,15 @@ impl Recovery {
         if shards.is_empty() {
             return;
         }
-        let parts = divide(unplanned, &shards);
+        let replica_bytes = self.reading().map_or(0, Reading::bytes);
+        let parts = spread(unplanned, &shards, &self.record.loads, replica_bytes);
+        let (count, name) = (parts.len(), &self.record.name);
+        let most = parts.iter().map(|part| part.load.bytes).max().unwrap_or(0) / 1_000_000;
         out.event(
             Level::Info,
             format!(
-                "recovery of {} ({}): {} shards take over",
-                self.log,
-                self.record.name,
-                parts.len()
+                "recovery of {} ({name}): {count} shards take over, {most} MB at most each",
+                self.log
             ),
         );
         if self.record.partitions.is_empty()
@@ -699,7 +703,7 @@ impl Recovery {
         {
             self.record.lendable = reading.lendable(around.replicas);
         }
-        for (master, ranges) in parts {
+        for Part { master, ranges, .. } in parts {
             self.record.attempts += 1;
             let partition = Partition {
                 attempt: self.record.attempts,

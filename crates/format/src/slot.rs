@@ -3,6 +3,12 @@
 /// How many slots there are.
 pub const SLOTS: u16 = 16384;
 
+/// Statistics are kept for so many equal parts of the slots: enough to see where a skewed log is heavy, and so few that
+/// every heartbeat can bring them.
+pub const SLOT_PARTS: usize = 64;
+const SLOTS_PER_PART: u16 = SLOTS / SLOT_PARTS as u16;
+const _: () = assert!(SLOTS_PER_PART as usize * SLOT_PARTS == SLOTS as usize);
+
 /// One of the 16384 hash slots.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
 pub struct Slot(pub u16);
@@ -15,6 +21,11 @@ impl Slot {
             false => key,
         };
         Slot(crc16(tag) % SLOTS)
+    }
+
+    /// Which of the `SLOT_PARTS` it is in.
+    pub fn part(self) -> usize {
+        usize::from(self.0 / SLOTS_PER_PART)
     }
 }
 

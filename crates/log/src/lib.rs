@@ -26,6 +26,7 @@ mod log;
 mod memory;
 mod pacing;
 mod prefetch;
+mod profile;
 mod region;
 mod replay;
 mod segments;
@@ -40,6 +41,7 @@ use holdfast_format::{ClientId, ClusterMs, EntryError, KeyHash, SegmentId, Slot,
 pub use crate::config::{CleanerOptions, Config, ConfigError};
 pub use crate::log::Log;
 pub use crate::memory::Toucher;
+pub use crate::profile::Load;
 
 /// A write that must be remembered for exactly-once execution; appended atomically with its effect.
 #[derive(Clone, Copy, Debug)]

@@ -14,6 +14,7 @@ use crate::evict::Pools;
 use crate::flushes::Flushes;
 use crate::index::{At, Index, Kind, Word};
 use crate::memory::Toucher;
+use crate::profile::Profile;
 use crate::region::Region;
 use crate::replay::{Checked, Replay};
 use crate::segments::{Segments, Slot};
@@ -45,6 +46,7 @@ pub struct Log {
     /// What one call of `replay` has checked; kept, while replays go on, to save allocating.
     pub(crate) replay_list: Vec<Checked>,
     pub(crate) swept: KeyHash,
+    pub(crate) profile: Profile,
     pub(crate) swept_completion: (holdfast_format::ClientId, u64),
     pub(crate) external_bytes: u64,
     pub(crate) expired_sessions: u64,
@@ -112,6 +114,7 @@ impl Log {
             pinned_since: None,
             replay_list: Vec::new(),
             swept: KeyHash(0),
+            profile: Profile::new(),
             swept_completion: Default::default(),
             external_bytes: 0,
             expired_sessions: 0,

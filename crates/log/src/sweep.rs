@@ -42,10 +42,14 @@ impl Log {
             let (bucket, next) = self.index.bucket(&self.region, self.swept);
             words.extend(bucket.map(|(_, word)| word));
             self.swept = next.unwrap_or(KeyHash(0));
+            if self.profile.counts_next() {
+                words.iter().for_each(|word| self.count_load(*word));
+            }
             for word in words.drain(..) {
                 self.sweep_word(word, now);
             }
             if next.is_none() {
+                self.profile.end_pass();
                 break;
             }
         }

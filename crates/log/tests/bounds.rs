@@ -167,3 +167,48 @@ fn those_who_are_evicted_are_old() {
     assert_eq!(log.count(Namespace(4)).sessions, u64::from(sessions));
     log.verify();
 }
+
+/// What the sweep says of the slots is about right, follows what is written and removed, and is nothing at first.
+#[test]
+fn the_sweep_finds_what_lies_in_which_slots() {
+    use holdfast_format::{SLOT_PARTS, Slot};
+    let mut log = Log::new(LogId(1), Config::for_testing()).unwrap();
+    assert!(log.loads().is_empty());
+    let pass = |log: &mut Log| {
+        for _ in 0..2 * log.index_buckets().div_ceil(16) {
+            log.sweep(NOW, 16);
+        }
+    };
+    // All keys with the tag lie in one slot; the others everywhere.
+    for i in 0..2_000 {
+        let key = match i % 4 {
+            0 => format!("{i}"),
+            _ => format!("{{heavy}}{i}"),
+        };
+        put(&mut log, &key, &[7; 100]).unwrap();
+        settle_now_and_then(&mut log, i);
+    }
+    pass(&mut log);
+    let heavy = Slot::of(b"heavy").part();
+    let loads = log.loads().to_vec();
+    assert_eq!(loads.len(), SLOT_PARTS);
+    let entries: u64 = loads.iter().map(|load| load.entries).sum();
+    assert!((1_500..2_500).contains(&entries), "{entries}");
+    let share = loads[heavy].entries as f64 / entries as f64;
+    assert!((0.65..0.85).contains(&share), "{share}");
+    let each = loads[heavy].bytes / loads[heavy].entries;
+    assert!((100..200).contains(&each), "{each} bytes an entry");
+    for i in (0..2_000).filter(|i| i % 4 != 0) {
+        log.delete(NS, format!("{{heavy}}{i}").as_bytes(), None, NOW)
+            .unwrap();
+        settle_now_and_then(&mut log, i);
+    }
+    settle(&mut log);
+    pass(&mut log);
+    let now = log.loads()[heavy];
+    assert!(
+        now.bytes < loads[heavy].bytes / 2,
+        "{now:?}, before {:?}",
+        loads[heavy]
+    );
+}

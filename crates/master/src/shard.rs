@@ -31,10 +31,10 @@ use holdfast_cluster::{
 use holdfast_format::{
     ClientId, ClusterMs, KeyHash, LogId, Namespace, Position, ServerId, Slot, SlotRange,
 };
-use holdfast_log::{Log, Toucher};
+use holdfast_log::{Load, Log, Toucher};
 use holdfast_wire::{
     Command, Failure, Figures, Message, NamespaceUse, Outcome, Request, Requests, Response,
-    Responses,
+    Responses, SlotLoad,
 };
 
 use crate::answers::{Answer, Answers, Concern};
@@ -678,6 +678,16 @@ impl Shard {
         self.clean_in_flush();
     }
 
+    /// What the coordinator plans our recovery from, should it come to that.
+    fn loads(&self) -> Vec<SlotLoad> {
+        let saturated = |count: u64| u32::try_from(count).unwrap_or(u32::MAX);
+        let load = |load: &Load| SlotLoad {
+            entries: saturated(load.entries),
+            kib: saturated(load.bytes.div_ceil(1 << 10)),
+        };
+        self.log.loads().iter().map(load).collect()
+    }
+
     /// How many index buckets a tick sweeps.
     fn sweep_buckets(&self) -> u32 {
         let share = self.log.index_buckets().div_ceil(SWEEP_PASS_TICKS);
@@ -786,6 +796,7 @@ impl Node for Shard {
             Input::Tick => {
                 self.membership.set_figures(self.figures());
                 self.membership.set_namespaces(self.namespaces());
+                self.membership.set_loads(self.loads());
                 self.membership.tick(now, out);
             }
             Input::PeerLost { peer, ended } => {

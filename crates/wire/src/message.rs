@@ -219,6 +219,15 @@ pub struct Heartbeat {
     pub figures: Figures,
     /// Shards: what there is of each namespace that has anything, by number.
     pub namespaces: Vec<NamespaceUse>,
+    /// Shards: what the log has in each of the `SLOT_PARTS`, or nothing if that is not known yet.
+    pub loads: Vec<SlotLoad>,
+}
+
+/// What a log has in some slots: live entries, and kibibytes of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub struct SlotLoad {
+    pub entries: u32,
+    pub kib: u32,
 }
 
 /// A member's figures for status, placement and planning. Unused ones are 0.

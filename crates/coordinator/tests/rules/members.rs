@@ -90,6 +90,7 @@ fn a_stale_heartbeat_brings_the_view_again() {
         view_version: version - 1,
         figures: Default::default(),
         namespaces: Vec::new(),
+        loads: Vec::new(),
     };
     w.tell(11, Message::Heartbeat(heartbeat.clone()));
     assert_eq!(w.sent.len(), 1);

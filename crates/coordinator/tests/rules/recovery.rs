@@ -3,8 +3,12 @@
 use crate::world::{World, closed, id, member, open};
 use holdfast_cluster::Node;
 use holdfast_coordinator::{Hold, Phase, Seal};
-use holdfast_format::{ClusterMs, Epoch, LogId, SegmentId, ServerId, Version};
-use holdfast_wire::{Message, RecoverSegment, RecoveryFailure, ReplayTimings, ReplicaState, Role};
+use holdfast_format::{
+    ClusterMs, Epoch, LogId, SLOT_PARTS, SegmentId, ServerId, SlotRange, Version,
+};
+use holdfast_wire::{
+    Message, RecoverSegment, RecoveryFailure, ReplayTimings, ReplicaState, Role, SlotLoad,
+};
 
 /// Shards 1, 2, 3 and backups 11, 12, 13 that all hold log 3: segment 1 closed, 2 open to byte 50.
 /// Shards do not recover by themselves.
@@ -119,6 +123,45 @@ fn a_dead_shard_is_fenced_sealed_planned_and_taken_over() {
             .iter()
             .all(|p| p.entries == 10 && p.taken_over_ms.is_some())
     );
+}
+
+/// P4: what the dead shard told of its slots decides where they are cut, also for a coordinator that starts later.
+#[test]
+fn a_plan_follows_the_load_that_the_dead_shard_told() {
+    for restarts in [false, true] {
+        let mut w = three();
+        // Shard 3 has slots 10922 to 16383, which are parts 42 to 63; nearly everything is in part 50.
+        let load = |part: usize| SlotLoad {
+            entries: if part == 50 { 1_000_000 } else { 1_000 },
+            kib: 10,
+        };
+        w.loads.insert(id(3), (0..SLOT_PARTS).map(load).collect());
+        w.heartbeat(3);
+        if restarts {
+            for backup in [11, 12, 13] {
+                w.plays.remove(&id(backup));
+            }
+        }
+        w.kill(3);
+        if restarts {
+            w.run_ms(20);
+            w.restart();
+            for backup in [11, 12, 13] {
+                w.plays.insert(id(backup));
+            }
+        }
+        // A coordinator that has just begun waits a moment for shards that are about to be heard.
+        w.run_ms(if restarts { 450 } else { 200 });
+        let recovers = w.take_recovers();
+        let ranges: Vec<SlotRange> = recovers
+            .iter()
+            .flat_map(|(_, it)| it.ranges.clone())
+            .collect();
+        assert_eq!(ranges.len(), 2, "{ranges:?}");
+        let cut = ranges[0].last.0;
+        // In the middle of part 50: slots 12800 to 13055.
+        assert!((12_860..13_000).contains(&cut), "{cut}");
+    }
 }
 
 /// R4 and rule 2: the recorded minimum epoch decides which open replicas count.

@@ -9,7 +9,7 @@ use holdfast_coordinator::{Coordinator, CoordinatorConfig, Status};
 use holdfast_format::{ClusterMs, Epoch, LogId, SegmentId, ServerId, SlotRange, Version};
 use holdfast_wire::{
     Certificate, Enlist, Figures, Heartbeat, HeartbeatReply, Inventory, Member, Message, Recover,
-    ReplayTimings, ReplicaState, Role, View,
+    ReplayTimings, ReplicaState, Role, SlotLoad, View,
 };
 
 pub fn id(n: u64) -> ServerId {
@@ -77,6 +77,8 @@ pub struct World {
     pub dialled: BTreeMap<ServerId, String>,
     /// Members that heartbeat and answer pings.
     pub alive: BTreeMap<ServerId, Figures>,
+    /// What shards tell of their slots.
+    pub loads: BTreeMap<ServerId, Vec<SlotLoad>>,
     /// What each backup holds, by log.
     pub held: BTreeMap<(ServerId, LogId), Vec<ReplicaState>>,
     /// Backups that answer fences, shards that recover.
@@ -114,6 +116,7 @@ impl World {
             refused: Vec::new(),
             dialled: BTreeMap::new(),
             alive: BTreeMap::new(),
+            loads: BTreeMap::new(),
             held: BTreeMap::new(),
             plays: BTreeSet::new(),
             double: false,
@@ -270,6 +273,7 @@ impl World {
             view_version: self.view_versions.get(&id(n)).copied().unwrap_or(0),
             figures: self.alive.get(&id(n)).copied().unwrap_or_default(),
             namespaces: Vec::new(),
+            loads: self.loads.get(&id(n)).cloned().unwrap_or_default(),
         };
         self.tell(n, Message::Heartbeat(heartbeat));
     }

@@ -213,7 +213,8 @@ structures! {
     ClusterConfig { cluster, replicas, lease_ms, heartbeat_ms, probe_ms, ack_disk }
     View { version, members, tablets, recovering, namespaces }
     Tablet { range, owner, epoch, available }
-    Heartbeat { from, sent_us, view_version, figures, namespaces }
+    Heartbeat { from, sent_us, view_version, figures, namespaces, loads }
+    SlotLoad { entries, kib }
     Figures {
         sessions, bytes_used, bytes_limit, segments, under_replicated, operations, disk_used,
         disk_limit, clock_error_us, bytes_live, bytes_reclaimable, bytes_reserved, bytes_index,

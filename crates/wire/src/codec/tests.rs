@@ -344,17 +344,23 @@ fn membership() -> impl Strategy<Value = Message> {
             any::<u64>(),
             any::<u64>(),
             figures,
-            vec(namespace_use(), 0..4)
+            vec(namespace_use(), 0..4),
+            vec((any::<u32>(), any::<u32>()), 0..64)
         )
-            .prop_map(|(from, sent_us, view_version, figures, namespaces)| {
-                Message::Heartbeat(Heartbeat {
-                    from,
-                    sent_us,
-                    view_version,
-                    figures,
-                    namespaces,
-                })
-            }),
+            .prop_map(
+                |(from, sent_us, view_version, figures, namespaces, loads)| {
+                    let load = |(entries, kib)| SlotLoad { entries, kib };
+                    let loads = loads.into_iter().map(load).collect();
+                    Message::Heartbeat(Heartbeat {
+                        from,
+                        sent_us,
+                        view_version,
+                        figures,
+                        namespaces,
+                        loads,
+                    })
+                }
+            ),
         any::<(u64, u64, u64, bool)>().prop_map(|(sent_us, cluster_us, view_version, known)| {
             Message::HeartbeatReply(HeartbeatReply {
                 sent_us,
