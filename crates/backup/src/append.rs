@@ -9,6 +9,7 @@ use holdfast_format::{Epoch, LogId, SegmentId, ServerId, crc32c};
 use holdfast_wire::{Append, Certificate, Refusal};
 
 use crate::backup::Backup;
+use crate::outlines::Outlined;
 use crate::replica::{Fit, Grant, Misfit, Replica, Told};
 
 /// For so long after `Free` a segment's opening append is taken for a late duplicate. Ids are never
@@ -129,6 +130,7 @@ impl Backup {
             crc: Some(crc32c(&[])),
             opening: certificate,
             told: Told::by(&append.bytes, log, segment),
+            outline: Outlined::begin(),
             certificate: None,
             closed: false,
             ceiling: append.expiry_ceiling,
@@ -233,6 +235,7 @@ impl Backup {
         let before = replica.promise(fence);
         let at = replica.length;
         replica.length += fresh.len() as u32;
+        replica.outline.add(&fresh);
         replica.crc = Some(fit.crc);
         replica.active_us = now_us;
         if !replica.closed {
@@ -248,6 +251,9 @@ impl Backup {
             replica.certificate = Some(certificate);
         }
         replica.closed |= fit.close;
+        if replica.closed {
+            replica.outline.finish();
+        }
         if let Some(told) = replica.told.as_mut().filter(|_| replica.closed) {
             told.digest = None;
         }

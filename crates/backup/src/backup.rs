@@ -116,6 +116,7 @@ pub(crate) struct Counts {
     pub fetches_failed: u64,
     pub fetched_bytes: u64,
     pub cache_hits: u64,
+    pub outlines: u64,
 }
 
 impl Backup {
@@ -341,6 +342,11 @@ impl Backup {
                 self.take_fence(log, epoch, out);
             }
             Message::Fetch(fetch) => self.take_fetch(from, fetch, out),
+            Message::AskOutlines {
+                log,
+                attempt,
+                segments,
+            } => self.take_ask_outlines(from, log, attempt, &segments, out),
             Message::LogGone { log } if from == ServerId::COORDINATOR => self.take_gone(log, out),
             // Nothing else is for a backup: a peer of another version, or an impostor. Ignored.
             _ => {}
@@ -488,6 +494,9 @@ impl Backup {
                 }
                 let replica = self.frames.replica_mut(id).expect("looked up above");
                 replica.checked = true;
+                if replica.closed {
+                    replica.outline.read(&bytes);
+                }
                 if replica.fallback.take().is_some() {
                     self.write_fence(id, out);
                 }
@@ -597,8 +606,9 @@ impl Node for Backup {
         let counts = &self.counts;
         let count = |value: u64| value as f64;
         let pass = self.scrub.last_pass_s(self.now_us);
-        let (mut open, mut closed) = (0, 0);
+        let (mut open, mut closed, mut outline_bytes) = (0, 0, 0);
         for (_, replica) in self.frames.held() {
+            outline_bytes += replica.outline.made().map_or(0, Bytes::len);
             *(if replica.closed {
                 &mut closed
             } else {
@@ -682,6 +692,8 @@ impl Node for Backup {
                 pass.map_or(0.0, |(ago_s, _)| ago_s as f64),
             ),
             ("holdfast_backup_cache_hits_total", count(counts.cache_hits)),
+            ("holdfast_backup_outlines_total", count(counts.outlines)),
+            ("holdfast_backup_outline_bytes", outline_bytes as f64),
             (
                 "holdfast_backup_cache_bytes",
                 self.cache.used_bytes() as f64,

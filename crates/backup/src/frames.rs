@@ -22,6 +22,7 @@ use holdfast_format::{ClusterMs, Epoch, LogId, SegmentId};
 use holdfast_wire::Certificate;
 
 use crate::header::{Header, Slots, State};
+use crate::outlines::Outlined;
 use crate::replica::{Promise, Replica};
 
 /// Replicas of one segment that may be held at a time: the old one, its replacement, and one more
@@ -134,6 +135,7 @@ impl Frames {
             crc: None,
             opening: Certificate::default(),
             told: None,
+            outline: Outlined::Unknown,
             certificate: Some(newest.certificate),
             closed,
             ceiling: newest.ceiling,

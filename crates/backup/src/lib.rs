@@ -8,6 +8,7 @@
 //!  Append --> [append] ---------> frames ----> DiskOp::Write, Sync   (flush)
 //!  Fence  --> [survey] --reads--> frames ----> Inventory
 //!  Fetch  --> [fetch]  --reads--> frames ----> FetchPart
+//!  AskOutlines --> [outlines] ---------------> Outline
 //! ```
 //!
 //! Start at `backup.rs`. `header.rs` has the only bytes that are a backup's own; everything past a
@@ -21,6 +22,7 @@ mod fetch;
 mod flush;
 mod frames;
 mod header;
+mod outlines;
 mod reads;
 mod replica;
 mod scrub;

@@ -15,6 +15,8 @@ use holdfast_format::{
 };
 use holdfast_wire::{Append, Certificate};
 
+use crate::outlines::Outlined;
+
 /// A replica in a frame.
 #[derive(Clone, Debug)]
 pub(crate) struct Replica {
@@ -31,6 +33,7 @@ pub(crate) struct Replica {
     /// What its first bytes say, if they came in this incarnation and in one piece. A fence is answered from
     /// it without reading anything.
     pub told: Option<Told>,
+    pub outline: Outlined,
     /// `None` while it is copied in pieces: it does not count.
     pub certificate: Option<Certificate>,
     pub closed: bool,
@@ -243,6 +246,7 @@ mod tests {
             crc: Some(crc32c(bytes)),
             opening: certificate,
             told: None,
+            outline: Outlined::Unknown,
             certificate: certified.then_some(certificate),
             closed,
             ceiling: ClusterMs(0),

@@ -31,7 +31,7 @@ mod lineage;
 use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_cluster::{Level, Now, Outputs};
-use holdfast_format::{ClusterMs, Epoch, LogId, SegmentId, ServerId, SlotRange};
+use holdfast_format::{ClusterMs, Epoch, LogId, SegmentId, ServerId, SlotRange, without};
 use holdfast_wire::{
     Inventory, LeantOn, Message, Recover, RecoveryFailure, ReplayTimings, Role, SlotLoad,
 };
@@ -42,7 +42,7 @@ use crate::journal::Journal;
 use crate::membership::Servers;
 use crate::planning::{Part, spread};
 use crate::records::{DeadLog, LiveLog, LogRecord, Partition};
-use crate::tablets::{Tablets, common, divide, without};
+use crate::tablets::{Tablets, common, divide};
 
 use lineage::Lender;
 

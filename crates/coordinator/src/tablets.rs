@@ -82,7 +82,7 @@ impl Tablets {
             let last = u32::from(tablet.range.last.0);
             let mut inside: Vec<SlotRange> = ranges
                 .iter()
-                .filter_map(|range| overlap(*range, tablet.range))
+                .filter_map(|range| range.common(tablet.range))
                 .collect();
             if tablet.owner != from {
                 inside.clear();
@@ -166,41 +166,10 @@ fn slots(first: u32, last: u32) -> SlotRange {
     }
 }
 
-fn overlap(a: SlotRange, b: SlotRange) -> Option<SlotRange> {
-    let first = a.first.max(b.first);
-    let last = a.last.min(b.last);
-    (first <= last).then_some(SlotRange { first, last })
-}
-
-/// `ranges` without the slots of `taken`.
-pub(crate) fn without(ranges: &[SlotRange], taken: &[SlotRange]) -> Vec<SlotRange> {
-    let mut left: Vec<SlotRange> = ranges.to_vec();
-    for cut in taken {
-        left = (left.into_iter())
-            .flat_map(|range| {
-                let Some(hit) = overlap(range, *cut) else {
-                    return [Some(range), None];
-                };
-                let below = (range.first < hit.first).then(|| SlotRange {
-                    first: range.first,
-                    last: Slot(hit.first.0 - 1),
-                });
-                let above = (hit.last < range.last).then(|| SlotRange {
-                    first: Slot(hit.last.0 + 1),
-                    last: range.last,
-                });
-                [below, above]
-            })
-            .flatten()
-            .collect();
-    }
-    left
-}
-
 /// The slots that are in both.
 pub(crate) fn common(a: &[SlotRange], b: &[SlotRange]) -> Vec<SlotRange> {
     a.iter()
-        .flat_map(|a| b.iter().filter_map(|b| overlap(*a, *b)))
+        .flat_map(|a| b.iter().filter_map(|b| a.common(*b)))
         .collect()
 }
 
@@ -253,6 +222,7 @@ pub(crate) fn divide(
 mod tests {
     use super::*;
     use holdfast_cluster::Dice;
+    use holdfast_format::without;
 
     fn r(first: u16, last: u16) -> SlotRange {
         SlotRange {

@@ -9,6 +9,7 @@ mod expiry;
 mod hash;
 mod ids;
 mod keyed;
+mod outline;
 mod segment;
 mod slot;
 
@@ -18,5 +19,6 @@ pub use expiry::{DEADLINE_MAX, Expiry};
 pub use hash::*;
 pub use ids::*;
 pub use keyed::Keyed;
+pub use outline::{BadOutline, Outline, Outlining};
 pub use segment::*;
 pub use slot::*;

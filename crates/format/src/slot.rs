@@ -52,6 +52,38 @@ impl SlotRange {
     pub fn slots(&self) -> u32 {
         u32::from(self.last.0) - u32::from(self.first.0) + 1
     }
+
+    /// The slots that are in both.
+    pub fn common(self, other: SlotRange) -> Option<SlotRange> {
+        let first = self.first.max(other.first);
+        let last = self.last.min(other.last);
+        (first <= last).then_some(SlotRange { first, last })
+    }
+}
+
+/// `ranges` without the slots of `taken`.
+pub fn without(ranges: &[SlotRange], taken: &[SlotRange]) -> Vec<SlotRange> {
+    let mut left: Vec<SlotRange> = ranges.to_vec();
+    for cut in taken {
+        left = (left.into_iter())
+            .flat_map(|range| {
+                let Some(hit) = range.common(*cut) else {
+                    return [Some(range), None];
+                };
+                let below = (range.first < hit.first).then(|| SlotRange {
+                    first: range.first,
+                    last: Slot(hit.first.0 - 1),
+                });
+                let above = (hit.last < range.last).then(|| SlotRange {
+                    first: Slot(hit.last.0 + 1),
+                    last: range.last,
+                });
+                [below, above]
+            })
+            .flatten()
+            .collect();
+    }
+    left
 }
 
 /// `CRC16_TABLES[n]`: what a byte does to the checksum when `n` more bytes come after it. With eight of

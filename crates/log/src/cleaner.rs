@@ -23,7 +23,7 @@
 //! C5. Copies of a compacted segment take its bytes' place as S, I4 says. In a survivor everything is as durable as
 //!     in its victims, which stay until it is.
 
-use holdfast_format::{ClusterMs, Entry, Position, SegmentId, Tombstone};
+use holdfast_format::{ClusterMs, Entry, Position, SegmentId, Slot as KeySlot, Tombstone};
 
 use crate::copying::{Combination, Compaction, Phase};
 use crate::log::{KeyWords, Log};
@@ -198,8 +198,12 @@ impl Log {
 
     /// What becomes of a key (C4).
     pub(crate) fn verdict(&self, words: KeyWords, now: ClusterMs) -> Verdict {
+        let unsettled = self.is_unsettled(words);
         let Some(main) = words.main else {
-            return Verdict::DropTouch;
+            return match unsettled {
+                true => Verdict::Keep,
+                false => Verdict::DropTouch,
+            };
         };
         let Some(current) = self.current(words) else {
             return match self.is_needed(&self.tombstone(main)) {
@@ -211,7 +215,11 @@ impl Log {
         let over = current
             .deadline
             .is_some_and(|deadline| deadline.plus_ms(slack_ms) <= now);
-        if current.flushed || over && !current.shadowing {
+        if current.flushed {
+            Verdict::Drop
+        } else if unsettled {
+            Verdict::Keep
+        } else if over && !current.shadowing {
             Verdict::Drop
         } else if over {
             Verdict::Entomb
@@ -220,6 +228,19 @@ impl Log {
         } else {
             Verdict::Keep
         }
+    }
+
+    /// True if the key's newest touch may still be to come, or somebody else's answers about it count still.
+    fn is_unsettled(&self, words: KeyWords) -> bool {
+        let Some(word) = words
+            .main
+            .or(words.touch)
+            .filter(|_| !self.unsettled.is_empty())
+        else {
+            return false;
+        };
+        let slot = KeySlot::of(self.keyed(word.offset()).key());
+        self.unsettled.iter().any(|range| range.contains(slot))
     }
 
     /// The tombstone that takes an expired object's place, encoded. It has the object's version, at

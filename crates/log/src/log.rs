@@ -41,6 +41,8 @@ pub struct Log {
     pub(crate) cleaner: Cleaner,
     pub(crate) replays: BTreeMap<ReplayId, Replay>,
     pub(crate) last_replay: ReplayId,
+    /// See `Log::set_unsettled`.
+    pub(crate) unsettled: Vec<SlotRange>,
     /// See `Log::pin`.
     pub(crate) pinned_since: Option<SegmentId>,
     /// What one call of `replay` has checked; kept, while replays go on, to save allocating.
@@ -111,6 +113,7 @@ impl Log {
             cleaner: Cleaner::default(),
             replays: BTreeMap::new(),
             last_replay: ReplayId(0),
+            unsettled: Vec::new(),
             pinned_since: None,
             replay_list: Vec::new(),
             swept: KeyHash(0),

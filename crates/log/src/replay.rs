@@ -6,7 +6,8 @@
 //! dead log's replicas held, and what comes here is a part of that. Only tombstones of both kinds are written
 //! anew, because their birth names segments of the dead log and must name ours.
 //!
-//! P1. Slots that are being replayed are not served, so nobody sees a state half-way.
+//! P1. Of slots that are being replayed no key is served of which something may still come, so nobody sees a state
+//!     half-way. What expires there stays until all has come (`Log::set_unsettled`): a touch may be on its way.
 //! P2. Side segments of a replay are neither cleaned nor swept, and enter a digest all at once when the
 //!     replay is finished and all of them are durable.
 //! P3. Applying an entry again changes nothing.
@@ -16,10 +17,12 @@
 //!     itself on all its backups, or its death with R - 1 of them would look like the loss of all.
 //! P6. One recovery may consist of several replays, of which one becomes part of the log before the others. What
 //!     is replayed of one key may then be spread over them, and it counts only together.
+//! P7. Of a range tombstone a replay keeps only what lies in its own ranges (`replay_limit`). Another replay of the same
+//!     log, of other ranges, has the rest: if this one is aborted, nothing of the other's may come back.
 
 use holdfast_format::{
-    ClusterMs, Entries, Entry, KeyHash, Keyed, RangeTombstone, SEGMENT_HEADER_BYTES, SegmentId,
-    SlotRange, Version,
+    ClusterMs, Entries, Entry, KeyHash, Keyed, Namespace, RangeTombstone, SEGMENT_HEADER_BYTES,
+    SegmentId, SlotRange, Version,
 };
 
 use crate::completions::Recorded;
@@ -37,6 +40,8 @@ pub(crate) struct Replay {
     finished: bool,
     /// Its segments need no replicas before it is finished.
     held_back: bool,
+    /// P7; empty: all of them.
+    ranges: Vec<SlotRange>,
     /// Bytes given, and words that the index has more because of them.
     bytes: u64,
     words: u64,
@@ -80,6 +85,11 @@ impl Log {
         let id = self.replay_begin();
         self.replays.get_mut(&id).expect("just begun").held_back = true;
         id
+    }
+
+    /// Tells what the replay is about (P7).
+    pub fn replay_limit(&mut self, id: ReplayId, ranges: &[SlotRange]) {
+        self.replays.get_mut(&id).expect("just begun").ranges = ranges.to_vec();
     }
 
     /// True of a segment among the goals that nobody needs to replicate yet.
@@ -168,6 +178,27 @@ impl Log {
         left.map(|it| u64::from(it.length())).sum()
     }
 
+    /// In these ranges nothing expires in the background, and no touch goes for want of its object: not everything has
+    /// been replayed there.
+    pub fn set_unsettled(&mut self, ranges: Vec<SlotRange>) {
+        self.unsettled = ranges;
+    }
+
+    /// Bytes of memory that a replay can still fill.
+    pub fn replay_room(&self) -> u64 {
+        let seglets = self.available().saturating_sub(self.limit(Class::Small));
+        u64::from(seglets) * u64::from(self.config.seglet_bytes)
+    }
+
+    /// True if what there is of the key is newer than every version up to `version`: nothing that a replay may still
+    /// bring changes it.
+    pub fn is_newer(&self, namespace: Namespace, key: &[u8], version: Version) -> bool {
+        let words = self.words(namespace, key, KeyHash::of(namespace, key));
+        words
+            .main
+            .is_some_and(|main| self.keyed(main.offset()).version() > version)
+    }
+
     /// While pinned, no tombstone of either kind ends that was needed as the pin was set or came later: besides what
     /// replicas of this log hold, it may be needed against what those of another one hold, from which this log would be
     /// recovered too. Of the other log's keys there are no older ones.
@@ -211,13 +242,22 @@ impl Log {
 
     /// Forgets all that a replay of `ranges` has brought. Not after it was committed.
     pub fn replay_abort(&mut self, id: ReplayId, ranges: &[SlotRange]) {
-        let Some(replay) = self.replays.remove(&id) else {
-            return;
-        };
-        assert!(replay.committed_by.is_none(), "{id:?} is part of the log");
+        self.replay_abort_all(&[id], ranges);
+    }
+
+    /// As `replay_abort`, of all replays of one recovery: what one of them has flushed may have come by another.
+    pub fn replay_abort_all(&mut self, ids: &[ReplayId], ranges: &[SlotRange]) {
+        let mut sides = Vec::new();
+        for id in ids {
+            let Some(replay) = self.replays.remove(id) else {
+                continue;
+            };
+            assert!(replay.committed_by.is_none(), "{id:?} is part of the log");
+            sides.extend(replay.sides);
+        }
         self.index.expect(0);
         let mut flushes = Vec::new();
-        for &side in &replay.sides {
+        for &side in &sides {
             let extents = self.segments.get(side).bytes.list().to_vec();
             for extent in extents {
                 let mut place = self.region.offset_of(extent.run.first);
@@ -240,7 +280,7 @@ impl Log {
                 self.kill(place);
             }
         }
-        for side in replay.sides {
+        for side in sides {
             if !self.segments.get(side).closed {
                 self.segments.close(&mut self.region, side);
             }
@@ -336,7 +376,7 @@ impl Log {
     ) -> Result<bool, ReplayError> {
         let (namespace, key) = match entry {
             Entry::SegmentHeader(_) | Entry::Digest(_) => return Ok(false),
-            Entry::RangeTombstone(tombstone) => return self.replay_flush(id, tombstone),
+            Entry::RangeTombstone(tombstone) => return self.replay_flushes(id, tombstone),
             Entry::Completion(record) => {
                 let known = (record.client, record.sequence);
                 if self.completions.contains_key(&known)
@@ -415,6 +455,26 @@ impl Log {
                 ..words
             },
         );
+    }
+
+    /// P7.
+    fn replay_flushes(
+        &mut self,
+        id: ReplayId,
+        tombstone: RangeTombstone,
+    ) -> Result<bool, ReplayError> {
+        let ranges = self.replays[&id].ranges.clone();
+        if ranges.is_empty() {
+            return self.replay_flush(id, tombstone);
+        }
+        let mut kept = false;
+        for range in ranges {
+            if let Some(range) = range.common(tombstone.range) {
+                let part = RangeTombstone { range, ..tombstone };
+                kept |= self.replay_flush(id, part)?;
+            }
+        }
+        Ok(kept)
     }
 
     fn replay_flush(

@@ -98,6 +98,35 @@ impl Log {
         completion: Option<Completion<'_>>,
         now: ClusterMs,
     ) -> Result<Version, AppendError> {
+        self.put_over(true, namespace, key, value, expiry, completion, now)
+    }
+
+    /// As `put`, of a key of which a replay may still bring something: nothing is concluded from what there is. The
+    /// object is new, and taken to be shadowing.
+    pub fn put_unseen(
+        &mut self,
+        namespace: Namespace,
+        key: &[u8],
+        value: &[u8],
+        expiry: Expiry,
+        completion: Option<Completion<'_>>,
+        now: ClusterMs,
+    ) -> Result<Version, AppendError> {
+        self.put_over(false, namespace, key, value, expiry, completion, now)
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "a put has that many sides")]
+    #[inline]
+    fn put_over(
+        &mut self,
+        seen: bool,
+        namespace: Namespace,
+        key: &[u8],
+        value: &[u8],
+        expiry: Expiry,
+        completion: Option<Completion<'_>>,
+        now: ClusterMs,
+    ) -> Result<Version, AppendError> {
         if key.len() > self.config.key_bytes_max as usize {
             return Err(AppendError::KeyTooLarge);
         }
@@ -108,8 +137,10 @@ impl Log {
         let hash = KeyHash::of(namespace, key);
         let words = self.words(namespace, key, hash);
         let expiry = expiry.stored();
-        let mut shadowing = false;
-        if let Some(current) = self.current(words) {
+        let mut shadowing = !seen;
+        if !seen {
+            // Whatever there is, it need not be the newest.
+        } else if let Some(current) = self.current(words) {
             if is_same(&current, value, expiry, now) {
                 let version = current.object.version;
                 let deadline = expiry.deadline;

@@ -37,8 +37,10 @@ const SCAN_STEP_KEYS: usize = 16;
 pub(crate) struct Context<'a> {
     /// Cluster time under the promised ceiling: by it expiry is judged and deadlines are made.
     pub now: ClusterMs,
-    /// What this shard owns and serves, for commands on the key space.
+    /// What this shard owns and knows everything of, for commands on the key space and for eviction.
     pub owned: &'a [SlotRange],
+    /// Something newer may still come of the key. The command is a blind put.
+    pub unseen: bool,
 }
 
 /// Why a write changed nothing.
@@ -116,6 +118,7 @@ pub(crate) fn execute(
         key: &command.key,
         slot,
         once,
+        unseen: context.unseen,
     };
     let done = match &command.op {
         Op::Put {
@@ -410,6 +413,8 @@ struct Write<'a> {
     slot: Slot,
     /// `None`: nothing has to be remembered of it.
     once: Option<&'a Once>,
+    /// See `Context`.
+    unseen: bool,
 }
 
 impl Write<'_> {
@@ -421,15 +426,8 @@ impl Write<'_> {
         return_old: bool,
     ) -> Result<Outcome, Undone> {
         // A plain SET asks nothing of what there was.
-        let blind = *condition == Condition::Always
-            && !return_old
-            && matches!(
-                change,
-                // None of these can be over already, which would make it a delete.
-                ExpiryChange::Clear
-                    | ExpiryChange::In { ms: 1.. }
-                    | ExpiryChange::Session { absolute: None, .. }
-            );
+        let blind = asks_nothing(condition, change, return_old);
+        assert!(blind || !self.unseen, "what is not known is not asked for");
         let current = match blind {
             true => None,
             false => self.current(return_old, compared(condition)),
@@ -486,29 +484,37 @@ impl Write<'_> {
             .admit(self.log, wish, self.now, &owned, self.evicted)
             .map_err(Undone::Failed)?;
         if self.once.is_none() {
-            let version = self
-                .log
-                .put(self.namespace, self.key, value, expiry, None, self.now)?;
+            let version = match self.unseen {
+                true => (self.log).put_unseen(
+                    self.namespace,
+                    self.key,
+                    value,
+                    expiry,
+                    None,
+                    self.now,
+                )?,
+                false => self
+                    .log
+                    .put(self.namespace, self.key, value, expiry, None, self.now)?,
+            };
             let meta = meta(version, expiry, self.now);
             return Ok(Outcome::Done { meta, old });
         }
-        let version = self
-            .log
-            .put_version(self.namespace, self.key, value, expiry, self.now);
+        let version = match self.unseen {
+            true => self.log.next_version(),
+            false => (self.log).put_version(self.namespace, self.key, value, expiry, self.now),
+        };
         let outcome = Outcome::Done {
             meta: meta(version, expiry, self.now),
             old,
         };
         let bytes = self.encoded(&outcome);
         let completion = self.completion(&bytes);
-        let put = self.log.put(
-            self.namespace,
-            self.key,
-            value,
-            expiry,
-            completion,
-            self.now,
-        )?;
+        let (namespace, key, now) = (self.namespace, self.key, self.now);
+        let put = match self.unseen {
+            true => (self.log).put_unseen(namespace, key, value, expiry, completion, now)?,
+            false => (self.log).put(namespace, key, value, expiry, completion, now)?,
+        };
         assert_eq!(
             put, version,
             "the answer on record tells another version than was written"
@@ -707,6 +713,31 @@ impl Write<'_> {
             None => Ok(()),
         }
     }
+}
+
+/// True of a put whose answer does not depend on what there was, and that cannot turn out to be a delete.
+pub(crate) fn is_blind(op: &Op) -> bool {
+    match op {
+        Op::Put {
+            condition,
+            expiry,
+            return_old,
+            ..
+        } => asks_nothing(condition, *expiry, *return_old),
+        _ => false,
+    }
+}
+
+fn asks_nothing(condition: &Condition, change: ExpiryChange, return_old: bool) -> bool {
+    *condition == Condition::Always
+        && !return_old
+        && matches!(
+            change,
+            // None of these can be over already, which would make it a delete.
+            ExpiryChange::Clear
+                | ExpiryChange::In { ms: 1.. }
+                | ExpiryChange::Session { absolute: None, .. }
+        )
 }
 
 fn compared(condition: &Condition) -> Option<&[u8]> {

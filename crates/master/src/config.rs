@@ -35,6 +35,9 @@ pub struct ShardConfig {
     /// Clients whose streams are remembered. A further one is refused as `Busy` unless some client
     /// has been silent for so long that nothing of it can still be under way.
     pub clients_max: u32,
+    /// Bytes that the segments fetched by one recovery may bring together before they are replayed; one segment is
+    /// fetched whatever it brings.
+    pub recovery_window_bytes: u64,
     /// Map the log's memory in the background after start, before it is needed (`Log::touch_ahead`). Without it
     /// the process grows as memory comes into use, and requests pay for fresh pages.
     pub touch_memory: bool,
@@ -55,6 +58,8 @@ impl ShardConfig {
             // 5 ms of reading at 4 GB/s, and several of the largest values.
             queued_bytes_max: part.min(32 << 20).max(4 * value_bytes_max),
             clients_max: 65_536,
+            // So that every backup has several segments to work on.
+            recovery_window_bytes: 32 << 20,
             touch_memory: true,
             log,
         }

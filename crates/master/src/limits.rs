@@ -65,6 +65,13 @@ impl Limits {
         self.shares.sort_by_key(|share| share.policy.namespace);
     }
 
+    /// True if there are limits for a namespace.
+    pub fn has(&self, namespace: Namespace) -> bool {
+        self.shares
+            .iter()
+            .any(|it| it.policy.namespace == namespace)
+    }
+
     /// Sessions evicted since start.
     pub fn evicted(&self) -> u64 {
         self.evicted

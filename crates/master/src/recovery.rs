@@ -5,11 +5,12 @@
 //!                \-> failed: aborted, told, and told again whenever asked
 //! ```
 //!
-//! V1. Nothing of the ranges is served before the view names this shard, what the old owner may still answer has
-//!     run out, and they are committed: replicated, and named by a durable digest. If the coordinator allows it
+//! V1. Nothing of the ranges is served before the view names this shard and they are committed: replicated, and named by a durable digest. If the coordinator allows it
 //!     (`Recover::first`), what is replayed may be served sooner, when only the entries of the first segments
 //!     are committed, which may be on fewer backups than they should: all others *lean* on the dead log's
-//!     replicas, which are kept for them (design notes, "Lineage").
+//!     replicas, which are kept for them (design notes, "Lineage"). What is not replayed yet may then be served key by
+//!     key (`early`). Until what the old owner may still answer has run out, only sessions that are there are told,
+//!     and nothing is changed.
 //! V2. A recovery that ends in any other way leaves nothing in the log (`replay_abort`): another shard's
 //!     newer state must not find our older one if the ranges come back some day. Once its entries are
 //!     becoming part of the log they cannot be taken out; the coordinator never gives the ranges of a
@@ -24,20 +25,27 @@
 //!     that we lean no more, not when we know it.
 //!
 //! Bounds: `RECOVERIES_MAX` at once (`LEANING_MAX` with those that are served and lean), `FETCHES_MAX` segments and
-//! about `WINDOW_BYTES` in flight for each, about `REPLAY_STEP_BYTES` replayed per step.
+//! about `recovery_window_bytes` in flight for each, about `REPLAY_STEP_BYTES` replayed per step.
 
+mod early;
 mod fetching;
 
 use std::collections::{BTreeMap, VecDeque};
 
+use bytes::Bytes;
 use holdfast_cluster::{Level, Now, Outputs, ViewExt};
-use holdfast_format::{ClusterMs, LogId, SegmentId, ServerId, Slot, SlotRange};
+use holdfast_format::{
+    ClusterMs, Entries, KeyHash, LogId, Outline, SegmentId, ServerId, Slot, SlotRange,
+};
 use holdfast_log::{Log, ReplayError, ReplayId};
 use holdfast_wire::{
-    Certificate, Fetch, FetchPart, Message, Recover, RecoverSegment, RecoveryFailure,
-    ReplayTimings, View,
+    Certificate, Command, Fetch, FetchPart, Message, Once, Recover, RecoverSegment,
+    RecoveryFailure, ReplayTimings, View,
 };
 
+use crate::commands::is_blind;
+
+use early::Early;
 use fetching::{Fetching, Source, sources, timeout_us};
 
 /// Recoveries under way at once. More are taken up when one has ended; the coordinator repeats itself.
@@ -50,10 +58,6 @@ const LEANING_MAX: usize = 64;
 /// verified while the entries of another are on their way and those of a third are replayed.
 const FETCHES_MAX: usize = 16;
 
-/// Bytes that the segments in flight may bring together, judged by what those before them brought: they wait in
-/// memory until they are replayed.
-const WINDOW_BYTES: u64 = 32 << 20;
-
 /// So many rounds over all holders, with pauses between them that double from here, then the segment is
 /// missing and the coordinator looks again at who holds what.
 const ROUNDS_MAX: u32 = 4;
@@ -65,6 +69,9 @@ const PROGRESS_US: u64 = 250_000;
 
 /// Bytes replayed in one step, about a millisecond's work; a part that is larger is replayed alone.
 const REPLAY_STEP_BYTES: usize = 512 << 10;
+
+/// A recovery that is served and finds no memory for the rest waits so long for some.
+const STALLED_MAX_US: u64 = 5_000_000;
 
 /// Failures remembered, to be told again; the oldest attempts go first.
 const FAILURES_MAX: usize = 64;
@@ -88,12 +95,19 @@ struct Recovery {
     replay: ReplayId,
     /// Of the segments that must be durable first, if the rest may lean.
     first: Option<ReplayId>,
+    /// Unless everything has to be replayed before the ranges are served.
+    early: Option<Early>,
     stage: Stage,
     /// The view has named us.
     taken_over: bool,
     /// The coordinator has recorded that we lean no more.
     recorded: bool,
     waiting: VecDeque<Source>,
+    /// So many of those that wait were pulled to the front by requests.
+    pulled: usize,
+    /// Our part of what the log's shard owned, in percent, rounded up.
+    share_percent: u64,
+    window_bytes: u64,
     fetching: Vec<Fetching>,
     entries: u64,
     bytes: u64,
@@ -111,11 +125,28 @@ enum Stop {
     Superseded(&'static str),
 }
 
-/// Ranges that this shard has made part of its log were given to another.
+/// Why the shard must not go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("what was recovered of {log} has been given to another shard")]
-pub(crate) struct Lost {
-    log: LogId,
+pub(crate) enum Lost {
+    /// Ranges that this shard has made part of its log were given to another.
+    #[error("what was recovered of {0} has been given to another shard")]
+    Given(LogId),
+    /// E3 of `early`.
+    #[error("the rest of {0}, of which it serves a part, cannot be had: {1:?}")]
+    Stuck(LogId, RecoveryFailure),
+}
+
+/// What may be said about a key now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// All that there is.
+    Known,
+    /// A write that asks nothing of what there was may be executed as one that knows nothing of it.
+    Unseen,
+    /// Nothing, soon something.
+    Wait,
+    /// Nothing before a view names this shard.
+    Withheld,
 }
 
 /// All recoveries of this shard, and the ranges that must wait for an old lease to run out.
@@ -126,12 +157,27 @@ pub(crate) struct Recoveries {
     last_fetch_id: u64,
     leased: Vec<(SlotRange, u64)>,
     expiry_floor: ClusterMs,
+    /// Rises whenever something that had to wait may have to wait no more.
+    progress: u64,
+    /// What segments in flight may bring together, judged by what those before them brought: it waits in memory until it
+    /// is replayed.
+    window_bytes: u64,
+    /// Ranges taken over before everything was replayed, and segments that requests have pulled to the front.
+    early: u64,
+    pulled: u64,
     done: u64,
     entries: u64,
     bytes: u64,
 }
 
 impl Recoveries {
+    pub fn new(window_bytes: u64) -> Recoveries {
+        Recoveries {
+            window_bytes,
+            ..Recoveries::default()
+        }
+    }
+
     /// The coordinator asks for a recovery, perhaps not for the first time.
     pub fn recover(
         &mut self,
@@ -176,7 +222,7 @@ impl Recoveries {
                 self.running.insert(id, running);
                 return;
             }
-            if running.stage != Stage::Fetching {
+            if !running.may_be_given_up() {
                 // V2. What is done will be reported, and that decides.
                 return;
             }
@@ -187,7 +233,8 @@ impl Recoveries {
                 out,
             );
         }
-        let replaying = self.running.values().filter(|it| !it.taken_over).count();
+        let open = |it: &&Recovery| !it.taken_over || it.is_replaying();
+        let replaying = self.running.values().filter(open).count();
         if replaying >= RECOVERIES_MAX || self.running.len() >= LEANING_MAX {
             return;
         }
@@ -211,9 +258,13 @@ impl Recoveries {
                 None => log.replay_begin(),
             },
             first: recover.first.as_ref().map(|_| log.replay_begin()),
+            early: (recover.first.is_some()).then(|| Early::begin(sources.iter())),
             stage: Stage::Fetching,
             taken_over: false,
             recorded: false,
+            pulled: 0,
+            share_percent: share_percent(view, &recover),
+            window_bytes: self.window_bytes,
             waiting: sources,
             fetching: Vec::new(),
             entries: 0,
@@ -225,6 +276,12 @@ impl Recoveries {
             report_due_us: now.mono_us + PROGRESS_US,
             recover,
         };
+        for replay in [Some(recovery.replay), recovery.first]
+            .into_iter()
+            .flatten()
+        {
+            log.replay_limit(replay, &recovery.recover.ranges);
+        }
         self.running.insert(id, recovery);
     }
 
@@ -280,6 +337,22 @@ impl Recoveries {
         }
     }
 
+    /// What a segment may say something about; `None`: `from` does not know.
+    pub fn outline(
+        &mut self,
+        now: Now,
+        (log, fetch_id): (LogId, u64),
+        segment: SegmentId,
+        outline: Option<&Bytes>,
+    ) {
+        // A damaged one is as good as none.
+        let outline = outline.and_then(|bytes| Outline::decode(bytes).ok());
+        let recovery = self.fetching_as(fetch_id);
+        if let Some(early) = recovery.and_then(|recovery| recovery.early.as_mut()) {
+            early.outline(now, log, segment, outline);
+        }
+    }
+
     /// The coordinator has recorded that what was recovered depends on the dead log no more (V4).
     pub fn recorded(&mut self, log: LogId, attempt: u64) {
         if let Some(recovery) = self.running.get_mut(&(log, attempt)) {
@@ -308,7 +381,15 @@ impl Recoveries {
     pub fn held_bytes(&self) -> u64 {
         let fetching = self.running.values().flat_map(|it| &it.fetching);
         let parts = fetching.flat_map(|it| &it.parts);
-        parts.map(|part| part.len() as u64).sum()
+        let early = self.running.values().filter_map(|it| it.early.as_ref());
+        let outlines = early.map(Early::memory_bytes).sum::<u64>();
+        outlines + parts.map(|part| part.len() as u64).sum::<u64>()
+    }
+
+    /// Memory that writers must leave to what is still to be replayed (E4 of `early`).
+    pub fn bytes_to_come(&self) -> u64 {
+        let early = self.running.values().filter(|it| it.is_bound());
+        early.map(Recovery::bytes_to_come).sum()
     }
 
     /// Ends what the view says is over, one way or the other (V1, V2).
@@ -322,16 +403,20 @@ impl Recoveries {
             if recovery.may_own() && owners().all(|owner| owner == Some(own)) {
                 if !std::mem::replace(&mut recovery.taken_over, true) {
                     let until_us = recovery.serve_after_us;
+                    self.progress += 1;
+                    self.early += u64::from(recovery.is_replaying());
                     self.leased
                         .extend(ranges.iter().map(|range| (*range, until_us)));
                     self.done += 1;
-                    self.entries += recovery.entries;
-                    self.bytes += recovery.bytes;
                     let text = format!(
-                        "took over {} entries of {} ({} ranges)",
+                        "took over {} entries of {} ({} ranges){}",
                         recovery.entries,
                         id.0,
-                        ranges.len()
+                        ranges.len(),
+                        match recovery.is_replaying() {
+                            true => ", more is to come",
+                            false => "",
+                        }
                     );
                     out.event(Level::Info, text);
                 }
@@ -339,8 +424,8 @@ impl Recoveries {
                     self.running.remove(&id);
                 }
             } else if owners().any(|owner| owner.is_some_and(|o| o != id.0 && o != own)) {
-                if recovery.stage != Stage::Fetching {
-                    return Err(Lost { log: id.0 });
+                if !recovery.may_be_given_up() {
+                    return Err(Lost::Given(id.0));
                 }
                 self.stop(
                     id,
@@ -363,51 +448,159 @@ impl Recoveries {
         log: &mut Log,
         out: &mut Outputs,
     ) -> Result<bool, Lost> {
+        let leased = self.leased.len();
         self.leased.retain(|(_, until_us)| now.mono_us < *until_us);
+        self.progress += u64::from(self.leased.len() != leased);
         log.pin(self.leans());
+        log.set_unsettled(self.unsettled());
         let ids: Vec<(LogId, u64)> = self.running.keys().copied().collect();
         let mut more = false;
         for id in ids {
             let recovery = self.running.get_mut(&id).expect("listed from there");
+            let before = (recovery.entries, recovery.bytes, recovery.segments_left());
             match recovery.work(now, clock.max(self.expiry_floor), view, log, out) {
                 Ok(again) => more |= again,
-                Err(stop) => self.stop(id, stop, log, out),
+                Err(Stop::Failed(why)) if !recovery.may_be_given_up() => {
+                    return Err(Lost::Stuck(id.0, why));
+                }
+                Err(stop) => {
+                    self.stop(id, stop, log, out);
+                    continue;
+                }
             }
+            let recovery = &self.running[&id];
+            self.entries += recovery.entries - before.0;
+            self.bytes += recovery.bytes - before.1;
+            self.progress += u64::from(recovery.segments_left() != before.2);
         }
         self.conclude(view, log, out)?;
         log.pin(self.leans());
+        log.set_unsettled(self.unsettled());
         Ok(more)
     }
 
-    /// True if nothing is known of this slot yet: it is not recovered.
-    pub fn withholds(&self, slot: Slot) -> bool {
+    /// What may be said about the key of a command that this shard owns. `once`: by what a repetition of it would be known.
+    /// `limited`: it adds to a namespace that has limits.
+    pub fn standing(
+        &self,
+        now: Now,
+        log: &Log,
+        clock: ClusterMs,
+        command: &Command,
+        once: Option<&Once>,
+        limited: bool,
+    ) -> Standing {
+        if self.running.is_empty() && self.leased.is_empty() {
+            return Standing::Known;
+        }
+        let (namespace, key) = (command.namespace, &command.key[..]);
+        let slot = Slot::of(key);
+        let is_write = command.op.is_write();
+        let recovery = self.recovery_of(slot);
+        if recovery.is_some_and(|it| !it.taken_over) {
+            return Standing::Withheld;
+        }
+        let leased =
+            |(range, until_us): &(SlotRange, u64)| now.mono_us < *until_us && range.contains(slot);
+        let leased = self.leased.iter().any(leased);
+        if leased && is_write {
+            return Standing::Wait;
+        }
+        if let Some(recovery) = recovery {
+            let early = (recovery.early.as_ref()).expect("it is served while it is replayed");
+            let is_recorded = |once| early.with_record(once).next().is_some();
+            if is_write && (limited || once.is_some_and(is_recorded)) {
+                return Standing::Wait;
+            }
+            let hash = KeyHash::of(namespace, key);
+            let is_final = early.with_key(hash).next().is_none()
+                || log.is_newer(namespace, key, recovery.recover.version_ceiling);
+            match is_final {
+                true => {}
+                false if is_blind(&command.op) => return Standing::Unseen,
+                false => return Standing::Wait,
+            }
+        }
+        // What is not there the old owner may still have, judged by a slower clock.
+        if leased && log.find(namespace, key, clock).is_none() {
+            return Standing::Wait;
+        }
+        Standing::Known
+    }
+
+    /// Has the segments that a waiting command needs fetched before others.
+    pub fn pull(&mut self, command: &Command, once: Option<&Once>) {
+        let slot = Slot::of(&command.key);
         let contains = |range: &SlotRange| range.contains(slot);
-        let lacks = |it: &Recovery| !it.taken_over && it.recover.ranges.iter().any(contains);
-        self.running.values().any(lacks)
+        let recovery = (self.running.values_mut())
+            .find(|it| it.is_replaying() && it.recover.ranges.iter().any(contains));
+        let Some(recovery) = recovery.filter(|it| it.taken_over) else {
+            return;
+        };
+        let Some(early) = &recovery.early else {
+            return;
+        };
+        let hash = KeyHash::of(command.namespace, &command.key);
+        let records = once.into_iter().flat_map(|once| early.with_record(once));
+        let wanted: Vec<_> = early.with_key(hash).chain(records).collect();
+        for (log, segment) in wanted {
+            self.pulled += u64::from(recovery.pull(log, segment));
+        }
     }
 
-    /// Until when the former owner may still answer for this slot, if it may (V1).
-    pub fn old_lease_until_us(&self, now: Now, slot: Slot) -> Option<u64> {
-        let runs =
-            |(range, until_us): &&(SlotRange, u64)| now.mono_us < *until_us && range.contains(slot);
-        let leased = self.leased.iter().filter(runs);
-        leased.map(|(_, until_us)| *until_us).max()
+    /// The recovery that has not brought, or not been given, all of a slot.
+    fn recovery_of(&self, slot: Slot) -> Option<&Recovery> {
+        let contains = |range: &SlotRange| range.contains(slot);
+        (self.running.values()).find(|it| {
+            it.recover.ranges.iter().any(contains) && (it.is_replaying() || !it.taken_over)
+        })
     }
 
-    /// True if everything is known of every slot that is recovered, and no former owner answers for any.
-    pub fn is_quiet(&self, now: Now) -> bool {
-        let lacks = |it: &Recovery| !it.taken_over;
-        let runs = |(_, until_us): &(SlotRange, u64)| now.mono_us < *until_us;
-        !self.running.values().any(lacks) && !self.leased.iter().any(runs)
+    /// True if something has been committed that `work` has not seen yet.
+    pub fn has_news(&self, log: &Log) -> bool {
+        self.running.values().any(|it| it.has_news(log))
     }
 
-    /// True if nothing may be said about all that this shard owns: nothing is known of a slot of
-    /// these ranges, a former owner may still answer for one, or others may have seen a view that gives it more. A view names a recovery master
+    /// Rises whenever something that had to wait may have to wait no more.
+    pub fn progress(&self) -> u64 {
+        self.progress
+    }
+
+    /// Ranges of which not everything has been replayed.
+    pub fn unreplayed(&self) -> Vec<SlotRange> {
+        let replaying = self.running.values().filter(|it| it.is_replaying());
+        replaying.flat_map(|it| it.recover.ranges.clone()).collect()
+    }
+
+    /// These, those that this shard has not been given yet, and those of which an old owner may still tell something.
+    pub fn unsettled(&self) -> Vec<SlotRange> {
+        let open = (self.running.values()).filter(|it| it.is_replaying() || !it.taken_over);
+        let mut ranges: Vec<_> = open.flat_map(|it| it.recover.ranges.clone()).collect();
+        ranges.extend(self.leased.iter().map(|(range, _)| *range));
+        ranges
+    }
+
+    /// Ranges taken over before everything was replayed, and segments that requests pulled to the front, since start.
+    pub fn early_totals(&self) -> (u64, u64) {
+        (self.early, self.pulled)
+    }
+
+    /// False if `standing` is `Known` whatever the key.
+    pub fn withholds_some(&self, now: Now) -> bool {
+        (self.running.values()).any(|running| !running.taken_over || running.is_replaying())
+            || self
+                .leased
+                .iter()
+                .any(|(_, until_us)| now.mono_us < *until_us)
+    }
+
+    /// True if nothing may be said about all that this shard owns: not everything is known of a slot of
+    /// these ranges, or others may have seen a view that gives it more. A view names a recovery master
     /// once it has committed, and may reach clients long before it comes here.
     pub fn withholds_any(&self, now: Now, owned: &[SlotRange]) -> bool {
         let more = |running: &Recovery| {
             let may_own = running.may_own() || overlap(&running.recover.ranges, owned);
-            may_own && !running.taken_over
+            may_own && (!running.taken_over || running.is_replaying())
         };
         let leased = |(_, until_us): &(SlotRange, u64)| now.mono_us < *until_us;
         self.leased.iter().any(leased) || self.running.values().any(more)
@@ -443,27 +636,29 @@ impl Recoveries {
     /// When `work` has something to do even if nothing happens.
     pub fn wakeup(&self) -> Option<u64> {
         let reports = self.running.values().map(|recovery| recovery.report_due_us);
+        let early = self.running.values().filter_map(|it| it.early.as_ref());
+        let outlines = early.filter_map(Early::wakeup);
         let fetches = (self.running.values())
             .flat_map(|recovery| &recovery.fetching)
             .filter(|fetching| !fetching.received_all)
             .map(|fetching| fetching.due_us);
         reports
             .chain(fetches)
+            .chain(outlines)
             .chain(self.leased.iter().map(|(_, until_us)| *until_us))
             .min()
     }
 
     fn stop(&mut self, id: (LogId, u64), stop: Stop, log: &mut Log, out: &mut Outputs) {
+        self.progress += 1;
         let recovery = self
             .running
             .remove(&id)
             .expect("only running ones are stopped");
-        for replay in [Some(recovery.replay), recovery.first]
-            .into_iter()
-            .flatten()
-        {
-            log.replay_abort(replay, &recovery.recover.ranges);
-        }
+        let replays: Vec<ReplayId> = (recovery.first.into_iter())
+            .chain([recovery.replay])
+            .collect();
+        log.replay_abort_all(&replays, &recovery.recover.ranges);
         let why = match stop {
             Stop::Failed(reason) => {
                 if self.failures.len() >= FAILURES_MAX {
@@ -489,6 +684,61 @@ impl Recovery {
     /// It has told the coordinator that it could own the ranges.
     fn may_own(&self) -> bool {
         matches!(self.stage, Stage::Replayed | Stage::Committed)
+            || self.early.as_ref().is_some_and(|early| early.told)
+    }
+
+    /// Not everything has been replayed.
+    fn is_replaying(&self) -> bool {
+        self.stage == Stage::Fetching
+    }
+
+    /// A part of what it brings is becoming part of the log before all has been replayed.
+    fn is_bound(&self) -> bool {
+        self.is_replaying() && self.early.as_ref().is_some_and(|early| early.bound)
+    }
+
+    fn has_news(&self, log: &Log) -> bool {
+        let first = || log.replay_committed(self.first.unwrap_or(self.replay));
+        match self.stage {
+            Stage::Fetching => {
+                let waits = |early: &Early| early.bound && !early.told;
+                self.early.as_ref().is_some_and(waits) && first()
+            }
+            Stage::Committing => first(),
+            Stage::Replayed => log.replay_committed(self.replay),
+            Stage::Committed => false,
+        }
+    }
+
+    /// V2.
+    fn may_be_given_up(&self) -> bool {
+        self.is_replaying() && !self.is_bound()
+    }
+
+    fn segments_left(&self) -> usize {
+        self.waiting.len() + self.fetching.len()
+    }
+
+    /// About what is still to be replayed.
+    fn bytes_to_come(&self) -> u64 {
+        let left = self.left_bytes();
+        // By our part of the slots, or by what has come so far, whichever is more.
+        (left * self.share_percent / 100).max(self.share_of(left))
+    }
+
+    /// Has a segment fetched before others, after those that were pulled before. False if nothing is gained.
+    fn pull(&mut self, log: LogId, segment: SegmentId) -> bool {
+        let is_it = |source: &Source| (source.log, source.segment.segment) == (log, segment);
+        let Some(at) = self.waiting.iter().position(is_it) else {
+            return false;
+        };
+        if at < self.pulled {
+            return false;
+        }
+        let source = self.waiting.remove(at).expect("just found");
+        self.waiting.insert(self.pulled, source);
+        self.pulled += 1;
+        true
     }
 
     /// A newer attempt at the same ranges: perhaps other holders, and another name to report under.
@@ -529,15 +779,18 @@ impl Recovery {
     ) -> Result<bool, Stop> {
         let mut more = false;
         if self.stage == Stage::Fetching {
+            self.seek_outlines(now, view, out);
             self.fetch(now, view, out)?;
             more = self.replay(now, clock, log, out)?;
             let first_left =
                 self.waiting.iter().any(|it| it.first) || self.fetching.iter().any(|it| it.first);
             if let Some(first) = self.first.filter(|_| !first_left) {
                 log.replay_close(first);
+                self.begin_early(now, first, clock, log)?;
             }
             if self.waiting.is_empty() && self.fetching.is_empty() {
-                for replay in [self.first, Some(self.replay)].into_iter().flatten() {
+                let first = self.first.filter(|_| !self.is_bound());
+                for replay in [first, Some(self.replay)].into_iter().flatten() {
                     log.replay_finish(replay, self.recover.version_ceiling);
                 }
                 self.timings.replayed_ms = ms_since(self.started_us, now);
@@ -560,12 +813,17 @@ impl Recovery {
             self.report_due_us = now.mono_us;
         }
         if self.report_due_us <= now.mono_us {
-            let bytes_left = log.replay_left(self.replay);
+            let to_come = if self.is_replaying() {
+                self.bytes_to_come()
+            } else {
+                0
+            };
+            let bytes_left = log.replay_left(self.replay) + to_come;
             let (log, attempt) = (self.recover.log, self.attempt);
             let (entries, bytes) = (self.entries, self.bytes);
             let timings = self.timings;
             let pause_us = match self.stage {
-                Stage::Replayed if !self.taken_over => REPORT_US,
+                _ if self.may_own() && !self.taken_over => REPORT_US,
                 Stage::Committed => REPORT_US,
                 Stage::Fetching | Stage::Committing | Stage::Replayed => PROGRESS_US,
             };
@@ -578,7 +836,7 @@ impl Recovery {
                     bytes,
                     timings,
                 },
-                Stage::Replayed => Message::Replayed {
+                _ if self.may_own() => Message::Replayed {
                     log,
                     attempt,
                     entries,
@@ -586,7 +844,7 @@ impl Recovery {
                     bytes_left,
                     timings,
                 },
-                Stage::Fetching | Stage::Committing => Message::RecoveryProgress {
+                _ => Message::RecoveryProgress {
                     log,
                     attempt,
                     entries,
@@ -600,6 +858,60 @@ impl Recovery {
         Ok(more)
     }
 
+    /// Asks for what is needed to serve early, and has segments of which it is not to be had replayed first.
+    fn seek_outlines(&mut self, now: Now, view: &View, out: &mut Outputs) {
+        let Some(early) = self.early.as_mut().filter(|early| !early.bound) else {
+            return;
+        };
+        for (log, segment) in early.ask(now, self.fetch_id, view, out) {
+            self.pull(log, segment);
+        }
+    }
+
+    /// What must be durable first has been replayed. If it is known what the rest is about, and there is memory for it, the
+    /// ranges can be served when that is committed. (`early`)
+    fn begin_early(
+        &mut self,
+        now: Now,
+        first: ReplayId,
+        clock: ClusterMs,
+        log: &mut Log,
+    ) -> Result<(), Stop> {
+        let to_come = self.bytes_to_come();
+        let last = self.segments_left() == 0;
+        let Some(early) = self
+            .early
+            .as_mut()
+            .filter(|early| early.is_informed() && !last)
+        else {
+            return Ok(());
+        };
+        if !early.bound {
+            if log.replay_room() < to_come + to_come / 4 {
+                self.early = None;
+                return Ok(());
+            }
+            for (of, flushes) in early.flushes() {
+                let ranges = ranges_of(&self.recover, of);
+                // E2. Those that are about other shards' slots are not for this log.
+                let entries = Entries::new(flushes).map(|it| it.expect("an outline's are whole"));
+                for located in entries.filter(|it| it.entry.concerns(&ranges)) {
+                    let raw = &flushes[located.offset..located.offset + located.length];
+                    if log.replay(first, raw, clock).is_err() {
+                        return Err(Stop::Failed(RecoveryFailure::OutOfMemory));
+                    }
+                }
+            }
+            log.replay_finish(first, self.recover.version_ceiling);
+            early.bound = true;
+        }
+        if !early.told && log.replay_committed(first) {
+            early.told = true;
+            self.report_due_us = now.mono_us;
+        }
+        Ok(())
+    }
+
     /// Keeps a few segments in flight, and turns to the next holder for those that do not come.
     fn fetch(&mut self, now: Now, view: &View, out: &mut Outputs) -> Result<(), Stop> {
         while self.may_fetch()
@@ -609,6 +921,7 @@ impl Recovery {
                 first,
             }) = self.waiting.pop_front()
         {
+            self.pulled = self.pulled.saturating_sub(1);
             if segment.holders.is_empty() {
                 let missing = RecoveryFailure::SegmentMissing(segment.segment);
                 return Err(Stop::Failed(missing));
@@ -663,7 +976,7 @@ impl Recovery {
     fn may_fetch(&self) -> bool {
         let in_flight = self.fetching.iter().map(Fetching::length).sum();
         self.fetching.is_empty()
-            || self.fetching.len() < FETCHES_MAX && self.share_of(in_flight) < WINDOW_BYTES
+            || self.fetching.len() < FETCHES_MAX && self.share_of(in_flight) < self.window_bytes
     }
 
     /// Of replicas that are still to be read, or to be replayed to their end.
@@ -683,18 +996,12 @@ impl Recovery {
     fn ask(&self, now: Now, fetching: &mut Fetching, out: &mut Outputs) {
         fetching.begin_again();
         fetching.due_us = now.mono_us + timeout_us(fetching.round);
-        let leant_on = self.recover.leant_on.iter();
-        let leant_on = leant_on.filter(|it| it.log == fetching.log);
-        let ranges = match fetching.log == self.recover.log {
-            true => self.recover.ranges.clone(),
-            false => leant_on.flat_map(|it| it.ranges.clone()).collect(),
-        };
         let fetch = Fetch {
             log: fetching.log,
             segment: fetching.segment.segment,
             attempt: self.fetch_id,
             certificate: fetching.source().certificate,
-            ranges,
+            ranges: ranges_of(&self.recover, fetching.log),
         };
         out.send(fetching.source().backup, Message::Fetch(fetch));
     }
@@ -708,6 +1015,8 @@ impl Recovery {
         out: &mut Outputs,
     ) -> Result<bool, Stop> {
         let mut budget = REPLAY_STEP_BYTES;
+        let bound = self.is_bound();
+        let mut stalled = false;
         for fetching in &mut self.fetching {
             let replay = match self.first {
                 Some(first) if fetching.first => first,
@@ -720,6 +1029,12 @@ impl Recovery {
                     Ok(replayed) => {
                         self.entries += replayed.entries;
                         self.bytes += replayed.bytes;
+                    }
+                    Err(ReplayError::OutOfMemory) if bound => {
+                        // E3. Others may make room: what is replaced, expires or is evicted.
+                        fetching.parts.push_front(part);
+                        stalled = true;
+                        break;
                     }
                     Err(ReplayError::OutOfMemory) => {
                         return Err(Stop::Failed(RecoveryFailure::OutOfMemory));
@@ -743,13 +1058,43 @@ impl Recovery {
         let done_bytes = self.done_bytes;
         for fetching in self.fetching.extract_if(.., |fetching| done(fetching)) {
             self.done_bytes += fetching.length();
+            if let Some(early) = &mut self.early {
+                early.replayed(fetching.log, fetching.segment.segment);
+            }
+        }
+        if let Some(early) = &mut self.early {
+            let since_us = *early.stalled_since_us.get_or_insert(now.mono_us);
+            if !stalled {
+                early.stalled_since_us = None;
+            } else if since_us + STALLED_MAX_US < now.mono_us {
+                return Err(Stop::Failed(RecoveryFailure::OutOfMemory));
+            }
         }
         if self.done_bytes > done_bytes {
             log.replay_expect(self.replay, self.share_of(self.left_bytes()));
         }
-        let waits = |fetching: &Fetching| !fetching.parts.is_empty();
+        let waits = |fetching: &Fetching| !stalled && !fetching.parts.is_empty();
         Ok(self.fetching.iter().any(waits) || (self.may_fetch() && !self.waiting.is_empty()))
     }
+}
+
+/// The ranges of which the recovery needs what a log holds.
+fn ranges_of(recover: &Recover, log: LogId) -> Vec<SlotRange> {
+    let leant_on = recover.leant_on.iter().filter(|it| it.log == log);
+    match log == recover.log {
+        true => recover.ranges.clone(),
+        false => leant_on.flat_map(|it| it.ranges.clone()).collect(),
+    }
+}
+
+/// Our ranges' part of what the log's shard owned, as far as that is not taken over yet. Rounded up.
+fn share_percent(view: &View, recover: &Recover) -> u64 {
+    let slots = |ranges: &mut dyn Iterator<Item = SlotRange>| -> u64 {
+        ranges.map(|range| u64::from(range.slots())).sum()
+    };
+    let all = slots(&mut view.tablets_of(recover.log).map(|tablet| tablet.range));
+    let ours = slots(&mut recover.ranges.iter().copied());
+    (100 * ours).div_ceil(all.max(1)).min(100)
 }
 
 fn ms_since(started_us: u64, now: Now) -> u32 {

@@ -5,8 +5,9 @@
 //! flush:  clock -> recovery -> cleaner -> ship appends -> release answers (lease judged by flush's `now`)
 //! ```
 //!
-//! D1. A slot is served only while the view names this shard's log its available owner; and until what its former
-//!     owner may still answer has run out, only sessions that are there are told (`parked`).
+//! D1. A slot is served only while the view names this shard's log its available owner. Until what its former
+//!     owner may still answer has run out, nothing is changed and only sessions that are there are told; and until all of it
+//!     has been replayed, no key of which something may still come (`recovery`).
 //! D2. Expiry is judged by `clock`: cluster time, never beyond the ceiling that every backup of the open heads
 //!     remembers, never going back, and in no range before the clock of its former owner.
 //! D3. An answer leaves only in `flush`, when what it depends on is durable and a lease held by every
@@ -29,22 +30,22 @@ use holdfast_cluster::{
     Heard, Input, Level, Membership, Node, Now, Output, Outputs, ShardBeside, ViewExt,
 };
 use holdfast_format::{
-    ClientId, ClusterMs, KeyHash, LogId, Namespace, Position, ServerId, Slot, SlotRange,
+    ClientId, ClusterMs, KeyHash, LogId, Namespace, Position, ServerId, Slot, SlotRange, without,
 };
 use holdfast_log::{Load, Log, Toucher};
 use holdfast_wire::{
-    Command, Failure, Figures, Message, NamespaceUse, Outcome, Request, Requests, Response,
-    Responses, SlotLoad,
+    Command, Failure, Figures, Message, NamespaceUse, Once, Op, Outcome, Request, Requests,
+    Response, Responses, SlotLoad,
 };
 
 use crate::answers::{Answer, Answers, Concern};
 use crate::commands::{Context, Identity, execute, namespace_uses, refuse_once};
 use crate::config::{ConfigError, ShardConfig};
 use crate::limits::Limits;
-use crate::recovery::Recoveries;
+use crate::recovery::{Recoveries, Standing};
 use crate::replicas::{Replicas, Surroundings};
 use crate::streams::{Admission, Streams};
-use parked::{Park, Parked};
+use parked::Parked;
 
 /// Background work is done so often when nothing else happens.
 const TICK_US: u64 = 20_000;
@@ -88,6 +89,18 @@ const TOUCH_US: u64 = 1_000;
 /// A shard told to shut down waits so long for its last answers.
 const SHUTDOWN_US: u64 = 1_000_000;
 
+/// What becomes of a command now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Turn {
+    /// It is executed. `unseen`: as a write that knows nothing of what there was.
+    Now {
+        unseen: bool,
+    },
+    /// Until more has been replayed, or an old lease has run out.
+    Wait,
+    Refused(Failure),
+}
+
 /// Why a shard does not answer any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Life {
@@ -107,11 +120,12 @@ struct Counts {
     not_owner: u64,
     not_ready: u64,
     busy: u64,
-    /// Answered while a former owner could still answer too.
-    in_old_lease: u64,
-    /// Executed when it could not any more.
-    after_old_lease: u64,
     failed: u64,
+    /// Of keys in ranges of which not everything had been replayed.
+    early_reads: u64,
+    early_writes: u64,
+    /// Of keys of which the former owner may still tell something.
+    leased_reads: u64,
     leaseless_flushes: u64,
 }
 
@@ -125,12 +139,16 @@ pub struct Shard {
     recoveries: Recoveries,
     streams: Streams,
     answers: Answers,
-    /// Commands that wait for the end of an old lease.
-    park: Park,
     /// Refusals, which need no lease.
     refusals: Vec<Answer>,
+    /// Commands of which not enough is known yet, or that an old lease forbids.
+    parked: Parked,
     /// Ranges that the view gives to this shard's log, available.
     owned: Vec<SlotRange>,
+    /// Those of them in which everything is known, and of which nobody else may tell anything.
+    settled: Vec<SlotRange>,
+    /// Those of which not everything has been replayed, as of the last flush.
+    unreplayed: Vec<SlotRange>,
     limits: Limits,
     clock: ClusterMs,
     /// The highest ceiling told to any backup.
@@ -186,12 +204,14 @@ impl Shard {
             membership: Membership::new(config.member.clone(), seed),
             log: Log::new(id, config.log.clone())?,
             replicas: Replicas::new(id, seed.rotate_left(32)),
-            recoveries: Recoveries::default(),
+            recoveries: Recoveries::new(config.recovery_window_bytes),
             streams: Streams::new(config.clients_max as usize),
             answers: Answers::default(),
-            park: Park::default(),
             refusals: Vec::new(),
+            parked: Parked::default(),
             owned: Vec::new(),
+            settled: Vec::new(),
+            unreplayed: Vec::new(),
             limits: Limits::default(),
             clock: ClusterMs::default(),
             ceiling: ClusterMs::default(),
@@ -267,6 +287,16 @@ impl Shard {
                 self.recoveries.part(now, from, part);
                 self.recover_more = true;
             }
+            Message::Outline {
+                log,
+                segment,
+                attempt,
+                outline,
+            } => {
+                let id = (log, attempt);
+                (self.recoveries).outline(now, id, segment, outline.as_ref());
+                self.recover_more = true;
+            }
             Message::FetchFailed {
                 log,
                 segment,
@@ -289,8 +319,18 @@ impl Shard {
             .filter(|tablet| tablet.available)
             .map(|tablet| tablet.range)
             .collect();
-        self.limits.set(&view.namespaces, &self.owned);
         self.replicas.view_changed(view, out);
+        self.settle();
+    }
+
+    /// What this shard has of the key space has changed, or how much of it is known. Limits of namespaces go by what is
+    /// known: what is still to be replayed is not counted yet.
+    fn settle(&mut self) {
+        self.unreplayed = self.recoveries.unreplayed();
+        self.settled = without(&self.owned, &self.recoveries.unsettled());
+        let known = without(&self.owned, &self.unreplayed);
+        let view = self.membership.view();
+        self.limits.set(&view.namespaces, &known);
     }
 
     // ---- commands ----
@@ -302,10 +342,8 @@ impl Shard {
             first,
             items,
         } = requests;
-        if first == 0 && self.park.len() > 0 {
-            // All of a newer stream is asked again.
-            self.park
-                .retain(|parked| parked.client != client || parked.stream >= stream);
+        if first == 0 {
+            self.parked.forget_older(client, stream);
         }
         let admission = self
             .streams
@@ -332,31 +370,30 @@ impl Shard {
                 token,
                 outcome,
             };
-            let refused = refusal
-                .clone()
-                .or_else(|| self.refusal(now, client, stream, request));
-            match refused {
-                Some(failure) => {
+            let mut turn = match &refusal {
+                Some(failure) => Turn::Refused(failure.clone()),
+                None if self.streams.is_put_off(client, stream) => Turn::Refused(Failure::NotReady),
+                None if self.waits_behind(client, stream, request) => Turn::Wait,
+                None => self.turn(now, request),
+            };
+            if turn == Turn::Wait {
+                if self.park(from, client, stream, request) {
+                    continue;
+                }
+                turn = Turn::Refused(Failure::NotReady);
+            }
+            match turn {
+                Turn::Now { unseen } => {
+                    let (needs, outcome) = self.execute(client, request, unseen);
+                    self.answers.hold(needs, answer(outcome));
+                }
+                Turn::Refused(failure) => {
                     self.count_refusal(&failure);
                     // D4.
                     self.streams.put_off(client, stream);
                     self.refusals.push(answer(Outcome::Failed(failure)));
                 }
-                None => match self.waits_for(now, &request.command) {
-                    Some(until_us) => {
-                        let parked = Parked {
-                            from,
-                            client,
-                            stream,
-                            request: request.clone(),
-                        };
-                        self.park.add(parked, until_us);
-                    }
-                    None => {
-                        let (needs, outcome) = self.execute(client, request);
-                        self.answers.hold(needs, answer(outcome));
-                    }
-                },
+                Turn::Wait => unreachable!("it waits, or was refused for want of room"),
             }
         }
     }
@@ -371,38 +408,44 @@ impl Shard {
         self.log.prefetch_batch(hashes);
     }
 
-    /// Why a request is not executed now, if so.
-    fn refusal(
-        &mut self,
-        now: Now,
-        client: ClientId,
-        stream: u64,
-        request: &Request,
-    ) -> Option<Failure> {
+    /// What becomes of a request now.
+    fn turn(&self, now: Now, request: &Request) -> Turn {
         let command = &request.command;
-        if self.streams.is_put_off(client, stream) {
-            return Some(Failure::NotReady);
-        }
         if let Some(failure) = self.unready(now) {
-            return Some(failure);
+            return Turn::Refused(failure);
         }
+        let mut unseen = false;
         if command.op.is_keyspace() {
             if self.owned.is_empty() {
-                return Some(Failure::NotOwner);
+                return Turn::Refused(Failure::NotOwner);
             }
-            if self.park.len() > 0 || self.recoveries.withholds_any(now, &self.owned) {
-                return Some(Failure::NotReady);
+            // An old lease may have run out since the last flush.
+            if self.settled != self.owned || self.recoveries.withholds_any(now, &self.owned) {
+                return Turn::Wait;
             }
         } else {
             let slot = Slot::of(&command.key);
             if !self.owned.iter().any(|range| range.contains(slot)) {
-                return Some(Failure::NotOwner);
+                return Turn::Refused(Failure::NotOwner);
             }
-            if self.recoveries.withholds(slot) {
-                return Some(Failure::NotReady);
+            match self.standing(now, command, request.once.as_ref()) {
+                Standing::Known => {}
+                Standing::Unseen => unseen = true,
+                Standing::Wait => return Turn::Wait,
+                Standing::Withheld => return Turn::Refused(Failure::NotReady),
             }
         }
-        (command.op.is_write() && self.is_behind()).then_some(Failure::Busy)
+        match command.op.is_write() && self.is_behind() {
+            true => Turn::Refused(Failure::Busy),
+            false => Turn::Now { unseen },
+        }
+    }
+
+    /// What may be said about the key of a command in a slot that this shard owns.
+    fn standing(&self, now: Now, command: &Command, once: Option<&Once>) -> Standing {
+        let adds = command.op.is_write() && !matches!(command.op, Op::Delete { .. });
+        let limited = adds && self.limits.has(command.namespace);
+        (self.recoveries).standing(now, &self.log, self.clock, command, once, limited)
     }
 
     /// Why nothing at all is executed now, if so.
@@ -428,69 +471,9 @@ impl Shard {
     }
 
     fn is_full(&self) -> bool {
-        let (count, bytes) = (self.park.len(), self.park.bytes());
+        let (count, bytes) = (self.parked.len(), self.parked.bytes());
         self.answers.held() + count >= self.config.queued_requests_max as usize
             || self.answers.held_bytes() + bytes >= self.config.queued_bytes_max
-    }
-
-    /// Until when a command that would be executed has to wait for the end of an old lease, or behind one that does
-    /// (P1, P2); `None` if it has not to.
-    fn waits_for(&mut self, now: Now, command: &Command) -> Option<u64> {
-        if self.park.len() == 0 && self.recoveries.is_quiet(now) || command.op.is_keyspace() {
-            return None;
-        }
-        let until_us = (self.recoveries).old_lease_until_us(now, Slot::of(&command.key));
-        let hash = KeyHash::of(command.namespace, &command.key);
-        if self.park.concerns(hash) {
-            return Some(until_us.unwrap_or(now.mono_us));
-        }
-        let until_us = until_us?;
-        let found = || {
-            let (namespace, key) = (command.namespace, &command.key);
-            self.log.find_hashed(namespace, key, hash, self.clock)
-        };
-        if !command.op.is_write() && found().is_some() {
-            self.counts.in_old_lease += 1;
-            return None;
-        }
-        Some(until_us)
-    }
-
-    /// Executes what has waited for the end of an old lease.
-    fn unpark(&mut self, now: Now) {
-        let due = self.park.take_due(now.mono_us);
-        let mut is_held_up = false;
-        for parked in due {
-            let Parked {
-                from,
-                client,
-                stream,
-                request,
-            } = &parked;
-            let slot = Slot::of(&request.command.key);
-            // P3. Its client has begun a newer stream, or will have heard of another owner.
-            if !self.streams.is_current(*client, *stream)
-                || !self.owned.iter().any(|range| range.contains(slot))
-            {
-                continue;
-            }
-            is_held_up = is_held_up || self.unready(now).is_some() || self.is_behind();
-            let until_us = self.recoveries.old_lease_until_us(now, slot);
-            if is_held_up || until_us.is_some() {
-                self.park.add(parked, until_us.unwrap_or(now.mono_us));
-                continue;
-            }
-            self.counts.after_old_lease += 1;
-            let (needs, outcome) = self.execute(*client, request);
-            let answer = Answer {
-                to: *from,
-                client: *client,
-                stream: *stream,
-                token: request.token,
-                outcome,
-            };
-            self.answers.hold(needs, answer);
-        }
     }
 
     /// Writers wait for replicas to catch up.
@@ -499,7 +482,12 @@ impl Shard {
     }
 
     /// Executes a command; also says what must be durable before its outcome may be heard.
-    fn execute(&mut self, client: ClientId, request: &Request) -> (Position, Outcome) {
+    fn execute(
+        &mut self,
+        client: ClientId,
+        request: &Request,
+        unseen: bool,
+    ) -> (Position, Outcome) {
         let command = &request.command;
         let is_write = command.op.is_write();
         self.count(is_write);
@@ -529,16 +517,26 @@ impl Shard {
             Some(once) => Identity::Once(once),
             None => Identity::Missing,
         };
-        self.run(command, identity)
+        self.run(command, identity, unseen)
     }
 
     /// Executes a command and notes what it concerned.
-    fn run(&mut self, command: &Command, identity: Identity<'_>) -> (Position, Outcome) {
+    fn run(
+        &mut self,
+        command: &Command,
+        identity: Identity<'_>,
+        unseen: bool,
+    ) -> (Position, Outcome) {
+        if self.settled != self.owned {
+            self.count_early(command);
+        }
         let before = self.log.end();
         let context = Context {
             now: self.clock,
-            owned: &self.owned,
+            owned: &self.settled,
+            unseen,
         };
+
         let mut evicted = Vec::new();
         let outcome = execute(
             &mut self.log,
@@ -625,6 +623,23 @@ impl Shard {
         }
     }
 
+    /// Something is told of a range that has not been settled.
+    fn count_early(&mut self, command: &Command) {
+        let slot = Slot::of(&command.key);
+        let holds = |ranges: &[SlotRange]| ranges.iter().any(|range| range.contains(slot));
+        let counts = &mut self.counts;
+        match (
+            holds(&self.settled),
+            holds(&self.unreplayed),
+            command.op.is_write(),
+        ) {
+            (true, ..) => {}
+            (false, true, true) => counts.early_writes += 1,
+            (false, true, false) => counts.early_reads += 1,
+            (false, false, _) => counts.leased_reads += 1,
+        }
+    }
+
     fn count_refusal(&mut self, failure: &Failure) {
         match failure {
             Failure::NotOwner => self.counts.not_owner += 1,
@@ -658,6 +673,9 @@ impl Shard {
         {
             Ok(more) => self.recover_more = more,
             Err(lost) => return self.stop(lost.to_string(), out),
+        }
+        if self.recoveries.withholds_some(now) || self.settled != self.owned {
+            self.settle();
         }
         if self.sweep_due_us <= now.mono_us {
             let full = self.limits.any_full(&self.log);
@@ -698,9 +716,10 @@ impl Shard {
     fn account(&mut self) {
         self.log.set_external_bytes(
             self.answers.memory_bytes()
-                + self.park.bytes()
                 + self.replicas.in_flight_bytes()
                 + self.recoveries.held_bytes()
+                + self.recoveries.bytes_to_come()
+                + self.parked.bytes()
                 + self.streams.memory_bytes()
                 + self.process.buffers_bytes,
         );
@@ -834,6 +853,7 @@ impl Node for Shard {
         }
         self.unpark(now);
         self.ship(now, out);
+        self.recover_more |= self.recoveries.has_news(&self.log);
         self.account();
         // Acknowledgements that this flush has seen count for the commands that come next.
         self.set_clock(now);
@@ -876,7 +896,30 @@ impl Node for Shard {
         let (recoveries, recovered_entries, recovered_bytes) = self.recoveries.totals();
         let (leaning, leaning_bytes) = self.recoveries.leaning(&self.log);
         let counts = self.counts;
+        let (takeovers_early, segments_pulled) = self.recoveries.early_totals();
         vec![
+            (
+                "holdfast_shard_takeovers_early_total",
+                takeovers_early as f64,
+            ),
+            (
+                "holdfast_shard_segments_pulled_total",
+                segments_pulled as f64,
+            ),
+            (
+                "holdfast_shard_early_reads_total",
+                counts.early_reads as f64,
+            ),
+            (
+                "holdfast_shard_early_writes_total",
+                counts.early_writes as f64,
+            ),
+            (
+                "holdfast_shard_reads_in_old_lease_total",
+                counts.leased_reads as f64,
+            ),
+            ("holdfast_shard_waiting", self.parked.len() as f64),
+            ("holdfast_shard_waited_total", self.parked.served as f64),
             ("holdfast_shard_sessions", self.sessions() as f64),
             ("holdfast_shard_reads_total", counts.reads as f64),
             ("holdfast_shard_writes_total", counts.writes as f64),
@@ -890,18 +933,6 @@ impl Node for Shard {
                 counts.not_ready as f64,
             ),
             ("holdfast_shard_refused_busy_total", counts.busy as f64),
-            (
-                "holdfast_shard_reads_in_old_lease_total",
-                counts.in_old_lease as f64,
-            ),
-            (
-                "holdfast_shard_waited_for_old_lease_total",
-                counts.after_old_lease as f64,
-            ),
-            (
-                "holdfast_shard_waiting_for_old_lease",
-                self.park.len() as f64,
-            ),
             (
                 "holdfast_shard_leaseless_flushes_total",
                 counts.leaseless_flushes as f64,

@@ -1,6 +1,7 @@
 //! The order of each client's commands, over a network that may lose, double or reorder messages.
 //!
-//! S1. Of one stream, indexes are executed in order, without gaps, each once.
+//! S1. Of one stream, indexes are admitted in order, without gaps, each once. Those of one slot are executed in that order
+//!     (K1 of `shard::parked`).
 //! S2. A newer stream ends an older one for good.
 //! S3. After a command was put off (the client will ask again), nothing later of that stream is
 //!     executed: a later command of the same connection must not overtake the repeated one.
@@ -123,11 +124,6 @@ impl Streams {
         if let Some(state) = self.current(client, stream) {
             state.put_off = true;
         }
-    }
-
-    /// True if the client has begun no newer stream.
-    pub fn is_current(&mut self, client: ClientId, stream: u64) -> bool {
-        self.current(client, stream).is_some()
     }
 
     /// True if nothing more of this stream may be executed: S3, or a newer one has begun.

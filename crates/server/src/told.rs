@@ -167,6 +167,10 @@ fn phases_of(recovery: &Recovery, status: &Status) -> Vec<RecoveryPhase> {
                 ("replayed", timings.replayed_ms),
                 ("replicated", timings.replicated_ms),
             ] {
+                // Not yet, or sooner than can be told.
+                if ms == 0 {
+                    continue;
+                }
                 phases.push(RecoveryPhase {
                     name: format!("{name} {what}"),
                     at_ms: planned_ms + u64::from(ms),
@@ -203,7 +207,7 @@ fn state_of(recovery: &Recovery) -> String {
         Phase::Leaning => {
             let left: u64 = recovery.partitions.iter().map(|part| part.bytes_left).sum();
             format!(
-                "leaning: served, {:.1} MB to be replicated",
+                "leaning: served, {:.1} MB to be replicated (or replayed before)",
                 left as f64 / 1e6
             )
         }

@@ -36,6 +36,7 @@ pub fn shard(setup: &Setup, member: Member, seed: u64) -> Box<dyn Node> {
     config.log.seglet_bytes = setup.seglet_bytes;
     config.log.value_bytes_max = setup.value_bytes_max;
     config.log.replica_expansion_percent = setup.replica_expansion_percent;
+    config.recovery_window_bytes = setup.recovery_window_bytes;
     let shard = Shard::new(config, seed).expect("the setup makes sense for a shard");
     match setup.verify {
         true => Box::new(Verified(shard)),

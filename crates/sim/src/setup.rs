@@ -29,6 +29,8 @@ pub struct Setup {
     /// Segments may be so many on backups, in percent of what fills the memory: the fewer, the sooner a shard cleans
     /// for replicas' sake; the more, the longer compaction is enough.
     pub replica_expansion_percent: u32,
+    /// What one recovery fetches at a time: with little, requests come before everything is replayed.
+    pub recovery_window_bytes: u64,
     /// Frames of one backup.
     pub frames: u32,
     pub value_bytes_max: u32,
@@ -82,6 +84,7 @@ impl Setup {
             segment_bytes: 64 << 10,
             seglet_bytes: 4 << 10,
             replica_expansion_percent: 200,
+            recovery_window_bytes: 32 << 20,
             frames: 192,
             value_bytes_max: 16 << 10,
             power_fails: true,
@@ -113,6 +116,8 @@ impl Setup {
         setup.memory_bytes = *chance.pick(&[768 << 10, 768 << 10, 1 << 20, 2 << 20]);
         // Where there may be few segments they are combined, where there may be many they are compacted.
         setup.replica_expansion_percent = *chance.pick(&[200, 500, 800]);
+        // One segment at a time makes a recovery slow enough for requests to come before its end.
+        setup.recovery_window_bytes = *chance.pick(&[1, 1, 128 << 10, 32 << 20]);
         setup.frames = 1_024;
         if seed % ISLANDS_EVERY == 3 {
             // Whoever is alone then is alone for long.

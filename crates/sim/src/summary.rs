@@ -18,11 +18,16 @@ const SEEDS_TO_JUDGE: u64 = 100;
 const VIOLATIONS_SHOWN: usize = 5;
 
 /// Corners of the code that a batch of seeds should have been in, as the roles count them.
-const CORNERS: [(&str, &str); 22] = [
+const CORNERS: [(&str, &str); 26] = [
     ("holdfast_shard_recoveries_total", "a shard recovered"),
     (LEANING, "served while it leant"),
     (CAUGHT, "killed as it leant"),
     (FROM_SEVERAL, "recovered from several logs"),
+    (EARLY, "taken over early"),
+    (EARLY_READS, "read early"),
+    ("holdfast_shard_early_writes_total", "written early"),
+    (PULLED, "a segment pulled"),
+    (WAITED, "waited and answered"),
     (COMPACTED, "bytes compacted"),
     (CLEANED, "bytes cleaned"),
     (REPLICAS_OF_COMPACTED, "a compacted copy closed"),
@@ -41,10 +46,6 @@ const CORNERS: [(&str, &str); 22] = [
     (
         "holdfast_shard_reads_in_old_lease_total",
         "read in an old lease",
-    ),
-    (
-        "holdfast_shard_waited_for_old_lease_total",
-        "waited for its end",
     ),
     ("holdfast_shard_refused_busy_total", "writers refused"),
     ("holdfast_backup_stale_appends_total", "stale appends"),
@@ -65,13 +66,20 @@ const CORNERS: [(&str, &str); 22] = [
 ];
 
 const LEANING: &str = "holdfast_takeovers_leaning_total";
+const EARLY: &str = "holdfast_shard_takeovers_early_total";
+const EARLY_READS: &str = "holdfast_shard_early_reads_total";
+const PULLED: &str = "holdfast_shard_segments_pulled_total";
+const WAITED: &str = "holdfast_shard_waited_total";
 const FROM_SEVERAL: &str = "holdfast_takeovers_from_several_logs_total";
 const CLEANED: &str = "holdfast_shard_cleaned_bytes_total";
 
 /// Corners without which a batch has not tested lineage or cleaning, and in how many of a hundred seeds they must
 /// have been reached.
-const CORNERS_MIN: [(&str, u64); 6] = [
+const CORNERS_MIN: [(&str, u64); 9] = [
     (LEANING, 50),
+    (EARLY, 30),
+    (EARLY_READS, 10),
+    (PULLED, 10),
     (FROM_SEVERAL, 10),
     (COMPACTED, 30),
     (CLEANED, 30),

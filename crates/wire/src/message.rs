@@ -77,15 +77,15 @@ pub enum Message {
         done_bytes: u64,
         total_bytes: u64,
     },
-    /// All of the ranges has been replayed, and what `Recover::first` names is replicated and in a durable
-    /// digest: the recovery master can own them while the rest leans on the dead log's replicas. Repeated until
-    /// `Recovered` takes its place.
+    /// What `Recover::first` names is replayed, replicated and in a durable digest, and of the rest either all has been
+    /// replayed, or it is known which keys it is about: the recovery master can own the ranges while the rest leans
+    /// on the dead log's replicas. Repeated until `Recovered` takes its place.
     Replayed {
         log: LogId,
         attempt: u64,
         entries: u64,
         bytes: u64,
-        /// Of what was replayed, not on all replicas yet.
+        /// Of what is or will be replayed, not on all replicas yet.
         bytes_left: u64,
         timings: ReplayTimings,
     },
@@ -117,6 +117,20 @@ pub enum Message {
         segment: SegmentId,
         attempt: u64,
         certificate: Certificate,
+    },
+    /// Recovery master to backup: the outlines of closed replicas (`holdfast_format::Outline`). Answered by an `Outline` for
+    /// each segment; repeated, to whoever else holds it, until one has come or nobody has one.
+    AskOutlines {
+        log: LogId,
+        attempt: u64,
+        segments: Vec<SegmentId>,
+    },
+    /// What the segment may say something about; encoded. `None`: it is not known here. Echoes the `AskOutlines`.
+    Outline {
+        log: LogId,
+        segment: SegmentId,
+        attempt: u64,
+        outline: Option<Bytes>,
     },
     /// Coordinator to backups: nobody will recover from this log again; its frames may go.
     LogGone {
@@ -482,7 +496,7 @@ pub struct FetchPart {
 /// Commands of one client for one shard.
 ///
 /// A `stream` is one attempt to talk to the shard in order: `first` is the index in it of
-/// `items[0]`, and a shard executes indexes without gaps, so commands of one client keep their
+/// `items[0]`, and a shard executes indexes without gaps, those of one slot in order, so commands of one client keep their
 /// order even over a network that loses or reorders. After silence or a broken connection the
 /// client starts a higher stream and sends everything unanswered again, in order.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -1,13 +1,13 @@
 //! Who leans on a dead log, and what a dead log lends to the recovery of another one (V5; design notes, "Lineage").
 
-use holdfast_format::{ClusterMs, LogId, ServerId, SlotRange, Version};
+use holdfast_format::{ClusterMs, LogId, ServerId, SlotRange, Version, without};
 use holdfast_wire::LeantOn;
 
 use super::{Done, Recovery, State};
 use crate::inventory::{Hold, expiry_floor, lent, version_ceiling};
 use crate::journal::Journal;
 use crate::records::{Lean, Partition};
-use crate::tablets::{Tablets, common, without};
+use crate::tablets::{Tablets, common};
 
 /// What one dead log holds of another one's ranges (V5).
 #[derive(Clone, Debug)]
@@ -102,6 +102,8 @@ impl Recovery {
         let over = |it: &Lean| (it.master, it.by, it.attempt) == (master, by, attempt);
         self.record.leans.retain(|lean| !over(lean));
         if self.record.leans.len() != before {
+            // The last one to lean may have been all that kept the seal as it was.
+            self.dirty = true;
             self.save(journal);
         }
     }
@@ -119,6 +121,8 @@ impl Recovery {
     ) -> Option<Vec<SlotRange>> {
         if let Some(report) = self.report_of(from, &done) {
             report.bytes_left = bytes_left;
+            // What is served before all of it is replayed tells when that was later.
+            report.timings = Some(done.timings);
         }
         let Partition {
             attempt, ranges, ..

@@ -10,6 +10,7 @@ use holdfast_wire::{Command, Op};
 
 use super::{Life, PREFETCH_MAX, Shard};
 use crate::commands::{Identity, meta};
+use crate::recovery::Standing;
 
 impl ShardBeside for Shard {
     fn id(&self) -> ServerId {
@@ -37,23 +38,21 @@ impl ShardBeside for Shard {
 
     fn execute(&mut self, now: Now, command: &Command) -> Option<Executed<'_>> {
         let is_write = command.op.is_write();
-        if (is_write && self.is_behind())
-            || command.op.is_keyspace()
-            || !self.serves(now, &command.key)
-            || self.unready(now).is_some()
+        if (is_write && self.is_behind()) || command.op.is_keyspace() || self.unready(now).is_some()
         {
             return None;
         }
-        if self.waits_for(now, command).is_some() {
-            return None;
-        }
+        let unseen = self.serves(now, command)?;
         self.used = true;
         self.lent = true;
         self.count(is_write);
         if command.op != Op::Get {
-            let (needs, outcome) = self.run(command, Identity::Unneeded);
+            let (needs, outcome) = self.run(command, Identity::Unneeded, unseen);
             let answer = Answer::Outcome(outcome);
             return Some(Executed { needs, answer });
+        }
+        if self.settled != self.owned {
+            self.count_early(command);
         }
         let hash = KeyHash::of(command.namespace, &command.key);
         let needs = self.answers.needs(command.namespace, hash);
@@ -84,12 +83,20 @@ impl ShardBeside for Shard {
 }
 
 impl Shard {
-    /// D1.
-    fn serves(&self, now: Now, key: &[u8]) -> bool {
-        if self.owned.as_slice() == [SlotRange::ALL] && self.recoveries.is_quiet(now) {
-            return true;
+    /// `None`: not now (D1). True: only as a write that knows nothing of what there was.
+    fn serves(&self, now: Now, command: &Command) -> Option<bool> {
+        let withholds = self.recoveries.withholds_some(now);
+        if self.owned.as_slice() == [SlotRange::ALL] && !withholds {
+            return Some(false);
         }
-        let slot = Slot::of(key);
-        self.owned.iter().any(|range| range.contains(slot)) && !self.recoveries.withholds(slot)
+        let slot = Slot::of(&command.key);
+        if !self.owned.iter().any(|range| range.contains(slot)) {
+            return None;
+        }
+        match withholds.then(|| self.standing(now, command, None)) {
+            None | Some(Standing::Known) => Some(false),
+            Some(Standing::Unseen) => Some(true),
+            Some(Standing::Wait | Standing::Withheld) => None,
+        }
     }
 }

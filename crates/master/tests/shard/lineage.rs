@@ -19,7 +19,7 @@ fn dead() -> World {
 }
 
 /// May be taken over when the entries of the head are durable.
-fn lent(dead: &World) -> Recover {
+pub fn lent(dead: &World) -> Recover {
     let plan = plan(dead, vec![SlotRange::ALL]);
     let head = plan.segments.iter().map(|it| it.segment).max().unwrap();
     assert!(plan.segments.len() > 2, "there is something to lean on");

@@ -10,6 +10,7 @@ mod chaos;
 mod cleaning;
 mod commands;
 mod compaction;
+mod early;
 mod limits;
 mod lineage;
 mod replication;

@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bytes::Bytes;
 use holdfast_cluster::{Dice, Input, Node, Now, Output, Outputs};
 use holdfast_format::{
-    ClientId, ClusterMs, Entries, Epoch, HeaderKind, LogId, Namespace, Opening, SegmentId,
-    ServerId, SlotRange, crc32c,
+    ClientId, ClusterMs, Entries, Epoch, HeaderKind, LogId, Namespace, Opening, Outlining,
+    SegmentId, ServerId, SlotRange, crc32c,
 };
 use holdfast_master::{Shard, ShardConfig};
 use holdfast_wire::*;
@@ -77,6 +77,10 @@ pub struct World {
     pub stalled: Vec<(ServerId, Append)>,
     late: Vec<(u64, Late)>,
     pub stopped: Option<String>,
+    /// Backups take their time with these segments.
+    pub withheld: BTreeSet<SegmentId>,
+    /// Backups know no outlines.
+    pub without_outlines: bool,
     /// Fetch parts are damaged on their way from these.
     pub corrupts: BTreeSet<ServerId>,
     pub stream: u64,
@@ -243,6 +247,8 @@ impl World {
             stalled: Vec::new(),
             late: Vec::new(),
             stopped: None,
+            withheld: BTreeSet::new(),
+            without_outlines: false,
             corrupts: BTreeSet::new(),
             stream: 1,
             index: 0,
@@ -445,7 +451,13 @@ impl World {
                 }
                 Vec::new()
             }
+            Message::Fetch(fetch) if self.withheld.contains(&fetch.segment) => Vec::new(),
             Message::Fetch(fetch) => self.fetch(to, &fetch),
+            Message::AskOutlines {
+                log,
+                attempt,
+                segments,
+            } => self.outlines(to, log, attempt, &segments),
             Message::Ping { nonce } => vec![Message::Pong { nonce }],
             other => panic!("a backup has no business with {other:?}"),
         }
@@ -694,6 +706,30 @@ impl World {
         (self.backups.iter())
             .filter(|(_, backup)| backup.replicas.contains_key(&(self.log, head)))
             .map(|(id, _)| *id)
+            .collect()
+    }
+
+    fn outlines(
+        &self,
+        from: ServerId,
+        log: LogId,
+        attempt: u64,
+        segments: &[SegmentId],
+    ) -> Vec<Message> {
+        let outline = |segment: SegmentId| {
+            let held = self.backups[&from].replicas.get(&(log, segment));
+            let closed = held.filter(|it| it.closed && !self.without_outlines)?;
+            let mut outlining = Outlining::default();
+            outlining.add(&closed.bytes);
+            outlining.finish().map(|outline| outline.encode().into())
+        };
+        (segments.iter())
+            .map(|&segment| Message::Outline {
+                log,
+                segment,
+                attempt,
+                outline: outline(segment),
+            })
             .collect()
     }
 

@@ -5,7 +5,8 @@
 //! kill .. detected .. planned .. replayed .. taken over .. fully replicated
 //! ```
 //!
-//! Stages overlap in a recovery (masters ship what they have replayed while they replay the rest), so a stage here
+//! A master that takes over before it has replayed everything does so between planned and replayed, and the stages are named
+//! accordingly. Stages overlap in a recovery (masters ship what they have replayed while they replay the rest), so a stage here
 //! is the time between two events that everybody waits for: the *last* master's. What a process spends in it
 //! need not be for it, and other work of the same processes (clients that ask) is included.
 
@@ -87,11 +88,19 @@ impl Timeline {
             let of = events.iter().filter(|event| event.what == what);
             of.map(|event| event.at_ms).max_by(f64::total_cmp)
         };
+        let (replayed, taken_over) = (last("replayed"), last("all taken over"));
+        let middle = match (replayed, taken_over) {
+            (Some(replayed_ms), Some(taken_over_ms)) if taken_over_ms < replayed_ms => [
+                ("replay the head", taken_over),
+                ("replay the rest", replayed),
+            ],
+            _ => [("fetch and replay", replayed), ("take over", taken_over)],
+        };
         let ends = [
             ("detect", Some(detected_ms)),
             ("fence and plan", last("partitions planned")),
-            ("fetch and replay", last("replayed")),
-            ("take over", last("all taken over")),
+            middle[0],
+            middle[1],
             ("replicate", last("replicated")),
             ("settle", last("ready again")),
         ];

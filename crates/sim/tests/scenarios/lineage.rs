@@ -82,7 +82,7 @@ fn generations_that_lean_die_one_after_another() {
 /// R - 1 backups die with it, and everything dies.
 #[test]
 fn who_leans_dies_with_backups_and_with_everything() {
-    let mut stage = leaning(23);
+    let mut stage = leaning(24);
     change(&mut stage);
     let heir = stage.owner("many:7");
     stage.crash_for(heir, 2_500);

@@ -95,6 +95,8 @@ messages! {
         0x29 FetchFailed { log, segment, attempt, certificate }
         0x2a LogGone { log }
         0x2b Replayed { log, attempt, entries, bytes, bytes_left, timings }
+        0x2c AskOutlines { log, attempt, segments }
+        0x2d Outline { log, segment, attempt, outline }
     }
 }
 
@@ -145,6 +147,7 @@ pub(super) fn longest_list(message: &Message) -> usize {
                 .max(others.max().unwrap_or(0))
         }
         Message::Fetch(fetch) => fetch.ranges.len(),
+        Message::AskOutlines { segments, .. } => segments.len(),
         // Split into frames by the encoder; only what is inside an item counts.
         Message::Responses(Responses { items, .. }) => items
             .iter()

@@ -532,6 +532,25 @@ fn recovery() -> impl Strategy<Value = Message> {
                 }
             }
         ),
+        (id(LogId), any::<u64>(), vec(id(SegmentId), 0..5)).prop_map(|(log, attempt, segments)| {
+            Message::AskOutlines {
+                log,
+                attempt,
+                segments,
+            }
+        }),
+        (
+            id(LogId),
+            id(SegmentId),
+            any::<u64>(),
+            option::of(vec(any::<u8>(), 0..40))
+        )
+            .prop_map(|(log, segment, attempt, outline)| Message::Outline {
+                log,
+                segment,
+                attempt,
+                outline: outline.map(Bytes::from),
+            }),
         (id(LogId), any::<[u64; 5]>()).prop_map(
             |(log, [attempt, entries, bytes, done_bytes, total_bytes])| {
                 Message::RecoveryProgress {

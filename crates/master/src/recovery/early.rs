@@ -1,0 +1,170 @@
+//! Serving a range before all of it has been replayed (design notes, "Serving early"; ADR 13).
+//!
+//! ```text
+//! outlines asked for ──all known, head replayed──> head committed ──told──> owner ──last segment replayed──> (over)
+//!        └─ nobody has one: that segment is replayed before anything is told
+//! ```
+//!
+//! E1. A key is final when no segment that has not been replayed admits it, or when what there is of it is newer than
+//!     everything in the dead log. Nothing is concluded from what there is of any other.
+//! E2. Before the ranges are served all range tombstones of the dead log are in force, those of segments still to
+//!     come among them.
+//! E3. Once it has been told that it can own the ranges, a recovery cannot be given up. If it cannot be brought to its end
+//!     either, the shard stops: its log and the dead one are recovered together.
+//! E4. It is told only if there is memory for what is still to come, and that memory is kept from writers.
+//!
+//! Bounds: an outline takes some ten bits for each entry, those of a recovery about 1 % of the dead log.
+
+use std::collections::BTreeMap;
+
+use holdfast_cluster::{Now, Outputs, ViewExt};
+use holdfast_format::{KeyHash, LogId, Outline, SegmentId, ServerId};
+use holdfast_wire::{Message, Once, RecoverSegment, View};
+
+use super::fetching::Source;
+
+/// An outline that does not come is asked of the next holder.
+const ASK_US: u64 = 60_000;
+
+/// So often round all holders, then it is taken that nobody has one.
+const ASK_ROUNDS: usize = 2;
+
+/// A segment of which the outline is not known.
+#[derive(Debug)]
+struct Sought {
+    log: LogId,
+    segment: RecoverSegment,
+    holder: usize,
+    asked: usize,
+    due_us: u64,
+}
+
+/// What is needed to serve a recovery's ranges early.
+#[derive(Debug, Default)]
+pub(super) struct Early {
+    sought: Vec<Sought>,
+    /// Of segments that have not been replayed.
+    known: BTreeMap<(LogId, SegmentId), Outline>,
+    /// Nobody has outlines of these.
+    unknown: Vec<(LogId, SegmentId)>,
+    /// The head is becoming part of this log (E3).
+    pub bound: bool,
+    /// The coordinator has been told that the ranges can be owned.
+    pub told: bool,
+    /// No memory for what is still to be replayed, since then.
+    pub stalled_since_us: Option<u64>,
+}
+
+impl Early {
+    pub fn begin<'a>(sources: impl Iterator<Item = &'a Source>) -> Early {
+        let sought = |source: &Source| Sought {
+            log: source.log,
+            // Those who are asked first are not those who send the segment first.
+            holder: source.segment.segment.0 as usize,
+            segment: source.segment.clone(),
+            asked: 0,
+            due_us: 0,
+        };
+        Early {
+            sought: sources.filter(|it| !it.first).map(sought).collect(),
+            ..Early::default()
+        }
+    }
+
+    /// Asks for the outlines that are missing. Returns segments of which nobody has one.
+    pub fn ask(
+        &mut self,
+        now: Now,
+        fetch_id: u64,
+        view: &View,
+        out: &mut Outputs,
+    ) -> Vec<(LogId, SegmentId)> {
+        let mut asks: BTreeMap<(ServerId, LogId), Vec<SegmentId>> = BTreeMap::new();
+        let mut unknown = Vec::new();
+        self.sought.retain_mut(|sought| {
+            if now.mono_us < sought.due_us {
+                return true;
+            }
+            let holders = &sought.segment.holders;
+            while sought.asked < holders.len() * ASK_ROUNDS {
+                let holder = holders[sought.holder % holders.len()].backup;
+                sought.holder += 1;
+                sought.asked += 1;
+                if view.is_up(holder) {
+                    sought.due_us = now.mono_us + ASK_US;
+                    let asked = asks.entry((holder, sought.log)).or_default();
+                    asked.push(sought.segment.segment);
+                    return true;
+                }
+            }
+            unknown.push((sought.log, sought.segment.segment));
+            false
+        });
+        for ((holder, log), segments) in asks {
+            let attempt = fetch_id;
+            let ask = Message::AskOutlines {
+                log,
+                attempt,
+                segments,
+            };
+            out.send(holder, ask);
+        }
+        self.unknown.extend_from_slice(&unknown);
+        unknown
+    }
+
+    /// A holder's answer.
+    pub fn outline(&mut self, now: Now, log: LogId, segment: SegmentId, outline: Option<Outline>) {
+        let is_it = |sought: &Sought| (sought.log, sought.segment.segment) == (log, segment);
+        let Some(at) = self.sought.iter().position(is_it) else {
+            return;
+        };
+        match outline {
+            Some(outline) => {
+                self.sought.swap_remove(at);
+                self.known.insert((log, segment), outline);
+            }
+            None => self.sought[at].due_us = now.mono_us,
+        }
+    }
+
+    /// All of a segment has been replayed.
+    pub fn replayed(&mut self, log: LogId, segment: SegmentId) {
+        self.known.remove(&(log, segment));
+        self.unknown.retain(|it| *it != (log, segment));
+        (self.sought).retain(|it| (it.log, it.segment.segment) != (log, segment));
+    }
+
+    /// True if of every segment that is still to be replayed the outline is known.
+    pub fn is_informed(&self) -> bool {
+        self.sought.is_empty() && self.unknown.is_empty()
+    }
+
+    /// The range tombstones of what is still to be replayed (E2).
+    pub fn flushes(&self) -> impl Iterator<Item = (LogId, &[u8])> {
+        (self.known.iter()).map(|((log, _), outline)| (*log, outline.flushes()))
+    }
+
+    /// Segments that may still bring something about the key (E1).
+    pub fn with_key(&self, hash: KeyHash) -> impl Iterator<Item = (LogId, SegmentId)> {
+        let admit = self.known.iter().filter(move |(_, it)| it.admits(hash));
+        admit.map(|(id, _)| *id)
+    }
+
+    /// Segments that may still bring the completion record of a write.
+    pub fn with_record(&self, once: &Once) -> impl Iterator<Item = (LogId, SegmentId)> {
+        let (client, sequence) = (once.client, once.sequence);
+        let admit = move |it: &Outline| it.admits_record(client, sequence);
+        let admit = self.known.iter().filter(move |(_, it)| admit(it));
+        admit.map(|(id, _)| *id)
+    }
+
+    pub fn wakeup(&self) -> Option<u64> {
+        self.sought.iter().map(|sought| sought.due_us).min()
+    }
+
+    pub fn memory_bytes(&self) -> u64 {
+        let outlines = self.known.values().map(Outline::memory_bytes);
+        outlines.sum::<usize>() as u64
+    }
+}
