@@ -201,11 +201,20 @@ impl Replicas {
             return;
         }
         self.avoided.retain(|_, until_us| now.mono_us < *until_us);
-        // Heads first, oldest first: everything that waits, waits for them.
+        // Heads first, oldest first: everything that waits, waits for them. Then what was begun, whatever came to stand
+        // before it since: nobody else sends it again.
         let copies = (self.busy.iter())
-            .filter(|id| !self.open_heads.contains(id) && !log.is_held_back(**id))
-            .take(COPIES_MAX);
-        let ids: Vec<SegmentId> = self.open_heads.iter().chain(copies).copied().collect();
+            .filter(|id| !self.open_heads.contains(id) && !log.is_held_back(**id));
+        let is_begun = |id: &SegmentId| {
+            let replicas = &self.segments[id].replicas;
+            replicas.iter().any(|it| it.in_flight.is_some())
+        };
+        let (begun, others): (Vec<SegmentId>, Vec<_>) = copies.copied().partition(is_begun);
+        let more = COPIES_MAX.saturating_sub(begun.len());
+        let ids: Vec<SegmentId> = (self.open_heads.iter().copied())
+            .chain(begun)
+            .chain(others.into_iter().take(more))
+            .collect();
         for id in ids {
             self.place(id, around);
             self.send(now, id, around, log, out);
