@@ -4,7 +4,7 @@
 //! ```text
 //! cargo bench -p holdfast-benches --bench index -- find 10000000
 //! cargo bench -p holdfast-benches --bench index -- overwrite 2000 1000    (MiB, sessions)
-//! cargo bench -p holdfast-benches --bench index -- replay
+//! cargo bench -p holdfast-benches --bench index -- replay 2000000 5    (sessions, rounds)
 //! cargo bench -p holdfast-benches --bench index -- grow 50000000
 //! ```
 //!
@@ -43,15 +43,16 @@ fn main() {
             overwrite(memory_mib, number(2, memory_mib * MIB * 3 / 10 / 177));
         }
         Some("replay") => {
-            replay(number(1, 2_000_000), 104);
-            replay(number(1, 2_000_000) / 4, 1_000);
+            let (sessions, rounds) = (number(1, 2_000_000), number(2, 3));
+            replay(sessions, 104, rounds);
+            replay(sessions / 4, 1_000, rounds);
         }
         Some("grow") => grow(number(1, 1_000_000)),
         None => {
             find(1_000_000);
             overwrite(500, 800_000);
-            replay(1_000_000, 104);
-            replay(250_000, 1_000);
+            replay(1_000_000, 104, 3);
+            replay(250_000, 1_000, 3);
             for entries in [100_000, 1_000_000, 1_400_000, 2_000_000] {
                 grow(entries);
             }
@@ -211,14 +212,16 @@ fn overwrite(memory_mib: u64, sessions: u64) {
     );
 }
 
-/// Segments of unique sessions under 16-byte keys, replayed in parts as long as those that backups send.
-fn replay(sessions: u64, value_bytes: usize) {
+/// Segments of unique sessions under 16-byte keys, each with a deadline of its own, replayed in parts as long as those
+/// that backups send.
+fn replay(sessions: u64, value_bytes: usize, rounds: u64) {
     let entry_bytes = 24 + 16 + value_bytes as u64;
     let mut source = new_log(sessions * (entry_bytes + 16) + 128 * MIB);
     let value = vec![7; value_bytes];
     for n in 0..sessions {
+        let expiry = Expiry::at(ClusterMs(NOW.0 + 1_800_000 + n / 8));
         source
-            .put(NS, &short_key(n), &value, Expiry::default(), None, NOW)
+            .put(NS, &short_key(n), &value, expiry, None, NOW)
             .expect("room for it");
     }
     let segments: Vec<Vec<u8>> = source
@@ -233,7 +236,7 @@ fn replay(sessions: u64, value_bytes: usize) {
         .collect();
     drop(source);
     let parts: Vec<&[u8]> = segments.iter().flat_map(|it| parts(it)).collect();
-    for _ in 0..3 {
+    for _ in 0..rounds {
         let mut log = new_log(sessions * (entry_bytes + 16) + 192 * MIB);
         let start = cpu_ns();
         let id = log.replay_begin();

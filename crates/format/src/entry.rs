@@ -52,6 +52,8 @@ pub(crate) const FLAG_SHADOWING: u8 = 0x10;
 pub(crate) const FLAG_LONG: u8 = 0x20;
 /// The distance to the absolute deadline is in seconds, not milliseconds.
 const FLAG_SECONDS: u8 = 0x40;
+/// The flags that an object may have.
+pub(crate) const OBJECT_FLAGS: u8 = FLAG_SHADOWING | FLAG_LONG | FLAG_SECONDS;
 
 /// Any entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -267,7 +269,7 @@ impl<'a> Entry<'a> {
     fn parse(bytes: &'a [u8]) -> Result<Entry<'a>, EntryError> {
         let flags = bytes[4] & !TYPE_MASK;
         let allowed = match bytes[4] & TYPE_MASK {
-            TYPE_OBJECT => FLAG_SHADOWING | FLAG_LONG | FLAG_SECONDS,
+            TYPE_OBJECT => OBJECT_FLAGS,
             TYPE_TOUCH => FLAG_SHADOWING,
             _ => 0,
         };

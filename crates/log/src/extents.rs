@@ -75,6 +75,13 @@ impl Extents {
         self.room = last.run.count * seglet_bytes as u32 - last.used;
     }
 
+    /// Where in the region the next byte of the last extent would go.
+    #[inline]
+    pub fn next(&self, region: &Region) -> u64 {
+        let last = self.list.last().expect("room was made");
+        region.offset_of(last.run.first) + u64::from(last.used)
+    }
+
     /// Takes the next `bytes` of the last extent. Returns where they begin in the region.
     #[inline]
     pub fn place(&mut self, region: &Region, bytes: u32) -> u64 {

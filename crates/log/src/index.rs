@@ -36,7 +36,7 @@ use std::num::NonZeroU64;
 use holdfast_format::{KeyHash, Keyed};
 
 use crate::region::Region;
-use crate::tags::{TAG_BITS, matching};
+use crate::tags::{TAG_BITS, matching, scan};
 
 const BUCKET_BYTES: u64 = 64;
 const OVERFLOW_BYTES: u64 = 32;
@@ -48,8 +48,9 @@ const OVERFLOW_WORDS: u64 = OVERFLOW_BYTES / WORD_BYTES;
 /// for each bucket, by Poisson) a word costs 10.7 bytes, and 11.8 right after growth by an eighth. One word
 /// in nine is in an overflow bucket.
 const WORDS_PER_BUCKET: u64 = 7;
-/// Overflow buckets kept ready. Moving a bucket needs at most 7 beyond those it frees: its words go to at
-/// most 3 buckets, and each of these needs one for every 3 words and less than 2 besides.
+/// Overflow buckets kept ready. Moving a bucket needs at most 7 beyond those it frees, one for every 3 words but the
+/// first 7: of the buckets that its words go to only the first and the last may hold others already, and need one for
+/// every 3 words and less than 2 besides; those between need none for 8 words.
 const SPARE_MIN: u64 = 8;
 const NO_CHUNK: u32 = u32::MAX;
 
@@ -302,6 +303,66 @@ impl Index {
         {
             region.prefetch(self.overflow_offset(region, link));
         }
+    }
+
+    /// Starts loading what `vacancy` will read after the bucket, which has been loaded by now, or what a look-up will if
+    /// there are words of such a key.
+    #[inline]
+    pub fn prefetch_vacancy(&self, region: &Region, hash: KeyHash) {
+        let (bucket, tag) = self.home(region, hash);
+        let line = line(region, bucket);
+        let found = matching(line, tag);
+        let raw = match found {
+            0 => raw_in(line, WORDS - 1),
+            found => raw_in(line, u64::from(found.trailing_zeros())),
+        };
+        if let Some(link) = raw.link() {
+            region.prefetch(self.overflow_offset(region, link));
+        } else if let Some(word) = raw.word().filter(|_| found != 0) {
+            prefetch_front(region, word);
+        }
+    }
+
+    /// Where the first word of a key with this hash would go, if there is none of such a key yet. `None` also if only
+    /// `probe` can tell.
+    #[inline]
+    pub fn vacancy(&self, region: &Region, hash: KeyHash) -> Option<Vacancy> {
+        let (home, tag) = self.home(region, hash);
+        let line = line(region, home);
+        let (found, filled) = scan(line, tag);
+        let tail = |next, end| Some(Tail { home, next, end }).map(|tail| Vacancy { tail, tag });
+        if found != 0 {
+            return None;
+        }
+        let Some(mut link) = raw_in(line, WORDS - 1).link() else {
+            // I1, and no word or link has an upper half of zero.
+            let next = home + WORD_BYTES * u64::from(filled.count_ones());
+            return tail(next, home + BUCKET_BYTES);
+        };
+        loop {
+            let bucket = self.overflow_offset(region, link);
+            let mut filled = 0;
+            let mut last = Raw::NONE;
+            for i in 0..OVERFLOW_WORDS {
+                last = read(region, bucket + WORD_BYTES * i);
+                if last.tag() == tag {
+                    return None;
+                }
+                filled += u64::from(last != Raw::NONE);
+            }
+            match last.link() {
+                Some(next) => link = next,
+                None => return tail(bucket + WORD_BYTES * filled, bucket + OVERFLOW_BYTES),
+            }
+        }
+    }
+
+    /// Adds a word where `vacancy` has just said. `make_room` has been asked.
+    #[inline]
+    pub fn fill_vacancy(&mut self, region: &mut Region, mut vacancy: Vacancy, word: Word) {
+        self.words += 1;
+        let raw = Raw::new(word, vacancy.tag);
+        self.append(region, &mut vacancy.tail, raw);
     }
 
     /// The words that may belong to a key with this hash. A key's touch comes before its main word (I4).
@@ -633,6 +694,13 @@ struct Tail {
     home: u64,
     next: u64,
     end: u64,
+}
+
+/// Where a word can be added, and its tag there.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Vacancy {
+    tail: Tail,
+    tag: u32,
 }
 
 /// A word, where it stands, and whether touches were seen that may be its key's.

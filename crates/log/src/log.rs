@@ -509,7 +509,11 @@ impl Log {
     #[inline]
     fn see_slot(&mut self, words: KeyWords) {
         let main = words.main.expect("a session is counted");
-        let slot = KeySlot::of(self.keyed(main.offset()).key());
+        self.note_slot(KeySlot::of(self.keyed(main.offset()).key()));
+    }
+
+    #[inline]
+    pub(crate) fn note_slot(&mut self, slot: KeySlot) {
         self.slots_seen[usize::from(slot.0) / 64] |= 1 << (slot.0 % 64);
     }
 

@@ -20,8 +20,10 @@
 //! P7. Of a range tombstone a replay keeps only what lies in its own ranges (`replay_limit`). Another replay of the same
 //!     log, of other ranges, has the rest: if this one is aborted, nothing of the other's may come back.
 
+mod fresh;
+
 use holdfast_format::{
-    ClusterMs, Entries, Entry, KeyHash, Keyed, Namespace, RangeTombstone, SEGMENT_HEADER_BYTES,
+    BadEntry, ClusterMs, Entry, KeyHash, Keyed, Namespace, RangeTombstone, SEGMENT_HEADER_BYTES,
     SegmentId, SlotRange, Version,
 };
 
@@ -32,6 +34,8 @@ use crate::log::{KeyWords, Log};
 use crate::segments::{Owner, Slot, State};
 use crate::space::{Class, birth};
 use crate::{ReplayError, ReplayId, Replayed};
+
+use fresh::Room;
 
 #[derive(Debug, Default)]
 pub(crate) struct Replay {
@@ -117,28 +121,19 @@ impl Log {
         let mut list = std::mem::take(&mut self.replay_list);
         list.clear();
         self.clock = self.clock.max(now);
-        let mut error = None;
-        for located in Entries::new(entries) {
-            match located {
-                Ok(located) => list.push(Checked {
-                    offset: located.offset as u32,
-                    length: located.length as u32,
-                    hash: located.entry.key_hash().unwrap_or_default(),
-                }),
-                Err(bad) => {
-                    error = Some(ReplayError::Corrupt {
-                        offset: bad.offset,
-                        error: bad.error,
-                    });
-                }
-            }
-        }
+        let error = check(entries, &mut list).err();
         let words = self.index.words();
-        let replayed = self.replay_checked(id, entries, &list, now);
+        let mut room = None;
+        let replayed = self.replay_checked(id, entries, &list, now, &mut room);
+        self.leave(&mut room);
         self.replay_list = list;
         let replay = self.replays.get_mut(&id).expect("a replay under way");
         replay.bytes += entries.len() as u64;
         replay.words += self.index.words().saturating_sub(words);
+        let error = error.map(|error| ReplayError::Corrupt {
+            offset: error.offset,
+            error: error.error,
+        });
         error.map_or(replayed, |error| replayed.and(Err(error)))
     }
 
@@ -149,7 +144,8 @@ impl Log {
         if replay.bytes > 0 {
             let to_come = u128::from(bytes_to_come) * u128::from(replay.words);
             let to_come = (to_come / u128::from(replay.bytes)) as u64;
-            self.index.expect(self.index.words() + to_come);
+            let words = self.index.words() + to_come;
+            self.index.expect(&self.region, words);
         }
     }
 
@@ -224,7 +220,7 @@ impl Log {
             self.segments.close(&mut self.region, open);
         }
         self.replay_list = Vec::new();
-        self.index.expect(0);
+        self.index.expect(&self.region, 0);
         self.last_version = self.last_version.max(version_ceiling);
         self.commit();
     }
@@ -255,7 +251,7 @@ impl Log {
             assert!(replay.committed_by.is_none(), "{id:?} is part of the log");
             sides.extend(replay.sides);
         }
-        self.index.expect(0);
+        self.index.expect(&self.region, 0);
         let mut flushes = Vec::new();
         for &side in &sides {
             let extents = self.segments.get(side).bytes.list().to_vec();
@@ -308,6 +304,7 @@ impl Log {
         bytes: &[u8],
         list: &[Checked],
         now: ClusterMs,
+        room: &mut Option<Room>,
     ) -> Result<Replayed, ReplayError> {
         let mut replayed = Replayed::default();
         for checked in list.iter().rev().take(AHEAD) {
@@ -318,7 +315,7 @@ impl Log {
                 self.index.prefetch(&self.region, list[ahead].hash);
             }
             if let Some(ahead) = at.checked_sub(AHEAD / 2) {
-                self.index.prefetch_entry(&self.region, list[ahead].hash);
+                self.index.prefetch_vacancy(&self.region, list[ahead].hash);
             }
             let Checked {
                 offset,
@@ -329,8 +326,11 @@ impl Log {
             replayed.entries += 1;
             replayed.bytes += u64::from(length);
             let kept = match Keyed::at(raw) {
-                Some(object) if object.is_object() => self.replay_object(id, object, raw, hash)?,
+                Some(object) if object.is_object() => {
+                    self.replay_object(id, room, (object, raw, hash))?
+                }
                 _ => {
+                    self.leave(room);
                     let (entry, _) = Entry::decode_trusted(raw).expect("it was checked");
                     self.replay_entry(id, entry, hash, now)?
                 }
@@ -344,20 +344,30 @@ impl Log {
     fn replay_object(
         &mut self,
         id: ReplayId,
-        object: Keyed<'_>,
-        raw: &[u8],
-        hash: KeyHash,
+        room: &mut Option<Room>,
+        (object, raw, hash): (Keyed<'_>, &[u8], KeyHash),
     ) -> Result<bool, ReplayError> {
-        let (namespace, key, version) = (object.namespace(), object.key(), object.version());
-        let words = self.words(namespace, key, hash);
-        let rank = (version.0, 0);
-        if self.flushes.may_cover(namespace, version) && self.flushes.cover(namespace, key, version)
-            || words.main.is_some_and(|main| self.rank_of(main) >= rank)
+        let (namespace, version) = (object.namespace(), object.version());
+        if self.flushes.may_cover(namespace, version)
+            && self.flushes.cover(namespace, object.key(), version)
         {
             return Ok(false);
         }
+        if let Some(vacancy) = self.index.vacancy(&self.region, hash) {
+            self.replay_fresh(id, room, (object, raw), vacancy)?;
+            if self.index.is_growth_due() {
+                self.leave(room);
+                self.grow_index();
+            }
+            return Ok(true);
+        }
+        let words = self.words(namespace, object.key(), hash);
+        let rank = (version.0, 0);
+        if words.main.is_some_and(|main| self.rank_of(main) >= rank) {
+            return Ok(false);
+        }
+        self.leave(room);
         let side = self.side_space(id, raw.len())?;
-        // As it is: its checksum, just checked, goes with it.
         let offset = self.append(side, raw.len(), |out| {
             out.copy_from_slice(raw);
             raw.len()
@@ -588,4 +598,26 @@ impl Log {
             );
         }
     }
+}
+
+/// Checks every entry of `entries`, up to the first bad one, and lists what is good.
+fn check(entries: &[u8], list: &mut Vec<Checked>) -> Result<(), BadEntry> {
+    let mut offset = 0;
+    while let Some(rest) = entries.get(offset..).filter(|rest| !rest.is_empty()) {
+        let (length, hash) = match Keyed::checked_object(rest) {
+            Some(object) => (object.length(), object.hash()),
+            None => {
+                let (entry, length) =
+                    Entry::decode(rest).map_err(|error| BadEntry { offset, error })?;
+                (length, entry.key_hash().unwrap_or_default())
+            }
+        };
+        list.push(Checked {
+            offset: offset as u32,
+            length: length as u32,
+            hash,
+        });
+        offset += length;
+    }
+    Ok(())
 }

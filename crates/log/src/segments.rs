@@ -177,10 +177,16 @@ impl Segments {
     /// Takes `bytes` of a segment's last extent for an entry. Returns where.
     #[inline]
     pub fn place(&mut self, region: &Region, slot: Slot, bytes: usize) -> u64 {
+        self.place_all(region, slot, bytes as u32, bytes as u32)
+    }
+
+    /// The same for several entries, the longest of which has `largest` bytes.
+    #[inline]
+    pub fn place_all(&mut self, region: &Region, slot: Slot, bytes: u32, largest: u32) -> u64 {
         let segment = self.get_mut(slot);
         assert!(!segment.closed, "{:?} is closed", segment.id);
-        segment.largest = segment.largest.max(bytes as u32);
-        segment.bytes.place(region, bytes as u32)
+        segment.largest = segment.largest.max(largest);
+        segment.bytes.place(region, bytes)
     }
 
     /// Ends a segment's growth and gives the seglets it has not begun back to the region.

@@ -14,6 +14,12 @@ pub(crate) const TAG_BITS: u32 = 22;
 /// processor from going on to the next look-up meanwhile.
 #[inline]
 pub(crate) fn matching(line: &[u8; 64], tag: u32) -> u32 {
+    scan(line, tag).0
+}
+
+/// As `matching`, and one bit for each of the words whose upper half is not zero.
+#[inline]
+pub(crate) fn scan(line: &[u8; 64], tag: u32) -> (u32, u32) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     {
         use std::arch::x86_64::{
@@ -30,15 +36,22 @@ pub(crate) fn matching(line: &[u8; 64], tag: u32) -> u32 {
             let (a, b) = (_mm_loadu_si128(pair), _mm_loadu_si128(pair.add(1)));
             let (c, d) = (_mm_loadu_si128(pair.add(2)), _mm_loadu_si128(pair.add(3)));
             let high = |a, b| {
-                let halves =
-                    _mm_shuffle_ps::<HIGH_HALVES>(_mm_castsi128_ps(a), _mm_castsi128_ps(b));
-                _mm_srli_epi32::<BELOW_TAG>(_mm_castps_si128(halves))
+                _mm_castps_si128(_mm_shuffle_ps::<HIGH_HALVES>(
+                    _mm_castsi128_ps(a),
+                    _mm_castsi128_ps(b),
+                ))
             };
+            let (first, second) = (high(a, b), high(c, d));
             let wanted = _mm_set1_epi32(tag as i32);
-            let first = _mm_cmpeq_epi32(high(a, b), wanted);
-            let second = _mm_cmpeq_epi32(high(c, d), wanted);
-            let words = _mm_packs_epi32(first, second);
-            _mm_movemask_epi8(_mm_packs_epi16(words, _mm_setzero_si128())) as u32
+            let zero = _mm_setzero_si128();
+            let same = _mm_packs_epi32(
+                _mm_cmpeq_epi32(_mm_srli_epi32::<BELOW_TAG>(first), wanted),
+                _mm_cmpeq_epi32(_mm_srli_epi32::<BELOW_TAG>(second), wanted),
+            );
+            let empty =
+                _mm_packs_epi32(_mm_cmpeq_epi32(first, zero), _mm_cmpeq_epi32(second, zero));
+            let both = _mm_movemask_epi8(_mm_packs_epi16(same, empty)) as u32;
+            (both & 0xFF, !both >> 8 & 0xFF)
         }
     }
     #[cfg(not(all(target_arch = "x86_64", not(miri))))]
@@ -46,12 +59,17 @@ pub(crate) fn matching(line: &[u8; 64], tag: u32) -> u32 {
 }
 
 #[cfg(any(test, not(all(target_arch = "x86_64", not(miri)))))]
-fn one_by_one(line: &[u8; 64], tag: u32) -> u32 {
+fn one_by_one(line: &[u8; 64], tag: u32) -> (u32, u32) {
     let (words, _) = line.as_chunks::<8>();
-    words.iter().enumerate().fold(0, |found, (i, word)| {
-        let same = u64::from_le_bytes(*word) >> (64 - TAG_BITS) == u64::from(tag);
-        found | u32::from(same) << i
-    })
+    let bits = |is: &dyn Fn(u64) -> bool| {
+        words.iter().enumerate().fold(0, |found, (i, word)| {
+            found | u32::from(is(u64::from_le_bytes(*word))) << i
+        })
+    };
+    (
+        bits(&|word| word >> (64 - TAG_BITS) == u64::from(tag)),
+        bits(&|word| word >> 32 != 0),
+    )
 }
 
 #[cfg(test)]
@@ -69,12 +87,16 @@ mod tests {
                 let at = word * 8;
                 let tag = u64::from_le_bytes(line[at..at + 8].try_into().unwrap());
                 let tag = (tag >> (64 - TAG_BITS)) as u32;
-                assert_eq!(matching(&line, tag), one_by_one(&line, tag));
+                assert_eq!(scan(&line, tag), one_by_one(&line, tag));
                 assert_ne!(matching(&line, tag) & 1 << word, 0);
+                // An empty place, and one that only its lower half tells from that.
+                line[at + 4..at + 8].fill(0);
+                assert_eq!(scan(&line, tag), one_by_one(&line, tag));
+                assert_eq!(scan(&line, tag).1 & 1 << word, 0);
             }
-            assert_eq!(matching(&line, round), one_by_one(&line, round));
+            assert_eq!(scan(&line, round), one_by_one(&line, round));
         }
-        assert_eq!(matching(&[0; 64], 0), 0xFF);
-        assert_eq!(matching(&[0xFF; 64], (1 << TAG_BITS) - 1), 0xFF);
+        assert_eq!(scan(&[0; 64], 0), (0xFF, 0));
+        assert_eq!(scan(&[0xFF; 64], (1 << TAG_BITS) - 1), (0xFF, 0xFF));
     }
 }

@@ -4,7 +4,8 @@
 //! place is never below its old one, everything from `cursor` up stands at its new place and
 //! everything below at its old one. A few buckets move with each insertion, so there is no pause.
 //! Growth by an eighth moves every word some eight times until the table has doubled; when it is known that many
-//! words are to come (a replay), the table doubles at once, and no further than they need.
+//! words are to come (a replay), the table grows before it is full, by up to the sixteenfold at once and no further
+//! than they need. So a replay into an empty log moves one word in a hundred and not each of them twice.
 
 use std::ops::Range;
 
@@ -24,19 +25,30 @@ const GROWTH: usize = 8;
 /// away at least, so two buckets per insertion are enough to be done in time.
 const MOVES: u64 = 32;
 const INSERTIONS_PER_MOVES: u64 = MOVES / 2;
+/// The table grows to at most so many times its size at once. A batch of moves then clears and fills 32 KiB, which
+/// takes some 20 microseconds; and what is expected is a guess, which should not decide over more than this.
+const LEAP: usize = 16;
+/// What is expected may have the index take one of so many free seglets beyond what it needs already: about what
+/// a log full of small sessions gives it in the end.
+const LEAP_PART: u32 = 16;
 
 impl Index {
     /// Tells that there will be about so many words before long; 0: nothing is known any more. Growth then
-    /// takes longer steps, which never lead past what so many words need.
-    pub fn expect(&mut self, words: u64) {
-        self.expected = words;
+    /// takes longer steps, which never lead past what so many words need, nor far into memory that is scarce.
+    pub fn expect(&mut self, region: &Region, words: u64) {
+        let table = u64::from(region.free_seglets() / LEAP_PART) + self.chunks.len() as u64;
+        self.expected = words.min((table << self.chunk_shift) * WORDS_PER_BUCKET);
     }
 
     /// True if `grow` should be called after this insertion.
     #[inline]
     pub fn is_growth_due(&self) -> bool {
-        self.words.is_multiple_of(INSERTIONS_PER_MOVES)
-            && (self.is_growing() || self.words > self.rule.buckets * WORDS_PER_BUCKET)
+        self.words.is_multiple_of(INSERTIONS_PER_MOVES) && (self.is_growing() || self.is_small())
+    }
+
+    /// True if the table is full, or will be before it is half of what it will be.
+    fn is_small(&self) -> bool {
+        self.words.max(self.expected / 2) > self.rule.buckets * WORDS_PER_BUCKET
     }
 
     /// Grows a little. Bounded work.
@@ -46,8 +58,8 @@ impl Index {
             let chunks = self.chunks.len();
             let step = ((chunks + GROWTH / 2) / GROWTH).max(1);
             let wanted = self.expected.div_ceil(WORDS_PER_BUCKET << self.chunk_shift) as usize;
-            // At most the double: see `move_bucket`.
-            let more = wanted.saturating_sub(chunks).clamp(step, chunks);
+            let more = wanted.saturating_sub(chunks);
+            let more = more.clamp(step, (LEAP - 1) * chunks);
             self.chunks.resize(chunks + more, NO_CHUNK);
             self.to = Rule::of((self.chunks.len() as u64) << self.chunk_shift);
             self.cursor = self.rule.buckets;
@@ -87,8 +99,8 @@ impl Index {
         let mut moving = std::mem::take(&mut self.moving);
         self.take_words(region, number, &mut moving);
         self.cursor = number;
-        // Growth by at most the double: two new buckets, or parts of three.
-        let mut tails = [None; 3];
+        // The new buckets, of which the first and the last may be parts.
+        let mut tails = [None; LEAP + 1];
         for raw in moving.drain(..) {
             let (place, raw) = self.new_place(region, first, last, raw);
             let tail = &mut tails[(place - lowest) as usize];

@@ -57,7 +57,20 @@ impl Pair {
         assert!(self.index.make_room(&mut self.region, true));
         match old {
             Some(old) => self.index.replace(&mut self.region, hash, old, word),
-            None => self.index.insert(&mut self.region, hash, word),
+            None => {
+                let vacancy = self.index.vacancy(&self.region, hash);
+                let &(main, touch) = &self.model[&(hash, key)];
+                assert!(
+                    vacancy.is_none() || main.is_none() || touch.is_none(),
+                    "a key with words has no vacancy"
+                );
+                match vacancy.filter(|_| key.is_multiple_of(3)) {
+                    Some(vacancy) => {
+                        (self.index).fill_vacancy(&mut self.region, vacancy, word);
+                    }
+                    None => self.index.insert(&mut self.region, hash, word),
+                }
+            }
         }
         if self.index.is_growth_due() {
             self.index.grow(&mut self.region, true);
@@ -165,6 +178,38 @@ fn grows_a_thousandfold() {
     }
     pair.check();
     assert_eq!(cuts, [37, 27]);
+}
+
+/// Told what is to come the table grows early and far, by leaps, and moves few words; told too much, it takes a part of
+/// what is free and no more.
+#[test]
+fn leaps_to_what_is_expected() {
+    const WORDS: u32 = 300_000;
+    for told in [u64::from(WORDS), u64::MAX] {
+        let mut pair = Pair::new(8 * u64::from(WORDS));
+        let free = u64::from(pair.region.free_seglets()) * (4 << 10);
+        let (mut growths, mut grows) = (0, false);
+        for key in 0..WORDS {
+            pair.insert(Kind::Object, key);
+            if key % 1_000 == 999 {
+                pair.index.expect(&pair.region, told);
+            }
+            growths += u32::from(pair.index.is_growing() && !grows && key >= 1_000);
+            grows = pair.index.is_growing();
+            if key == 3_000 || key == 30_000 {
+                pair.check();
+            }
+        }
+        pair.check();
+        let bytes = pair.index.bytes(&pair.region);
+        match told {
+            u64::MAX => assert!(bytes < u64::from(WORDS) * 16, "{bytes} bytes"),
+            _ => assert!(
+                growths <= 3 && bytes <= u64::from(WORDS) * 12,
+                "{growths}, {bytes}"
+            ),
+        }
+    }
 }
 
 /// Growth that finds no memory waits, and goes on when there is some.
