@@ -13,7 +13,7 @@
 
 use std::hint::black_box;
 
-use holdfast_format::{ClusterMs, Entries, Expiry, KeyHash, LogId, Namespace, Version};
+use holdfast_format::{ClusterMs, Entries, Expiry, KeyHash, LogId, Namespace, SlotRange, Version};
 use holdfast_log::{Config, Log};
 use rustix::time::{ClockId, clock_gettime};
 
@@ -44,15 +44,19 @@ fn main() {
         }
         Some("replay") => {
             let (sessions, rounds) = (number(1, 2_000_000), number(2, 3));
-            replay(sessions, 104, rounds);
-            replay(sessions / 4, 1_000, rounds);
+            replay(sessions, 104, Past::Fresh, rounds);
+            replay(sessions / 4, 1_000, Past::Fresh, rounds);
+            replay(sessions / 2, 104, Past::Touched, rounds);
+            replay(sessions / 2, 104, Past::Rewritten, rounds);
         }
         Some("grow") => grow(number(1, 1_000_000)),
         None => {
             find(1_000_000);
             overwrite(500, 800_000);
-            replay(1_000_000, 104, 3);
-            replay(250_000, 1_000, 3);
+            replay(1_000_000, 104, Past::Fresh, 3);
+            replay(250_000, 1_000, Past::Fresh, 3);
+            replay(500_000, 104, Past::Touched, 3);
+            replay(500_000, 104, Past::Rewritten, 3);
             for entries in [100_000, 1_000_000, 1_400_000, 2_000_000] {
                 grow(entries);
             }
@@ -212,18 +216,52 @@ fn overwrite(memory_mib: u64, sessions: u64) {
     );
 }
 
-/// Segments of unique sessions under 16-byte keys, each with a deadline of its own, replayed in parts as long as those
-/// that backups send.
-fn replay(sessions: u64, value_bytes: usize, rounds: u64) {
+/// What has become of the sessions of a log that is replayed since each was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Past {
+    Fresh,
+    /// With each that was written, some earlier one was touched.
+    Touched,
+    /// With each that was written, some earlier one was written again.
+    Rewritten,
+}
+
+/// Segments of sessions under 16-byte keys, each with a deadline of its own, replayed in parts as long as those that
+/// backups send. Per entry of any kind.
+fn replay(sessions: u64, value_bytes: usize, past: Past, rounds: u64) {
     let entry_bytes = 24 + 16 + value_bytes as u64;
-    let mut source = new_log(sessions * (entry_bytes + 16) + 128 * MIB);
-    let value = vec![7; value_bytes];
+    let mut source = new_log(2 * sessions * (entry_bytes + 16) + 128 * MIB);
+    let mut value = vec![7; value_bytes];
+    let deadline = |n: u64| ClusterMs(NOW.0 + 1_800_000 + n / 8);
+    let mut put = |log: &mut Log, n: u64, time: u64| {
+        value[..8].copy_from_slice(&time.to_le_bytes()); // Or it would be a touch.
+        log.put(
+            NS,
+            &short_key(n),
+            &value,
+            Expiry::at(deadline(n)),
+            None,
+            NOW,
+        )
+        .expect("room for it");
+    };
     for n in 0..sessions {
-        let expiry = Expiry::at(ClusterMs(NOW.0 + 1_800_000 + n / 8));
-        source
-            .put(NS, &short_key(n), &value, expiry, None, NOW)
-            .expect("room for it");
+        put(&mut source, n, n);
+        let earlier = (n + 1) * 0x9E37_79B9 % (n + 1).next_power_of_two() % (n + 1);
+        match past {
+            Past::Fresh => {}
+            Past::Rewritten => put(&mut source, earlier, n + sessions),
+            Past::Touched => {
+                let later = Some(deadline(n + sessions));
+                let found = source.touch(NS, &short_key(earlier), later, None, NOW);
+                assert_eq!(found, Ok(true));
+            }
+        }
     }
+    let entries = match past {
+        Past::Fresh => sessions,
+        Past::Touched | Past::Rewritten => 2 * sessions,
+    };
     let segments: Vec<Vec<u8>> = source
         .goals()
         .map(|goal| {
@@ -236,23 +274,24 @@ fn replay(sessions: u64, value_bytes: usize, rounds: u64) {
         .collect();
     drop(source);
     let parts: Vec<&[u8]> = segments.iter().flat_map(|it| parts(it)).collect();
+    let total: u64 = segments.iter().map(|it| it.len() as u64).sum();
     for _ in 0..rounds {
-        let mut log = new_log(sessions * (entry_bytes + 16) + 192 * MIB);
+        let mut log = new_log(2 * sessions * (entry_bytes + 16) + 192 * MIB);
         let start = cpu_ns();
-        let id = log.replay_begin();
-        let mut to_come: u64 = segments.iter().map(|it| it.len() as u64).sum();
+        let id = log.replay_begin(&[SlotRange::ALL]);
+        let mut to_come = total;
         for part in &parts {
             log.replay(id, part, NOW).expect("room for it");
             to_come -= part.len() as u64;
             log.replay_expect(id, to_come);
         }
-        log.replay_finish(id, Version(sessions + 1));
-        let ns = (cpu_ns() - start) as f64 / sessions as f64;
+        log.replay_finish(id, Version(2 * sessions + 1));
+        let ns = (cpu_ns() - start) as f64 / entries as f64;
         assert_eq!(log.count(NS).sessions, sessions);
         println!(
-            r#"{{"bench":"replay","sessions":{sessions},"entry_bytes":{entry_bytes},"ns":{ns:.1},"millions_per_s":{:.1},"gb_per_s":{:.2}}}"#,
+            r#"{{"bench":"replay","past":"{past:?}","entries":{entries},"object_bytes":{entry_bytes},"ns":{ns:.1},"millions_per_s":{:.1},"gb_per_s":{:.2}}}"#,
             1e3 / ns,
-            entry_bytes as f64 / ns
+            total as f64 / entries as f64 / ns
         );
     }
 }

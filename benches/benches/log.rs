@@ -3,7 +3,7 @@
 use std::hint::black_box;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use holdfast_format::{ClusterMs, Expiry, LogId, Namespace, Version};
+use holdfast_format::{ClusterMs, Expiry, LogId, Namespace, SlotRange, Version};
 use holdfast_log::{AppendError, Config, Log};
 
 const NS: Namespace = Namespace(0);
@@ -172,7 +172,7 @@ fn replay(criterion: &mut Criterion) {
         bencher.iter_batched_ref(
             || Log::new(LogId(2), config(256 << 20)).expect("a good config"),
             |log| {
-                let id = log.replay_begin();
+                let id = log.replay_begin(&[SlotRange::ALL]);
                 for segment in &segments {
                     log.replay(id, segment, NOW).expect("room for it");
                 }

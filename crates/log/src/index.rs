@@ -209,6 +209,8 @@ pub(crate) struct Index {
     words: u64,
     /// So many words are expected before long; 0 if nothing is known.
     expected: u64,
+    /// How often buckets have moved.
+    layout: u64,
     /// Words of the bucket that is being moved; kept to save allocating.
     moving: Vec<Raw>,
 }
@@ -239,6 +241,7 @@ impl Index {
             seglets: 1,
             words: 0,
             expected: 0,
+            layout: 0,
             moving: Vec::new(),
         };
         assert!(
@@ -308,10 +311,9 @@ impl Index {
     /// Starts loading what `vacancy` will read after the bucket, which has been loaded by now, or what a look-up will if
     /// there are words of such a key.
     #[inline]
-    pub fn prefetch_vacancy(&self, region: &Region, hash: KeyHash) {
-        let (bucket, tag) = self.home(region, hash);
-        let line = line(region, bucket);
-        let found = matching(line, tag);
+    pub fn prefetch_vacancy(&self, region: &Region, home: Home) {
+        let line = line(region, home.bucket);
+        let found = matching(line, home.tag);
         let raw = match found {
             0 => raw_in(line, WORDS - 1),
             found => raw_in(line, u64::from(found.trailing_zeros())),
@@ -323,11 +325,24 @@ impl Index {
         }
     }
 
+    /// Where look-ups of this hash begin, as long as `layout` stays the same.
+    #[inline]
+    pub fn home_of(&self, region: &Region, hash: KeyHash) -> Home {
+        let (bucket, tag) = self.home(region, hash);
+        Home { bucket, tag }
+    }
+
+    /// Changes when `home_of` may.
+    #[inline]
+    pub fn layout(&self) -> u64 {
+        self.layout
+    }
+
     /// Where the first word of a key with this hash would go, if there is none of such a key yet. `None` also if only
     /// `probe` can tell.
     #[inline]
-    pub fn vacancy(&self, region: &Region, hash: KeyHash) -> Option<Vacancy> {
-        let (home, tag) = self.home(region, hash);
+    pub fn vacancy(&self, region: &Region, home: Home) -> Option<Vacancy> {
+        let Home { bucket: home, tag } = home;
         let line = line(region, home);
         let (found, filled) = scan(line, tag);
         let tail = |next, end| Some(Tail { home, next, end }).map(|tail| Vacancy { tail, tag });
@@ -694,6 +709,13 @@ struct Tail {
     home: u64,
     next: u64,
     end: u64,
+}
+
+/// A bucket, and the tag in it of a hash whose bucket it is.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Home {
+    pub bucket: u64,
+    tag: u32,
 }
 
 /// Where a word can be added, and its tag there.

@@ -36,7 +36,7 @@ pub struct Log {
     pub(crate) completions: Completions,
     pub(crate) flushes: Flushes,
     pub(crate) counts: Vec<SessionCount>,
-    /// One bit per slot that ever had a session here.
+    /// One bit per slot that ever had a session here, or of which there was a replay.
     pub(crate) slots_seen: Vec<u64>,
     pub(crate) cleaner: Cleaner,
     pub(crate) replays: BTreeMap<ReplayId, Replay>,

@@ -509,7 +509,7 @@ impl Machine {
         };
         let mut log = Log::new(LogId(self.log.id().0 + 1), config).unwrap();
         let mut backups = Backups::new(self.backups.held.values().next().unwrap().len());
-        let id = log.replay_begin();
+        let id = log.replay_begin(&[SlotRange::ALL]);
         // Time goes on while it is replayed, and so does the work in the background.
         let start = self.now.min(now);
         let pieces = seal.pieces(&mut self.dice);

@@ -436,7 +436,7 @@ impl Machine {
         // Back into a log of the usual size, by a second recovery.
         let next = LogId(log.id().0 + 1);
         let mut small = Log::new(next, self.config.clone()).unwrap();
-        let second = small.replay_begin();
+        let second = small.replay_begin(&[SlotRange::ALL]);
         let fits = replicas
             .held
             .values()

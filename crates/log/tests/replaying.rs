@@ -70,7 +70,7 @@ fn replayed(parts: &[&[u8]], expect: impl Fn(u64) -> Option<u64>) -> World {
         ..Config::for_testing()
     };
     let mut world = World::new(config, 1);
-    let id = world.log.replay_begin();
+    let id = world.log.replay_begin(&[SlotRange::ALL]);
     let mut left: u64 = parts.iter().map(|part| part.len() as u64).sum();
     for part in parts {
         let replayed = world.log.replay(id, part, ms(20_000)).unwrap();
@@ -157,7 +157,7 @@ fn a_bad_entry_ends_its_part_and_nothing_else() {
             let mut bad = good.clone();
             bad[place + within] ^= 0x80;
             let mut target = World::small();
-            let id = target.log.replay_begin();
+            let id = target.log.replay_begin(&[SlotRange::ALL]);
             let error = target.log.replay(id, &bad, ms(1)).unwrap_err();
             let ReplayError::Corrupt { offset, .. } = error else {
                 panic!("{error}");

@@ -454,7 +454,7 @@ fn a_replay_of_nothing_makes_its_version_ceiling_durable() {
     let mut target = World::small();
     target.ship();
     let ceiling = Version(1 << 40);
-    let id = target.log.replay_begin();
+    let id = target.log.replay_begin(&[SlotRange::ALL]);
     target.log.replay_finish(id, ceiling);
     assert!(
         !target.log.replay_committed(id),
@@ -474,7 +474,7 @@ fn a_replay_of_nothing_makes_its_version_ceiling_durable() {
 #[test]
 fn a_replay_of_nothing_waits_for_the_first_head() {
     let mut target = World::small();
-    let id = target.log.replay_begin();
+    let id = target.log.replay_begin(&[SlotRange::ALL]);
     target.log.replay_finish(id, Version(0));
     assert!(!target.log.replay_committed(id));
     target.ship();
@@ -547,7 +547,7 @@ fn a_replayed_tombstone_is_born_again() {
         let oldest = target.log.goals().next().unwrap().id;
         target.clean_away(oldest, 1);
     }
-    let id = target.log.replay_begin();
+    let id = target.log.replay_begin(&[SlotRange::ALL]);
     for replica in source.replicas.held.values() {
         target.log.replay(id, &replica.bytes, ms(1)).unwrap();
     }

@@ -254,10 +254,10 @@ impl Recoveries {
             fetch_id: self.last_fetch_id,
             // What may lean can wait until all is replayed: making replicas takes the processor, too.
             replay: match recover.first {
-                Some(_) => log.replay_begin_held_back(),
-                None => log.replay_begin(),
+                Some(_) => log.replay_begin_held_back(&recover.ranges),
+                None => log.replay_begin(&recover.ranges),
             },
-            first: recover.first.as_ref().map(|_| log.replay_begin()),
+            first: (recover.first.as_ref()).map(|_| log.replay_begin(&recover.ranges)),
             early: (recover.first.is_some()).then(|| Early::begin(sources.iter())),
             stage: Stage::Fetching,
             taken_over: false,
@@ -276,12 +276,6 @@ impl Recoveries {
             report_due_us: now.mono_us + PROGRESS_US,
             recover,
         };
-        for replay in [Some(recovery.replay), recovery.first]
-            .into_iter()
-            .flatten()
-        {
-            log.replay_limit(replay, &recovery.recover.ranges);
-        }
         self.running.insert(id, recovery);
     }
 

@@ -64,6 +64,7 @@ impl Index {
             self.to = Rule::of((self.chunks.len() as u64) << self.chunk_shift);
             self.cursor = self.rule.buckets;
         }
+        self.layout += 1;
         let last = self.cursor.saturating_sub(MOVES);
         self.prefetch_moves(region, last..self.cursor);
         while self.cursor > last && self.move_bucket(region, may_take_block) {}

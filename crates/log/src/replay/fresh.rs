@@ -6,7 +6,7 @@
 //! F1. What a `Room` has taken is no part of its segment until `leave` is called: before anything else looks at segments,
 //!     or memory is taken or given back.
 
-use holdfast_format::{Keyed, Slot as KeySlot};
+use holdfast_format::Keyed;
 
 use super::ReplayError;
 use crate::ReplayId;
@@ -56,7 +56,6 @@ impl Log {
         if let Some(deadline) = deadline.filter(|_| self.config.cleaner.lifetimes) {
             (self.segments).add_lifetime(side, deadline, raw.len() as u32, self.clock);
         }
-        self.note_slot(KeySlot::of(object.key()));
         Ok(())
     }
 

@@ -154,7 +154,7 @@ impl Replicas {
         now: ClusterMs,
     ) -> (ReplayId, Result<(), ReplayError>) {
         let (_, digest) = self.sealed();
-        let id = log.replay_begin();
+        let id = log.replay_begin(&[SlotRange::ALL]);
         let mut pieces = Vec::new();
         let mut ceiling = Version(0);
         for segment in digest {
