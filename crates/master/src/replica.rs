@@ -91,8 +91,9 @@ pub(crate) struct InFlight {
     /// an acknowledgement says to which it belongs.
     pub first_stamp_us: u64,
     pub last_stamp_us: u64,
-    /// The ceiling it carried when first sent.
-    pub ceiling: ClusterMs,
+    /// The ceilings that it carried then.
+    pub first_ceiling: ClusterMs,
+    pub last_ceiling: ClusterMs,
     pub resend_at_us: u64,
     pub resend_after_us: u64,
 }

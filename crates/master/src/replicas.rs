@@ -299,10 +299,16 @@ impl Replicas {
             closed: piece.close,
             epoch: ack.epoch,
         };
-        replica.ceiling = replica.ceiling.max(in_flight.ceiling);
         let lease_us = u64::from(ack.lease_ms) * 1_000 * (100 - DRIFT_PERCENT) / 100;
-        replica.lease_until_us = replica.lease_until_us.max(ack.sent_us + lease_us);
-        replica.lease_sent_us = replica.lease_sent_us.max(ack.sent_us);
+        // A lease and a ceiling of one and the same attempt: a lease without the ceiling that was sent with it would have
+        // answers judged by a clock that stands still.
+        let (sent_us, ceiling) = match ack.sent_us == in_flight.last_stamp_us {
+            true => (in_flight.last_stamp_us, in_flight.last_ceiling),
+            false => (in_flight.first_stamp_us, in_flight.first_ceiling),
+        };
+        replica.ceiling = replica.ceiling.max(ceiling);
+        replica.lease_until_us = replica.lease_until_us.max(sent_us + lease_us);
+        replica.lease_sent_us = replica.lease_sent_us.max(sent_us);
     }
 
     /// A backup has refused an append.

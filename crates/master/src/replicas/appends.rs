@@ -77,6 +77,7 @@ impl Replicas {
             replica.in_flight = Some(match in_flight {
                 Some(in_flight) => InFlight {
                     last_stamp_us: stamp_us,
+                    last_ceiling: around.ceiling,
                     resend_at_us: now.mono_us + in_flight.resend_after_us,
                     resend_after_us: (2 * in_flight.resend_after_us).min(RESEND_MAX_US),
                     ..in_flight
@@ -86,7 +87,8 @@ impl Replicas {
                     checksum,
                     first_stamp_us: stamp_us,
                     last_stamp_us: stamp_us,
-                    ceiling: around.ceiling,
+                    first_ceiling: around.ceiling,
+                    last_ceiling: around.ceiling,
                     resend_at_us: now.mono_us + RESEND_MIN_US,
                     resend_after_us: 2 * RESEND_MIN_US,
                 },

@@ -238,6 +238,33 @@ fn expiry_is_judged_under_the_acknowledged_ceiling() {
     }
 }
 
+/// What was sent again and again brings a lease when it is acknowledged at last, and must bring the ceiling of that same
+/// attempt: otherwise what expired long ago was there for the first readers (seed 56 of the simulation, once).
+#[test]
+fn a_lease_that_comes_back_comes_with_its_ceiling() {
+    let mut world = World::new(3, 3);
+    let expiry = ExpiryChange::In { ms: 1_500 };
+    world.ask(put_with("a", "x", Condition::Always, expiry));
+    world.mute = world.head_backups().into_iter().take(1).collect();
+    world.run(4_000);
+    world.mute.clear();
+    let mut answers = 0;
+    for _ in 0..200 {
+        world.run(5);
+        let token = world.send(get("a"));
+        world.run(1);
+        match world.answer(token) {
+            Some(Outcome::Failed(_)) => world.new_stream(),
+            None => {}
+            Some(answer) => {
+                assert!(matches!(answer, Outcome::Absent { .. }), "{answer:?}");
+                answers += 1;
+            }
+        }
+    }
+    assert!(answers > 10, "{answers} answers");
+}
+
 #[test]
 fn streams_are_executed_in_order_and_without_gaps() {
     let mut world = World::new(3, 3);
