@@ -27,7 +27,7 @@ mod fan;
 use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_cluster::{Dice, Now, Outputs};
-use holdfast_format::{ClientId, ClusterMs, ServerId, Slot};
+use holdfast_format::{ClientId, ClusterMs, FixedMap, ServerId, Slot};
 use holdfast_wire::{
     Command, Failure, Message, Once, Op, Outcome, Request, Requests, Responses, View,
 };
@@ -102,7 +102,8 @@ pub struct Core {
     dice: Dice,
     routes: Routes,
     ordering: Ordering,
-    pending: BTreeMap<Ticket, Pending>,
+    /// Looked up by ticket only, or in an order made for the purpose.
+    pending: FixedMap<Ticket, Pending>,
     pending_bytes: u64,
     /// Key-space commands under way.
     fans: BTreeMap<Ticket, Fan>,
@@ -143,7 +144,7 @@ impl Core {
             dice: Dice::new(seed),
             routes: Routes::empty(),
             ordering: Ordering::default(),
-            pending: BTreeMap::new(),
+            pending: FixedMap::default(),
             pending_bytes: 0,
             fans: BTreeMap::new(),
             lanes: BTreeMap::new(),
@@ -744,12 +745,14 @@ impl Core {
         if now.mono_us < self.deadline_floor_us {
             return;
         }
-        let overdue: Vec<Ticket> = self
+        let mut overdue: Vec<Ticket> = self
             .pending
             .iter()
             .filter(|(_, pending)| pending.deadline_us <= now.mono_us)
             .map(|(&ticket, _)| ticket)
             .collect();
+        // In order of submission, not in that of a map.
+        overdue.sort_unstable();
         for ticket in overdue {
             // Collected above, and only parts end together with something else.
             self.cancel_parts(ticket);

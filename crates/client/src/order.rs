@@ -13,12 +13,12 @@
 //!
 //! Commands without an `OrderKey` are released at once.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
-use holdfast_format::Slot;
+use holdfast_format::{FixedMap, Slot};
 
 /// Whoever's commands keep their order: a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct OrderKey(pub u64);
 
 /// A command's number in order of submission, never used again.
@@ -34,8 +34,8 @@ pub(crate) enum Kind {
 
 #[derive(Debug, Default)]
 pub(crate) struct Ordering {
-    lines: BTreeMap<OrderKey, Line>,
-    groups: BTreeMap<(OrderKey, Slot), Group>,
+    lines: FixedMap<OrderKey, Line>,
+    groups: FixedMap<(OrderKey, Slot), Group>,
 }
 
 /// All commands of one connection.

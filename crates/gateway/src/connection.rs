@@ -10,6 +10,12 @@
 //!     otherwise a later command could overtake them.
 //! Q4. What a shard on this thread has answered stands in `out` already and is withheld there: everything
 //!     from the first withheld reply on waits until that one may be heard, or is given up.
+//! Q5. A command passes earlier ones that are under way as messages only if by one and the same view it is for the
+//!     shard on this thread and they are for others (`UnderWay`): then none of them is about its key, and
+//!     none is under way to that shard. Its reply waits its turn (Q1).
+//! Q6. While further replies are under way, those that could leave wait for them, for `GATHER_US` at most: what a shard
+//!     on this thread has answered would otherwise leave before what others have, in two packets, and the kernel takes
+//!     as long for a packet as everything else for eight commands.
 //! Q3. `held_bytes` counts what waits in replies; with `out` it stays below the configured bound, or
 //!     the connection is closed.
 
@@ -27,6 +33,11 @@ use holdfast_wire::{Failure, Outcome};
 /// The most that is allocated for replies before there are any: more than 16 values of 1 KB, which would otherwise be
 /// copied when the buffer grows. An idle connection has none.
 const OUT_BYTES_USUAL_MAX: usize = 64 << 10;
+
+/// See Q6; more than a shard of another thread needs to answer, and less than anybody notices.
+const GATHER_US: u64 = 500;
+/// So much leaves at once.
+const GATHER_BYTES: usize = 16 << 10;
 
 /// Which words failures are told in: cluster clients look for some.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +69,13 @@ pub(crate) struct Connection {
     replies: VecDeque<Reply>,
     /// Number of the first of `replies`.
     first: u64,
+    /// Written replies of `Progress::Withheld`, one after the other, from `queued_from` on; empty when there are none.
+    queued: BytesMut,
+    queued_from: usize,
+    /// When what is gathered leaves (Q6); `None` if nothing is.
+    pub(crate) gathers_until_us: Option<u64>,
+    /// `None` if no command is; kept while there are `replies`.
+    under_way: Option<UnderWay>,
     out: BytesMut,
     /// How many bytes have left.
     sent_bytes: u64,
@@ -89,10 +107,25 @@ pub(crate) struct Reply {
     pub(crate) progress: Progress,
 }
 
+/// Where the commands of a connection that are under way as messages have gone (Q5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum UnderWay {
+    /// By the view of this version none is for the shard on this thread.
+    Elsewhere { view_version: u64 },
+    /// Perhaps to it.
+    Anywhere,
+}
+
 /// What a reply still needs.
 #[derive(Debug)]
 pub(crate) enum Progress {
     Ready(BytesMut),
+    /// Answered by the shard on this thread: written, as the next so many bytes of `queued`, and to be withheld in `out`.
+    Withheld {
+        bytes: usize,
+        needs: Position,
+        until_us: u64,
+    },
     Outcome {
         shape: ReplyShape,
         outcome: Outcome,
@@ -195,6 +228,10 @@ impl Connection {
             closing: false,
             replies: VecDeque::new(),
             first: 0,
+            queued: BytesMut::new(),
+            queued_from: 0,
+            gathers_until_us: None,
+            under_way: None,
             out: BytesMut::new(),
             sent_bytes: 0,
             withheld: VecDeque::new(),
@@ -293,8 +330,17 @@ impl Connection {
         });
     }
 
-    /// Begins a reply that waits; gives its number.
+    /// Begins a reply that waits for commands anywhere; gives its number.
     pub(crate) fn begin(&mut self, progress: Progress) -> u64 {
+        self.begin_on_way(progress, UnderWay::Anywhere)
+    }
+
+    /// The same for a command that goes that way.
+    pub(crate) fn begin_on_way(&mut self, progress: Progress, way: UnderWay) -> u64 {
+        self.under_way = match self.under_way {
+            Some(before) if before != way => Some(UnderWay::Anywhere),
+            _ => Some(way),
+        };
         self.replies.push_back(Reply {
             protocol: self.protocol,
             progress,
@@ -329,7 +375,7 @@ impl Connection {
     pub(crate) fn pump(&mut self, face: Face) {
         while let Some(reply) = self.replies.front() {
             let complete = match &reply.progress {
-                Progress::Ready(_) | Progress::Outcome { .. } => true,
+                Progress::Ready(_) | Progress::Withheld { .. } | Progress::Outcome { .. } => true,
                 Progress::Many(many) => many.complete(),
                 _ => false,
             };
@@ -338,8 +384,27 @@ impl Connection {
             }
             let reply = self.replies.pop_front().expect("just looked at");
             self.first += 1;
+            if self.replies.is_empty() {
+                self.under_way = None;
+            }
             let mut writer = ReplyWriter::new(&mut self.out, reply.protocol);
             match reply.progress {
+                Progress::Withheld {
+                    bytes,
+                    needs,
+                    until_us,
+                } => {
+                    self.held_bytes -= bytes;
+                    let from = self.written_bytes();
+                    let end = self.queued_from + bytes;
+                    self.out
+                        .extend_from_slice(&self.queued[self.queued_from..end]);
+                    self.queued_from = end;
+                    if end == self.queued.len() {
+                        self.forget_queued();
+                    }
+                    self.withhold_from(from, needs, until_us);
+                }
                 Progress::Ready(ready) => {
                     self.held_bytes -= ready.len();
                     self.out.extend_from_slice(&ready);
@@ -379,9 +444,19 @@ impl Connection {
         if self.out.capacity() == 0 {
             self.out.reserve(self.out_bytes_usual);
         }
-        let from = self.sent_bytes + self.out.len() as u64;
+        let from = self.written_bytes();
         write(&mut ReplyWriter::new(&mut self.out, self.protocol));
-        let to = self.sent_bytes + self.out.len() as u64;
+        self.withhold_from(from, needs, until_us);
+    }
+
+    /// Bytes sent, and bytes in `out`.
+    fn written_bytes(&self) -> u64 {
+        self.sent_bytes + self.out.len() as u64
+    }
+
+    /// What has been written since `from` is one reply, to be withheld.
+    fn withhold_from(&mut self, from: u64, needs: Position, until_us: u64) {
+        let to = self.written_bytes();
         match self.withheld.back_mut() {
             // One batch of commands waits as one: it was executed, and will be durable, at once.
             Some(last) if last.to == from && last.until_us == until_us => {
@@ -399,9 +474,72 @@ impl Connection {
         }
     }
 
+    /// Queues a reply that has passed earlier commands (Q5), to be withheld when its turn comes.
+    pub(crate) fn withhold_in_turn(
+        &mut self,
+        needs: Position,
+        until_us: u64,
+        write: impl FnOnce(&mut ReplyWriter<'_>),
+    ) {
+        assert!(!self.replies.is_empty(), "there is nobody to wait for");
+        let from = self.queued.len();
+        write(&mut ReplyWriter::new(&mut self.queued, self.protocol));
+        let bytes = self.queued.len() - from;
+        self.held_bytes += bytes;
+        self.replies.push_back(Reply {
+            protocol: self.protocol,
+            progress: Progress::Withheld {
+                bytes,
+                needs,
+                until_us,
+            },
+        });
+    }
+
+    /// True if a command for the shard on this thread, by the view of this version, may pass what is under way.
+    pub(crate) fn may_pass(&self, view_version: u64) -> bool {
+        self.under_way == Some(UnderWay::Elsewhere { view_version })
+    }
+
+    /// As `give_up`, for all replies of the shard on this thread that still wait their turn.
+    pub(crate) fn give_up_queued(&mut self) -> u32 {
+        let mut replies = 0;
+        for reply in &mut self.replies {
+            if let Progress::Withheld { bytes, .. } = &reply.progress {
+                let mut unknown = BytesMut::new();
+                let mut writer = ReplyWriter::new(&mut unknown, reply.protocol);
+                write_failure(&Failure::OutcomeUnknown, &mut writer);
+                self.held_bytes = self.held_bytes - bytes + unknown.len();
+                reply.progress = Progress::Ready(unknown);
+                replies += 1;
+            }
+        }
+        self.forget_queued();
+        replies
+    }
+
+    fn forget_queued(&mut self) {
+        self.queued_from = 0;
+        match self.queued.capacity() <= OUT_BYTES_USUAL_MAX {
+            true => self.queued.clear(),
+            false => self.queued = BytesMut::new(),
+        }
+    }
+
+    /// Until when nothing is to leave, because more is on its way (Q6).
+    pub(crate) fn gathers(&mut self, now_us: u64) -> Option<u64> {
+        let waits = !self.replies.is_empty() && !self.out.is_empty();
+        if !waits || self.out.len() >= GATHER_BYTES {
+            self.gathers_until_us = None;
+            return None;
+        }
+        let until_us = *self.gathers_until_us.get_or_insert(now_us + GATHER_US);
+        (now_us < until_us).then_some(until_us)
+    }
+
     /// Bytes that the first withheld reply keeps back, its own included.
     pub(crate) fn withheld_bytes(&self) -> u64 {
-        let end = self.sent_bytes + self.out.len() as u64;
+        let end = self.written_bytes();
         self.withheld.front().map_or(0, |first| end - first.from)
     }
 
@@ -427,6 +565,7 @@ impl Connection {
             return None;
         }
         self.sent_bytes += bytes as u64;
+        self.gathers_until_us = None;
         if bytes < self.out.len() {
             return Some(self.out.split_to(bytes).freeze());
         }

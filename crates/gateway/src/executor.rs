@@ -14,6 +14,7 @@ use holdfast_wire::redis::{
     self, ClientAttribute, Cluster, Hello, InfoSections, Many, Next, ReplyShape, RespError,
     RespRequest, Scan, Scripts, glob_matches,
 };
+use holdfast_wire::resp::ReplyWriter;
 use holdfast_wire::{Command, Eviction, Failure, NamespacePolicy, Op, Outcome, Usage};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
@@ -22,7 +23,7 @@ use crate::calls::Calls;
 use crate::cluster::{self, SlotsReply, node_id};
 use crate::config::{GatewayConfig, Mode};
 use crate::connection::{
-    Connection, Face, ManyProgress, Progress, Reply, outcome_bytes, write_outcome,
+    Connection, Face, ManyProgress, Progress, Reply, UnderWay, outcome_bytes, write_outcome,
 };
 use crate::info::{self, Facts, Settings};
 
@@ -58,7 +59,9 @@ pub(crate) struct Executor {
     pub(crate) started_us: Option<u64>,
     pub(crate) counters: Counters,
     pub(crate) rate: Rate,
-    /// Bytes that wait for the shard on this thread, of all connections.
+    /// The shard on this thread.
+    pub(crate) beside: Option<ServerId>,
+    /// Bytes that wait for it, of all connections.
     pub(crate) withheld_bytes: u64,
     pub(crate) calls: Calls,
 }
@@ -160,6 +163,7 @@ impl Executor {
             connections: 0,
             counters: Counters::default(),
             rate: Rate::default(),
+            beside: None,
             withheld_bytes: 0,
             calls: Calls::default(),
         }
@@ -225,6 +229,19 @@ impl Executor {
             scope: Scope::All,
         };
         self.core.submit(now, call.command, how);
+    }
+
+    /// Where a command on one key goes as a message (Q5 of `connection`).
+    fn way(&self, key: &[u8]) -> UnderWay {
+        let (routes, beside) = (self.core.routes(), self.beside);
+        let elsewhere = beside.is_some()
+            && (routes.owner(Slot::of(key))).is_some_and(|shard| Some(shard) != beside);
+        match elsewhere {
+            true => UnderWay::Elsewhere {
+                view_version: routes.view_version(),
+            },
+            false => UnderWay::Anywhere,
+        }
     }
 
     /// Submits (a part of) what a reply needs, in the order of its connection.
@@ -447,9 +464,18 @@ impl Executor {
         shard: &mut dyn ShardBeside,
         (command, shape, shed): (&Command, ReplyShape, bool),
     ) -> bool {
-        // An earlier command that is under way as a message may come to the same shard later than this.
-        if !connection.is_direct() || self.too_large(command).is_some() {
+        if self.too_large(command).is_some() {
             return false;
+        }
+        // An earlier command that is under way as a message may come to the same shard later than this (Q5).
+        let direct = connection.is_direct();
+        if !direct {
+            let routes = self.core.routes();
+            let passes = connection.may_pass(routes.view_version())
+                && routes.owner(Slot::of(&command.key)) == Some(shard.id());
+            if !passes {
+                return false;
+            }
         }
         if self.withheld_bytes >= self.config.pending_bytes_max {
             return false;
@@ -460,13 +486,14 @@ impl Executor {
         let face = self.face();
         let until_us = now.mono_us + u64::from(self.config.retry_ms) * 1_000;
         self.counters.beside += 1;
-        match answer {
+        let outcome;
+        let write: &dyn Fn(&mut ReplyWriter<'_>) = match answer {
             Answer::Value { value, .. } if shape == ReplyShape::Value => {
                 self.counters.hits += 1;
-                connection.withhold(needs, until_us, |reply| reply.bulk(value));
+                &move |reply| reply.bulk(value)
             }
             answer => {
-                let outcome = match answer {
+                outcome = match answer {
                     Answer::Value { value, meta } => Outcome::Value {
                         value: Bytes::copy_from_slice(value),
                         meta,
@@ -474,10 +501,12 @@ impl Executor {
                     Answer::Outcome(outcome) => self.unless_shed(shed, outcome),
                 };
                 self.counters.count(&outcome);
-                connection.withhold(needs, until_us, |reply| {
-                    write_outcome(face, shape, &outcome, reply);
-                });
+                &|reply| write_outcome(face, shape, &outcome, reply)
             }
+        };
+        match direct {
+            true => connection.withhold(needs, until_us, write),
+            false => connection.withhold_in_turn(needs, until_us, write),
         }
         self.count_withheld(connection);
         true
@@ -505,7 +534,11 @@ impl Executor {
             self.refuse(connection, &moved);
             return None;
         }
-        Some(connection.begin(progress))
+        Some(match progress {
+            Progress::Waiting { .. } => connection.begin_on_way(progress, self.way(&command.key)),
+            // It leads to another command.
+            _ => connection.begin(progress),
+        })
     }
 
     /// Cluster clients send a request on many keys to the owner of the first; the others are fetched
@@ -717,7 +750,7 @@ impl Executor {
                 let text = info::info_text(&self.facts(now), &sections);
                 connection.settle(number, |reply| reply.verbatim(&text));
             }
-            Progress::Ready(_) | Progress::Outcome { .. } => {
+            Progress::Ready(_) | Progress::Withheld { .. } | Progress::Outcome { .. } => {
                 unreachable!("a complete reply waits for nothing, in {protocol:?} or otherwise")
             }
         }

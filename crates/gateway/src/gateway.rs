@@ -61,10 +61,12 @@ pub struct Gateway {
     resume: BTreeSet<ConnectionId>,
     /// Connections that may have bytes to send, or be ready to close.
     dirty: BTreeSet<ConnectionId>,
-    /// The shard on this thread.
-    beside: Option<ServerId>,
     /// Connections with replies that it must make audible, by what the first of them needs.
     withheld: BTreeSet<(Position, ConnectionId)>,
+    /// Connections whose replies wait for further ones, by when they leave (Q6 of `connection`).
+    gathering: BTreeSet<(u64, ConnectionId)>,
+    /// What took its place among what is withheld in the last flush may be heard in the next.
+    audible_soon: bool,
     /// Nothing withheld is given up before this.
     give_up_us: u64,
     done: Vec<(u64, Outcome)>,
@@ -85,8 +87,9 @@ impl Gateway {
             executor: Executor::new(config, seed),
             resume: BTreeSet::new(),
             dirty: BTreeSet::new(),
-            beside: None,
             withheld: BTreeSet::new(),
+            gathering: BTreeSet::new(),
+            audible_soon: false,
             give_up_us: u64::MAX,
             done: Vec::new(),
             args: Args::default(),
@@ -372,6 +375,20 @@ impl Gateway {
         }
     }
 
+    /// Hands out the outcomes that have come. False if there were none.
+    fn take_outcomes(&mut self, now: Now, out: &mut Outputs) -> bool {
+        let any = self.executor.core.has_done();
+        if any {
+            let mut done = std::mem::take(&mut self.done);
+            self.executor.core.take_done(&mut done);
+            for (token, outcome) in done.drain(..) {
+                self.arrive(now, token, outcome, out);
+            }
+            self.done = done;
+        }
+        any
+    }
+
     fn call(
         &mut self,
         now: Now,
@@ -410,13 +427,17 @@ impl Gateway {
     /// Notes which shard is there. What another one was to make audible never will be (`ShardBeside`, B3).
     fn lend(&mut self, shard: &Option<&mut dyn ShardBeside>) {
         let id = shard.as_ref().map(|shard| shard.id());
-        if id == self.beside {
+        if id == self.executor.beside {
             return;
         }
-        self.beside = id;
+        self.executor.beside = id;
         self.executor.calls.lose_shard();
         let withheld = std::mem::take(&mut self.withheld);
         self.dirty.extend(withheld.into_iter().map(|(_, id)| id));
+        for connection in self.connections.values_mut() {
+            let replies = connection.give_up_queued();
+            self.executor.counters.give_up(replies);
+        }
         // Among them are those that were served since the last flush: they are not in `withheld` yet.
         for id in &self.dirty {
             if let Some(connection) = self.connections.get_mut(id) {
@@ -450,10 +471,23 @@ impl Gateway {
                 self.dirty.insert(id);
             }
         }
+        while let Some(&(until_us, id)) = self.gathering.first()
+            && until_us <= now.mono_us
+        {
+            self.gathering.pop_first();
+            self.dirty.insert(id);
+        }
         for id in std::mem::take(&mut self.dirty) {
             let Some(connection) = self.connections.get_mut(&id) else {
                 continue;
             };
+            if let Some(until_us) = connection.gathers_until_us {
+                self.gathering.remove(&(until_us, id));
+            }
+            if let Some(until_us) = connection.gathers(now.mono_us) {
+                self.gathering.insert((until_us, id));
+                continue;
+            }
             if let Some(bytes) = connection.take_output(audible) {
                 self.executor.counters.output_bytes += bytes.len() as u64;
                 out.push(Output::Bytes {
@@ -575,11 +609,10 @@ impl Node for Gateway {
         self.executor.judge(now);
         // B2: what is executed below is newer than `now`, by which it could be heard after the lease has run out. The
         // next flush lets it be heard; it comes soon, because the shard was used.
-        self.send(
-            now,
-            shard.as_ref().and_then(|shard| shard.audible(now)),
-            out,
-        );
+        let audible = shard.as_ref().and_then(|shard| shard.audible(now));
+        // Outcomes first: replies that waited behind them can be heard with the others.
+        self.take_outcomes(now, out);
+        self.send(now, audible, out);
         // Outcomes can lead to further commands and let connections read on: another round.
         for _ in 0..ROUNDS_PER_FLUSH {
             for id in std::mem::take(&mut self.resume) {
@@ -587,17 +620,13 @@ impl Node for Gateway {
             }
             let cluster_time = self.executor.membership.cluster_time(now);
             self.executor.core.flush(now, cluster_time, out);
-            if !self.executor.core.has_done() {
+            if !self.take_outcomes(now, out) {
                 break;
             }
-            let mut done = std::mem::take(&mut self.done);
-            self.executor.core.take_done(&mut done);
-            for (token, outcome) in done.drain(..) {
-                self.arrive(now, token, outcome, out);
-            }
-            self.done = done;
         }
         self.send(now, None, out);
+        self.audible_soon = (self.withheld.first())
+            .is_some_and(|&(needs, _)| audible.is_some_and(|audible| needs <= audible));
         self.executor
             .rate
             .note(now.mono_us, self.executor.counters.commands_total);
@@ -608,17 +637,19 @@ impl Node for Gateway {
         if self.stopped {
             return None;
         }
-        if !self.resume.is_empty() || self.executor.core.has_done() {
+        if !self.resume.is_empty() || self.executor.core.has_done() || self.audible_soon {
             return Some(0);
         }
         let core = self.executor.core.wakeup();
         let membership = self.executor.membership.wakeup();
         let give_up = (!self.withheld.is_empty()).then_some(self.give_up_us);
         let calls = self.executor.calls.wakeup();
+        let gathered = self.gathering.first().map(|&(until_us, _)| until_us);
         core.into_iter()
             .chain(membership)
             .chain(give_up)
             .chain(calls)
+            .chain(gathered)
             .min()
     }
 

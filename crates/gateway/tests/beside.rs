@@ -14,9 +14,11 @@ use bytes::Bytes;
 use holdfast_cluster::{
     Answer, Arrival, Call, ConnectionId, Executed, Input, Node, Now, Outputs, ShardBeside,
 };
-use holdfast_format::{ClientId, ClusterMs, Namespace, Position, SegmentId, ServerId, Version};
+use holdfast_format::{
+    ClientId, ClusterMs, Namespace, Position, SegmentId, ServerId, Slot, Version,
+};
 use holdfast_gateway::{GatewayConfig, Mode};
-use holdfast_wire::{Command, Condition, ExpiryChange, Failure, Meta, Once, Op, Outcome};
+use holdfast_wire::{Command, Condition, ExpiryChange, Failure, Message, Meta, Once, Op, Outcome};
 
 use world::{A, B, World, request};
 
@@ -156,6 +158,26 @@ impl Pair {
         self.texts(out)
     }
 
+    /// Lets the shards answer what was sent to them, and says what the client has been sent since.
+    fn deliver(&mut self) -> String {
+        while self.world.deliver_request() {}
+        let mut out = Outputs::default();
+        while let Some((from, responses)) = self.world.responses.pop_front() {
+            let message = Message::Responses(responses);
+            let input = Input::Message { from, message };
+            let shard: Option<&mut dyn ShardBeside> = Some(&mut self.shard);
+            let now = self.world.now;
+            self.world.gateway.step_beside(now, input, shard, &mut out);
+        }
+        self.heard(out)
+    }
+
+    /// Commands sent as messages and not delivered.
+    fn sent(&self) -> usize {
+        let requests = self.world.requests.iter();
+        requests.map(|(_, requests)| requests.items.len()).sum()
+    }
+
     fn texts(&mut self, out: Outputs) -> String {
         self.world.apply(out);
         self.world.take(self.connection)
@@ -185,10 +207,124 @@ fn what_is_declined_keeps_its_place_among_what_is_not() {
     let mut pair = Pair::new();
     pair.shard.audible = Some(9);
     let heard = pair.send(&["SET here:1 a", "SET there b", "SET here:1 c", "GET here:1"]);
-    assert_eq!(heard, "+OK\n", "the second is on its way to a shard");
+    assert_eq!(heard, "", "the second is on its way to a shard");
+    pair.world.now.mono_us += 500;
+    assert_eq!(pair.flush(), "+OK\n", "and takes too long to be waited for");
     assert_eq!(pair.shard.written, 1, "nothing overtakes it");
     let sent: usize = pair.world.requests.iter().map(|(_, r)| r.items.len()).sum();
     assert!(sent >= 2, "what follows goes the same way");
+}
+
+/// A key that begins so, in the slots of this shard.
+fn key_of(begins: &str, shard: ServerId) -> String {
+    let is_its = |key: &String| (Slot::of(key.as_bytes()).0 < 8192) == (shard == A);
+    let mut keys = (0..).map(|number| format!("{begins}:{number}"));
+    keys.find(is_its).expect("half of all keys are")
+}
+
+#[test]
+fn commands_pass_those_for_other_shards_and_their_replies_do_not() {
+    let (here, there) = (key_of("here", A), key_of("there", B));
+    let mut pair = Pair::new();
+    pair.shard.audible = Some(0);
+    let lines = [
+        &format!("SET {there} b"),
+        &format!("SET {here} c"),
+        &format!("GET {here}"),
+        "PING",
+        &format!("GET {there}"),
+    ];
+    assert_eq!(pair.send(&lines), "");
+    assert_eq!((pair.shard.written, pair.sent()), (1, 2));
+    assert_eq!(pair.deliver(), "+OK\n", "the next is not audible");
+    pair.shard.audible = Some(1);
+    assert_eq!(pair.flush(), "+OK\n$1\nc\n+PONG\n$1\nb\n");
+}
+
+/// One packet and not two (Q6), unless the other shard takes its time.
+#[test]
+fn replies_wait_a_moment_for_those_behind_them() {
+    let (here, there) = (key_of("here", A), key_of("there", B));
+    let mut pair = Pair::new();
+    pair.shard.audible = Some(9);
+    let lines = [
+        &format!("SET {here} c"),
+        &format!("SET {there} b"),
+        &format!("GET {here}"),
+    ];
+    let begun = pair.world.now.mono_us;
+    assert_eq!(pair.send(&lines.map(String::as_str)), "");
+    let wakes = pair.world.gateway.wakeup();
+    assert!(wakes.is_some_and(|at| at <= begun + 500));
+    pair.world.now.mono_us += 100;
+    assert_eq!(pair.deliver(), "+OK\n+OK\n$1\nc\n");
+    // Nobody answers.
+    assert_eq!(pair.send(&lines.map(String::as_str)), "");
+    pair.world.now.mono_us += 499;
+    assert_eq!(pair.flush(), "");
+    pair.world.now.mono_us += 1;
+    assert_eq!(pair.flush(), "+OK\n");
+    pair.world.now.mono_us += 10_000;
+    assert_eq!(pair.flush(), "", "the others wait for it");
+    assert_eq!(pair.deliver(), "+OK\n$1\nc\n");
+}
+
+/// Also if it is another key: the shard may still take the one before, and then it would come late.
+#[test]
+fn nothing_passes_a_command_that_may_be_on_its_way_to_the_same_shard() {
+    let (here, declined) = (key_of("here", A), key_of("there", A));
+    let mut pair = Pair::new();
+    pair.shard.audible = Some(9);
+    let lines = [&format!("SET {declined} b"), &format!("SET {here} c")];
+    assert_eq!(pair.send(&lines.map(String::as_str)), "");
+    assert_eq!((pair.shard.written, pair.sent()), (0, 2));
+    assert_eq!(pair.deliver(), "+OK\n+OK\n");
+    assert_eq!(pair.send(&[&format!("SET {here} d")]), "+OK\n");
+    assert_eq!(
+        pair.shard.written, 1,
+        "all is answered: it goes beside again"
+    );
+}
+
+/// What is under way to another shard may have to be asked of this one when slots have moved.
+#[test]
+fn nothing_passes_a_command_that_was_sent_by_an_older_view() {
+    let (here, there) = (key_of("here", A), key_of("there", B));
+    let mut pair = Pair::new();
+    pair.shard.audible = Some(9);
+    assert_eq!(pair.send(&[&format!("SET {there} b")]), "");
+    let mut view = pair.world.view.clone();
+    view.version += 1;
+    let input = Input::Message {
+        from: ServerId::COORDINATOR,
+        message: Message::View(view),
+    };
+    let mut out = Outputs::default();
+    let (now, shard) = (
+        pair.world.now,
+        Some(&mut pair.shard as &mut dyn ShardBeside),
+    );
+    pair.world.gateway.step_beside(now, input, shard, &mut out);
+    assert_eq!(pair.heard(out), "");
+    assert_eq!(pair.send(&[&format!("SET {here} c")]), "");
+    assert_eq!(pair.shard.written, 0);
+    assert_eq!(pair.deliver(), "+OK\n+OK\n");
+}
+
+#[test]
+fn replies_in_turn_of_a_shard_that_is_gone_are_of_unknown_outcome() {
+    let (here, there) = (key_of("here", A), key_of("there", B));
+    let mut pair = Pair::new();
+    pair.shard.audible = Some(9);
+    let lines = [&format!("SET {there} b"), &format!("SET {here} c")];
+    assert_eq!(pair.send(&lines.map(String::as_str)), "");
+    let mut out = Outputs::default();
+    let now = pair.world.now;
+    pair.world.gateway.flush_beside(now, None, &mut out);
+    assert_eq!(pair.texts(out), "");
+    let heard = pair.deliver();
+    assert!(heard.starts_with("+OK\n-ERR outcome unknown"), "{heard}");
+    assert_eq!(heard.lines().count(), 2, "{heard}");
 }
 
 #[test]
