@@ -43,6 +43,21 @@ impl Cluster {
         cluster
     }
 
+    /// As `start`, each role a process of its own; `more` arguments besides.
+    pub fn of_processes(
+        masters: u32,
+        backups: u32,
+        replicas: u32,
+        memory: &str,
+        more: &[&str],
+    ) -> Cluster {
+        let [masters, backups, replicas] = [masters, backups, replicas].map(|it| it.to_string());
+        let mut arguments = vec!["--processes", "--masters", &masters, "--backups", &backups];
+        arguments.extend(["--replicas", &replicas, "--memory", memory]);
+        arguments.extend(more);
+        Cluster::start(&arguments)
+    }
+
     /// Starts the cluster (again) on its directory. Ports are chosen anew.
     pub fn launch(&mut self) {
         assert!(self.child.is_none(), "it is running");

@@ -39,17 +39,7 @@ fn rot(frames: &Path, round: u64) -> u32 {
 
 #[test]
 fn a_rotten_replica_is_noticed_and_repaired() {
-    let cluster = Cluster::start(&[
-        "--processes",
-        "--masters",
-        "3",
-        "--backups",
-        "4",
-        "--replicas",
-        "3",
-        "--memory",
-        "128MiB",
-    ]);
+    let cluster = Cluster::of_processes(3, 4, 3, "128MiB", &[]);
     let mut resp = cluster.resp();
     let value = |number: u32| format!("{number}/{}", "v".repeat(500)).into_bytes();
     for number in 0..SESSIONS {
@@ -102,19 +92,8 @@ fn a_rotten_replica_is_noticed_and_repaired() {
 /// Nobody dies and nobody reads: the scrub of each backup finds what rots, and masters make it again.
 #[test]
 fn rot_in_idle_replicas_is_found_by_the_scrub() {
-    let cluster = Cluster::start(&[
-        "--processes",
-        "--masters",
-        "2",
-        "--backups",
-        "3",
-        "--replicas",
-        "2",
-        "--memory",
-        "128MiB",
-        "--scrub-hours",
-        "0.002", // 7 s
-    ]);
+    let seven_seconds = "0.002";
+    let cluster = Cluster::of_processes(2, 3, 2, "128MiB", &["--scrub-hours", seven_seconds]);
     let mut resp = cluster.resp();
     // Each master closes four segments: once in six thousand times backup-1 has a replica of none.
     let value = |number: u32| vec![b'a' + (number % 26) as u8; 25_000];

@@ -158,17 +158,7 @@ fn told_alike(mut outcome: Outcome) -> Outcome {
 
 #[test]
 fn retried_conditional_writes_happen_once_while_masters_die() {
-    let cluster = Cluster::start(&[
-        "--processes",
-        "--masters",
-        "3",
-        "--backups",
-        "4",
-        "--replicas",
-        "3",
-        "--memory",
-        "128MiB",
-    ]);
+    let cluster = Cluster::of_processes(3, 4, 3, "128MiB", &[]);
     let stop = Arc::new(AtomicBool::new(false));
     let links = Arc::new(AtomicU64::new(0));
     let chains: Vec<_> = (0..CHAINS)

@@ -76,21 +76,13 @@ fn metric(cluster: &Cluster, name: &str) -> f64 {
 
 #[test]
 fn a_held_log_goes_on_when_backups_return_or_is_given_up() {
-    let cluster = Cluster::start(&[
-        "--processes",
-        "--masters",
-        "3",
-        "--backups",
-        "4",
-        "--replicas",
-        "2",
-        "--memory",
+    let cluster = Cluster::of_processes(
+        3,
+        4,
+        2,
         "256MiB",
-        "--segment-bytes",
-        "1MiB",
-        "--value-bytes-max",
-        "64KiB",
-    ]);
+        &["--segment-bytes", "1MiB", "--value-bytes-max", "64KiB"],
+    );
     let mut resp = cluster.resp();
     write(&mut resp, 1, 1);
     cluster.wait_until_ready();

@@ -172,17 +172,7 @@ fn read_everything(cluster: &Cluster, ledger: &Ledger, after: &str) {
 
 #[test]
 fn every_acknowledged_session_survives_every_kill() {
-    let mut cluster = Cluster::start(&[
-        "--processes",
-        "--masters",
-        "3",
-        "--backups",
-        "4",
-        "--replicas",
-        "3",
-        "--memory",
-        "128MiB",
-    ]);
+    let mut cluster = Cluster::of_processes(3, 4, 3, "128MiB", &[]);
     let ledger = Ledger::default();
     let mut round = 0;
     let mut kill_under_load = |cluster: &Cluster, role: &str| {
@@ -233,17 +223,7 @@ fn from_environment(name: &str, default: u64) -> u64 {
 fn random_kills_lose_nothing_and_stop_nothing_for_good() {
     let kills = from_environment("HOLDFAST_KILLS", 8);
     let mut dice = Dice(from_environment("HOLDFAST_SEED", 1));
-    let cluster = Cluster::start(&[
-        "--processes",
-        "--masters",
-        "3",
-        "--backups",
-        "4",
-        "--replicas",
-        "3",
-        "--memory",
-        "128MiB",
-    ]);
+    let cluster = Cluster::of_processes(3, 4, 3, "128MiB", &[]);
     let ledger = Ledger::default();
     let (mut done, mut round) = (0, 0);
     while done < kills {

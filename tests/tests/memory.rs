@@ -128,19 +128,7 @@ fn refusal(result: Result<Outcome, ClientError>) -> String {
 #[test]
 fn a_full_master_refuses_writes_and_nothing_else() {
     let bound = 256 * MIB;
-    let cluster = Cluster::start(&[
-        "--processes",
-        "--masters",
-        "1",
-        "--backups",
-        "1",
-        "--replicas",
-        "1",
-        "--memory",
-        "256MiB",
-        "--disk",
-        "2GiB",
-    ]);
+    let cluster = Cluster::of_processes(1, 1, 1, "256MiB", &["--disk", "2GiB"]);
     let master = cluster.processes("master")[0].pid;
     let mut resp = cluster.resp();
     let value = vec![b'v'; 4_000];
@@ -253,19 +241,7 @@ fn a_full_master_refuses_writes_and_nothing_else() {
 /// Limits are set while the cluster runs, told in the words that operators need, and outlive the coordinator.
 #[test]
 fn namespaces_have_limits_that_outlive_the_coordinator() {
-    let cluster = Cluster::start(&[
-        "--processes",
-        "--masters",
-        "1",
-        "--backups",
-        "1",
-        "--replicas",
-        "1",
-        "--memory",
-        "128MiB",
-        "--namespace",
-        "2:value-bytes=100",
-    ]);
+    let cluster = Cluster::of_processes(1, 1, 1, "128MiB", &["--namespace", "2:value-bytes=100"]);
     let told = ctl(&cluster, &["namespace", "set", "3", "--sessions", "100"]);
     assert!(told.contains("100 sessions"), "{told}");
     let mut resp = cluster.resp();

@@ -175,12 +175,8 @@ impl Subject {
         let status = self.cluster.status();
         let status = status.ok_or("the cluster answers no status")?;
         let victim = Victim::choose(&status)?;
-        let ranges = victim.ranges.clone();
-        let of_victim = move |number| {
-            let slot = u64::from(Slot::of(&keys::session(number)).0);
-            let within = |&(first, last): &(u64, u64)| (first..=last).contains(&slot);
-            ranges.iter().any(within)
-        };
+        let owner = victim.clone();
+        let of_victim = move |number| owner.owns(Slot::of(&keys::session(number)));
         let load = Loaded {
             args,
             endpoint: &self.endpoint,
@@ -188,12 +184,15 @@ impl Subject {
             pid: victim.pid,
         };
         let ledger = std::mem::replace(&mut self.ledger, Ledger::new(0, 0));
-        let (mut kill, killed, killed_unix_ms, ledger) =
-            load.kill_under_load(ledger, of_victim).await?;
-        self.ledger = ledger;
-        kill.replicated = Some(self.cluster.ready_after_ms(killed).await?);
+        let felt = load.kill_under_load(ledger, of_victim).await?;
+        self.ledger = felt.ledger;
+        let replicated = self.cluster.ready_after_ms(felt.at).await?;
         let detected = self.cluster.recovery_of(&victim)["detected_ms"].as_f64();
-        kill.detected = detected.map(|at| at - killed_unix_ms);
+        let kill = Kill {
+            replicated: Some(replicated),
+            detected: detected.map(|at_ms| at_ms - felt.at_unix_ms),
+            ..felt.kill
+        };
         self.side
             .add(kill, self.ledger.settle(&self.endpoint).await?);
         let first = written(args.size.sessions);
@@ -223,8 +222,8 @@ async fn kill_redis(
         pid: pair.master_pid(),
     };
     let ledger = Ledger::new(written(sessions), args.size.value_bytes);
-    let (kill, _, _, mut ledger) = load.kill_under_load(ledger, |_| true).await?;
-    side.add(kill, ledger.settle(&endpoint).await?);
+    let mut felt = load.kill_under_load(ledger, |_| true).await?;
+    side.add(felt.kill, felt.ledger.settle(&endpoint).await?);
     side.wrong_sessions += clients::check(&endpoint, &size, written(sessions)).await?;
     Ok(())
 }
@@ -237,13 +236,21 @@ struct Loaded<'a> {
     pid: u32,
 }
 
+/// What clients felt of a kill, and when it was, by both clocks.
+struct Felt {
+    kill: Kill,
+    at: Instant,
+    at_unix_ms: f64,
+    ledger: Ledger,
+}
+
 impl Loaded<'_> {
-    /// Kills it while clients write and read; the moment by both clocks.
+    /// Kills it while clients write and read.
     async fn kill_under_load(
         &self,
         ledger: Ledger,
         of_victim: impl Fn(u64) -> bool + Clone + Send + 'static,
-    ) -> Result<(Kill, Instant, f64, Ledger), Failure> {
+    ) -> Result<Felt, Failure> {
         let idle: Vec<u64> = (written(self.sessions)..self.sessions)
             .filter(|&number| of_victim(number))
             .collect();
@@ -272,8 +279,12 @@ impl Loaded<'_> {
             first_write: load.first_write_ms(),
             replicated: None,
         };
-        let ledger = load.end().await?;
-        Ok((kill, killed, unix.as_secs_f64() * 1e3, ledger))
+        Ok(Felt {
+            kill,
+            at: killed,
+            at_unix_ms: unix.as_secs_f64() * 1e3,
+            ledger: load.end().await?,
+        })
     }
 }
 

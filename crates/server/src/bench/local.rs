@@ -54,12 +54,12 @@ pub fn value(number: u64, bytes: u32) -> Vec<u8> {
 }
 
 /// The master to kill: its process, its log, the slots it owns.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Victim {
     pub pid: u32,
     pub shard: String,
     /// First and last slot.
-    pub ranges: Vec<(u64, u64)>,
+    ranges: Vec<(u64, u64)>,
 }
 
 impl Victim {
