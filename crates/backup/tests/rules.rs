@@ -601,6 +601,25 @@ fn the_scrub_gives_way_to_recoveries() {
     assert!(rig.metric("holdfast_backup_scrub_replicas_total") > 0.0);
 }
 
+/// Where nobody waits for syncs they go one by one, or a burst of them would hold up whoever else needs the disk.
+#[test]
+fn syncs_that_nobody_waits_for_go_one_by_one() {
+    for (ack_disk, at_once) in [(false, 1), (true, 4)] {
+        let mut rig = Rig::new(8, ack_disk);
+        for id in 1..=4 {
+            rig.append(Segment::head(id, 10).whole());
+        }
+        assert_eq!(rig.pending.len(), at_once);
+        let mut synced = 0;
+        while !rig.pending.is_empty() {
+            assert!(rig.pending.len() <= at_once);
+            rig.complete(0);
+            synced += 1;
+        }
+        assert!(synced >= 4, "{synced} syncs for four closed replicas");
+    }
+}
+
 #[test]
 fn a_frame_whose_disk_failed_is_never_used_again() {
     for ack_disk in [false, true] {
