@@ -23,6 +23,8 @@ pub struct CoordinatorConfig {
     /// so long, from the start, before its head is chosen. Where memory acknowledges, what a power
     /// failure left may show an older head as open: those who come back first must not decide alone.
     pub settle_ms: u32,
+    /// No more shards take a dead log over than get so much of it each.
+    pub part_bytes_min: u64,
     /// Limits that the operator has written down: they replace those that are recorded of the same
     /// namespaces.
     pub namespaces: Vec<NamespacePolicy>,
@@ -40,12 +42,13 @@ impl CoordinatorConfig {
             dead_ms: 1_000,
             cold_start: false,
             settle_ms: 5_000,
+            part_bytes_min: 64_000_000,
             namespaces: Vec::new(),
             members_max: 4_096,
         }
     }
 
-    /// Three replicas, one shard, quick heartbeats.
+    /// Three replicas, one shard, quick heartbeats, everybody takes part in a recovery.
     pub fn for_testing() -> CoordinatorConfig {
         let cluster = ClusterConfig {
             cluster: 1,
@@ -55,7 +58,10 @@ impl CoordinatorConfig {
             probe_ms: 100,
             ack_disk: false,
         };
-        CoordinatorConfig::new(cluster, 1)
+        CoordinatorConfig {
+            part_bytes_min: 0,
+            ..CoordinatorConfig::new(cluster, 1)
+        }
     }
 
     pub fn validate(&self) -> Result<(), ConfigError> {

@@ -8,6 +8,9 @@
 //!     have every backup read the whole log in each of them.
 //! P4. Slots are cut where the load is, as far as the dead shard had told: `SLOT_PARTS` figures, spread evenly inside
 //!     each. A part may be off by one slot.
+//! P5. No more shards take part than get `part_bytes_min` each: every one asks every backup for every segment, and with hundreds of
+//!     them that is most of a backup's work (docs/scaling.md). Those who come first in the list do. More do if they
+//!     cannot otherwise keep to P2.
 //!
 //! A shard that had told nothing is taken to be the same everywhere, and as large as the replicas that are to be read.
 
@@ -72,11 +75,13 @@ pub(crate) fn dense(loads: &[SlotLoad], owned: &[SlotRange]) -> Vec<SlotLoad> {
 
 /// Splits `ranges` over shards with so many free bytes, in slot order. Every slot goes to somebody; who would get
 /// nothing is left out. `loads` as `dense` made them; `replica_bytes` of the whole log are to be read.
+/// Shards that should be preferred come first.
 pub(crate) fn spread(
     ranges: &[SlotRange],
     shards: &[(ServerId, u64)],
     loads: &[SlotLoad],
     replica_bytes: u64,
+    part_bytes_min: u64,
 ) -> Vec<Part> {
     assert!(!shards.is_empty(), "somebody must get the slots");
     let count = each(ranges).count().max(1) as u64;
@@ -100,7 +105,9 @@ pub(crate) fn spread(
     let cost = |slot: Slot| costs[slot.part()];
     let total: u128 = each(ranges).map(cost).sum();
     let bytes: u64 = each(ranges).map(|slot| load(slot).bytes).sum();
-    let shares = shares(total, bytes / SLOTS_PER_PART, shards);
+    let bytes = bytes / SLOTS_PER_PART;
+    let shards = &shards[..enough(total, bytes, replica_bytes, shards, part_bytes_min)];
+    let shares = shares(total, bytes, shards);
 
     let mut parts: Vec<Part> = Vec::new();
     let mut slots = each(ranges).peekable();
@@ -145,16 +152,60 @@ fn cost(load: Load) -> u128 {
     of(load.bytes, PART_BYTES_MAX).max(of(load.entries, PART_ENTRIES_MAX))
 }
 
+/// How many of the shards take part (P5). What was told may be old, so it is judged by what is to be read if that is more.
+fn enough(
+    total: u128,
+    bytes: u64,
+    replica_bytes: u64,
+    shards: &[(ServerId, u64)],
+    part_bytes_min: u64,
+) -> usize {
+    let part = |bytes: u64| WHOLE * u128::from(bytes) / u128::from(PART_BYTES_MAX);
+    let worth = match part(part_bytes_min) {
+        0 => shards.len(),
+        least => usize::try_from(total.max(part(replica_bytes)) / least)
+            .unwrap_or(usize::MAX)
+            .clamp(1, shards.len()),
+    };
+    let in_time = |count: &usize| {
+        let Limits { weights, both, .. } = Limits::of(total, bytes, &shards[..*count]);
+        limited(total, &weights, &both).is_some()
+    };
+    let counts = std::iter::successors(Some(worth), |count| Some(count * 2));
+    (counts.take_while(|count| *count < shards.len()))
+        .find(in_time)
+        .unwrap_or(shards.len())
+}
+
+/// What each shard can take of `total`.
+struct Limits {
+    /// By free memory.
+    weights: Vec<u128>,
+    /// What fits.
+    fit: Vec<u128>,
+    /// What fits and can be replayed in time.
+    both: Vec<u128>,
+}
+
+impl Limits {
+    fn of(total: u128, bytes: u64, shards: &[(ServerId, u64)]) -> Limits {
+        let fits = |free: u64| match bytes {
+            0 => total,
+            bytes => total * u128::from(free) * FIT_PERCENT / 100 / u128::from(bytes),
+        };
+        let in_time = WHOLE * MARGIN_PERCENT / 100;
+        let fit: Vec<u128> = shards.iter().map(|(_, free)| fits(*free)).collect();
+        Limits {
+            weights: shards.iter().map(|(_, free)| u128::from(*free)).collect(),
+            both: fit.iter().map(|fit| (*fit).min(in_time)).collect(),
+            fit,
+        }
+    }
+}
+
 /// How much of `total` each shard gets: P1 to P3.
 fn shares(total: u128, bytes: u64, shards: &[(ServerId, u64)]) -> Vec<u128> {
-    let fits = |free: u64| match bytes {
-        0 => total,
-        bytes => total * u128::from(free) * FIT_PERCENT / 100 / u128::from(bytes),
-    };
-    let in_time = WHOLE * MARGIN_PERCENT / 100;
-    let fit: Vec<u128> = shards.iter().map(|(_, free)| fits(*free)).collect();
-    let both: Vec<u128> = fit.iter().map(|fit| (*fit).min(in_time)).collect();
-    let weights: Vec<u128> = shards.iter().map(|(_, free)| u128::from(*free)).collect();
+    let Limits { weights, fit, both } = Limits::of(total, bytes, shards);
     (limited(total, &weights, &both))
         .or_else(|| limited(total, &weights, &fit))
         .or_else(|| limited(total, &weights, &vec![total; shards.len()]))
@@ -217,14 +268,14 @@ mod tests {
 
     #[test]
     fn without_figures_slots_are_shared_by_free_memory() {
-        let parts = spread(&[SlotRange::ALL], &shards(&[3 * GB, GB]), &[], 0);
+        let parts = spread(&[SlotRange::ALL], &shards(&[3 * GB, GB]), &[], 0, 0);
         assert_eq!(parts.iter().map(slots).collect::<Vec<_>>(), [12288, 4096]);
         assert_eq!(parts[1].ranges, [range(12288, 16383)]);
         // Nobody says that it has memory: all get the same.
-        let parts = spread(&[range(0, 9)], &shards(&[0, 0]), &[], 5 * GB);
+        let parts = spread(&[range(0, 9)], &shards(&[0, 0]), &[], 5 * GB, 0);
         assert_eq!(parts.iter().map(slots).collect::<Vec<_>>(), [5, 5]);
         // Fewer slots than shards.
-        let parts = spread(&[range(7, 7)], &shards(&[GB, GB, GB]), &[], 0);
+        let parts = spread(&[range(7, 7)], &shards(&[GB, GB, GB]), &[], 0, 0);
         assert_eq!(parts.iter().map(slots).sum::<u32>(), 1);
     }
 
@@ -236,7 +287,7 @@ mod tests {
             entries: 63_000,
             kib: 63_000,
         };
-        let parts = spread(&[SlotRange::ALL], &shards(&[GB, GB]), &loads, 0);
+        let parts = spread(&[SlotRange::ALL], &shards(&[GB, GB]), &loads, 0, 0);
         let [first, second] = &parts[..] else {
             panic!("{parts:?}")
         };
@@ -251,13 +302,13 @@ mod tests {
         // 1.3 GB for four: by free memory the first would get 0.87.
         let loads = even(10, 20_000);
         let free = [8 * GB, 2 * GB, GB, GB];
-        let parts = spread(&[SlotRange::ALL], &shards(&free), &loads, 0);
+        let parts = spread(&[SlotRange::ALL], &shards(&free), &loads, 0, 0);
         assert!(
             parts.iter().all(|part| part.load.bytes <= PART_BYTES_MAX),
             "{parts:?}"
         );
         // By entries: 5.1 M.
-        let parts = spread(&[SlotRange::ALL], &shards(&free), &even(80_000, 10), 0);
+        let parts = spread(&[SlotRange::ALL], &shards(&free), &even(80_000, 10), 0, 0);
         assert!(
             parts
                 .iter()
@@ -265,16 +316,48 @@ mod tests {
             "{parts:?}"
         );
         // P3: four cannot take 2.6 GB in time, so all get more, by free memory.
-        let parts = spread(&[SlotRange::ALL], &shards(&free), &even(10, 40_000), 0);
+        let parts = spread(&[SlotRange::ALL], &shards(&free), &even(10, 40_000), 0, 0);
         let most = parts.iter().map(|part| part.load.bytes).max().unwrap();
         assert_eq!(parts.len(), 4);
         assert!(most > 3 * PART_BYTES_MAX && most < 2 * GB, "{most}");
         // What does not fit into one goes to others, however long it takes.
         let free = [2 * GB, GB / 4, GB / 4];
-        let parts = spread(&[SlotRange::ALL], &shards(&free), &even(10, 34_000), 0);
+        let parts = spread(&[SlotRange::ALL], &shards(&free), &even(10, 34_000), 0, 0);
         for (part, free) in parts.iter().zip(free) {
             assert!(part.load.bytes <= free, "{part:?}");
         }
+    }
+
+    /// P5: a small log is not worth everybody's asking; one that is too large for those it is worth goes to more.
+    #[test]
+    fn no_more_shards_take_part_than_it_is_worth() {
+        let many = shards(&[GB; 100]);
+        let masters = |loads: &[SlotLoad], shards: &[(ServerId, u64)], min: u64| {
+            let parts = spread(&[SlotRange::ALL], shards, loads, 0, min);
+            let most = parts.iter().map(|part| part.load.bytes).max().unwrap();
+            (parts.len(), parts[0].master, most)
+        };
+        // 42 MB: one. 655 MB: as many as get 64 MB each.
+        assert_eq!(masters(&even(10, 640), &many, 64_000_000).0, 1);
+        let (count, first, most) = masters(&even(10, 10_000), &many, 64_000_000);
+        assert!((9..=12).contains(&count), "{count}");
+        assert_eq!(first, many[0].0, "the first of the list");
+        assert!(most < 90_000_000, "{most}");
+        // What was told is old: there are 330 MB of replicas.
+        let loads = even(10, 640);
+        let parts = spread(&[SlotRange::ALL], &many, &loads, 330_000_000, 64_000_000);
+        assert_eq!(parts.len(), 5);
+        // By entries, too: 2 M are as much as 500 MB.
+        assert!((7..=10).contains(&masters(&even(31_250, 10), &many, 64_000_000).0));
+        // The first three have no room: others are taken.
+        let mut full = shards(&[GB / 1_000; 6]);
+        full.iter_mut().skip(3).for_each(|it| it.1 = GB);
+        let (count, _, most) = masters(&even(10, 3_000), &full, 64_000_000);
+        assert!((4..=6).contains(&count), "{count}");
+        assert!(most < GB, "{most}");
+        // Everybody, if it is worth it, or nothing is asked for.
+        assert_eq!(masters(&even(10, 200_000), &many, 64_000_000).0, 100);
+        assert_eq!(masters(&even(10, 640), &many, 0).0, 100);
     }
 
     /// P2 and P4 over logs, skews and survivors of all kinds.
@@ -294,7 +377,7 @@ mod tests {
                 .collect();
             let first = dice.below(8_000) as u16;
             let ranges = [range(first, first + 3_000), range(first + 4_000, 16_383)];
-            let parts = spread(&ranges, &shards(&free), &loads, 0);
+            let parts = spread(&ranges, &shards(&free), &loads, 0, 0);
             let given: Vec<Slot> = parts.iter().flat_map(|part| each(&part.ranges)).collect();
             assert!(
                 given.into_iter().eq(each(&ranges)),
@@ -326,7 +409,7 @@ mod tests {
         assert_eq!([of(0), of(1), of(2)], [(256, 2560), (0, 0), (64, 640)]);
         assert!(super::dense(&loads[..3], &owned).is_empty());
         // So a plan for these slots finds what is in them, whichever have been taken over before.
-        let parts = spread(&[range(32, 63)], &shards(&[GB]), &dense, 0);
+        let parts = spread(&[range(32, 63)], &shards(&[GB]), &dense, 0, 0);
         assert_eq!(
             (parts[0].load.entries, parts[0].load.bytes),
             (32, 320 << 10)

@@ -5,7 +5,7 @@ use holdfast_format::{LogId, ServerId, SlotRange};
 use holdfast_wire::{Inventory, Message, Role};
 
 use crate::Coordinator;
-use crate::recovery::{Done, Progress, Surroundings};
+use crate::recovery::{Done, Progress, Recovery, Surroundings};
 
 /// Who leans from now on: a recovery master, by which recovery and attempt.
 type Leaning = (ServerId, LogId, u64);
@@ -156,7 +156,7 @@ impl Coordinator {
 
     /// Brings every recovery on by what is known now, and ends those of which nothing is needed any more.
     pub(crate) fn advance_recoveries(&mut self, now: Now, out: &mut Outputs) {
-        let around = Surroundings::at(now, &self.servers, &self.config, self.settle_until_us);
+        let mut around = Surroundings::at(now, &self.servers, &self.config, self.settle_until_us);
         for recovery in self.recoveries.values_mut() {
             recovery.judge(&around, &self.tablets, &mut self.journal, out);
         }
@@ -168,8 +168,19 @@ impl Coordinator {
             let recovery = self.recoveries.get_mut(&log).expect("listed from there");
             recovery.set_lenders(lenders);
         }
+        let masters = |recovery: &Recovery| -> Vec<ServerId> {
+            let partitions = &recovery.record().partitions;
+            partitions.iter().map(|it| it.master).collect()
+        };
+        for master in self.recoveries.values().flat_map(masters) {
+            *around.parts.entry(master).or_default() += 1;
+        }
         for recovery in self.recoveries.values_mut() {
+            let before = masters(recovery);
             self.view_stale |= recovery.advance(&around, &mut self.tablets, &mut self.journal, out);
+            for master in masters(recovery).iter().filter(|it| !before.contains(it)) {
+                *around.parts.entry(*master).or_default() += 1;
+            }
         }
         let over: Vec<LogId> = (self.recoveries.iter())
             .filter(|(log, it)| !self.tablets.owns_any(**log) && !it.is_leant_on())

@@ -76,6 +76,9 @@ pub(crate) struct Surroundings<'a> {
     pub servers: &'a Servers,
     pub replicas: u8,
     pub initial_shards: u32,
+    pub part_bytes_min: u64,
+    /// Parts of dead logs that shards are taking over.
+    pub parts: BTreeMap<ServerId, usize>,
     /// The stores of a log are waited for until then: a cold start.
     pub settle_until_us: u64,
 }
@@ -92,6 +95,8 @@ impl<'a> Surroundings<'a> {
             servers,
             replicas: config.cluster.replicas,
             initial_shards: config.initial_shards,
+            part_bytes_min: config.part_bytes_min,
+            parts: BTreeMap::new(),
             settle_until_us,
         }
     }
@@ -644,7 +649,7 @@ impl Recovery {
                 .all(|inventory| inventory.replicas.is_empty())
     }
 
-    /// Shards that could take a part now, with their free bytes, emptiest first.
+    /// Shards that could take a part now, with their free bytes: those first that are at no other dead log, and the emptiest of them.
     fn candidates(&mut self, around: &Surroundings<'_>) -> Vec<(ServerId, u64)> {
         self.avoid_until_us
             .retain(|_, until_us| around.now_us < *until_us);
@@ -660,19 +665,15 @@ impl Recovery {
             return Vec::new();
         }
         let busy = |id: ServerId| self.record.partitions.iter().any(|p| p.master == id);
-        let mut fit: Vec<(u64, ServerId, u64)> = shards()
-            .filter(|shard| !shard.is_suspect())
-            .map(|shard| {
-                (
-                    shard.figures.bytes_used,
-                    shard.member.id,
-                    shard.bytes_free(),
-                )
-            })
-            .filter(|(_, id, _)| !busy(*id) && !self.avoid_until_us.contains_key(id))
+        let mut fit: Vec<_> = shards()
+            .filter(|shard| !shard.is_suspect() && !busy(shard.member.id))
+            .filter(|shard| !self.avoid_until_us.contains_key(&shard.member.id))
             .collect();
-        fit.sort_unstable();
-        fit.into_iter().map(|(_, id, free)| (id, free)).collect()
+        let parts = |id: ServerId| around.parts.get(&id).copied().unwrap_or(0);
+        fit.sort_by_key(|it| (parts(it.member.id), it.figures.bytes_used, it.member.id));
+        (fit.into_iter())
+            .map(|shard| (shard.member.id, shard.bytes_free()))
+            .collect()
     }
 
     fn plan(
@@ -687,7 +688,13 @@ impl Recovery {
             return;
         }
         let replica_bytes = self.reading().map_or(0, Reading::bytes);
-        let parts = spread(unplanned, &shards, &self.record.loads, replica_bytes);
+        let parts = spread(
+            unplanned,
+            &shards,
+            &self.record.loads,
+            replica_bytes,
+            around.part_bytes_min,
+        );
         let (count, name) = (parts.len(), &self.record.name);
         let most = parts.iter().map(|part| part.load.bytes).max().unwrap_or(0) / 1_000_000;
         out.event(

@@ -20,6 +20,7 @@ pub fn coordinator(
 ) -> Box<dyn Node> {
     let config = CoordinatorConfig {
         cold_start,
+        part_bytes_min: setup.part_bytes_min,
         ..CoordinatorConfig::new(setup.config, setup.shards())
     };
     let coordinator = Coordinator::new(config, records, now, seed);

@@ -31,6 +31,8 @@ pub struct Setup {
     pub replica_expansion_percent: u32,
     /// What one recovery fetches at a time: with little, requests come before everything is replayed.
     pub recovery_window_bytes: u64,
+    /// No more shards take a dead log over than get so much of it each.
+    pub part_bytes_min: u64,
     /// Frames of one backup.
     pub frames: u32,
     pub value_bytes_max: u32,
@@ -85,6 +87,7 @@ impl Setup {
             seglet_bytes: 4 << 10,
             replica_expansion_percent: 200,
             recovery_window_bytes: 32 << 20,
+            part_bytes_min: 0,
             frames: 192,
             value_bytes_max: 16 << 10,
             power_fails: true,
@@ -118,6 +121,7 @@ impl Setup {
         setup.replica_expansion_percent = *chance.pick(&[200, 500, 800]);
         // One segment at a time makes a recovery slow enough for requests to come before its end.
         setup.recovery_window_bytes = *chance.pick(&[1, 1, 128 << 10, 32 << 20]);
+        setup.part_bytes_min = [0, 0, 100 << 10][(seed % 3) as usize];
         setup.frames = 1_024;
         if seed % ISLANDS_EVERY == 3 {
             // Whoever is alone then is alone for long.
