@@ -6,7 +6,7 @@
 //! death would otherwise slow down the recovery of what it held.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use holdfast_log::Toucher;
 use rustix::process::setpriority_process;
@@ -15,6 +15,9 @@ use crate::store::Store;
 
 /// Runs when nobody else does, nearly.
 const LOWEST: i32 = 19;
+
+/// Until it is looked again whether pages should be made for a store.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Starts the thread; it ends when all is mapped, or the log is gone.
 pub fn start(name: &str, mut toucher: Toucher) {
@@ -36,9 +39,26 @@ pub fn start(name: &str, mut toucher: Toucher) {
     behind_others(format!("touch-{name}"), touch);
 }
 
-/// Makes the buffers that a backup reads with in a recovery.
+/// Makes the buffers that a backup reads with in a recovery; the thread ends when that is done. Another has pages ready for
+/// what is written next, as long as the store is open.
 pub fn prepare(name: &str, store: Arc<Store>) {
+    let open = Arc::downgrade(&store);
     behind_others(format!("touch-{name}"), move || store.prepare_to_read());
+    let keep_ahead = move || {
+        while let Some(store) = open.upgrade() {
+            let began = Instant::now();
+            let more = match store.prepare_to_write() {
+                Ok(more) => more,
+                Err(error) => {
+                    tracing::warn!("cannot read ahead of what is written: {error}");
+                    return;
+                }
+            };
+            drop(store);
+            std::thread::sleep(if more { began.elapsed() } else { PAUSE });
+        }
+    };
+    behind_others(format!("ahead-{name}"), keep_ahead);
 }
 
 fn behind_others(name: String, work: impl FnOnce() + Send + 'static) {
