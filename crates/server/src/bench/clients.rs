@@ -12,10 +12,10 @@ use super::replies::{self, Connection, Reply};
 
 /// Commands in flight while filling and checking.
 const BATCH: usize = 200;
+/// Before what was refused for load is sent again, as the refusal says.
+const BUSY_PAUSE: Duration = Duration::from_millis(100);
 /// Connections that fill and check.
 const WORKERS: u64 = 4;
-/// Connections that keep asking.
-const PROBES: usize = 8;
 /// Between two attempts of a client to find who serves.
 const RETRY: Duration = Duration::from_millis(10);
 
@@ -108,12 +108,16 @@ async fn on_sessions(
         tasks.push(tokio::spawn(async move {
             let mut wrong = 0;
             let mut out = Vec::new();
-            let mine: Vec<u64> = (first + worker..sessions)
-                .step_by(WORKERS as usize)
-                .collect();
-            for batch in mine.chunks(BATCH) {
+            let mut mine = (first + worker..sessions).step_by(WORKERS as usize);
+            let mut batch: Vec<u64> = Vec::new();
+            let mut refused_since: Option<Instant> = None;
+            loop {
+                batch.extend(mine.by_ref().take(BATCH - batch.len()));
+                if batch.is_empty() {
+                    break;
+                }
                 out.clear();
-                for &number in batch {
+                for &number in &batch {
                     let key = keys::session(number);
                     match work {
                         Work::Fill => replies::write_command(
@@ -124,13 +128,26 @@ async fn on_sessions(
                     }
                 }
                 connection.stream.write_all(&out).await?;
-                for &number in batch {
+                let mut refused = Vec::new();
+                for &number in &batch {
                     match (work, connection.reply().await?) {
                         (Work::Fill, Reply::Simple) => {}
                         (Work::Check, Reply::Bulk(read)) if read == value(number, bytes) => {}
                         (Work::Check, Reply::Bulk(_) | Reply::Nil) => wrong += 1,
+                        // More than the machine can take now.
+                        (_, Reply::Error(text)) if text.starts_with("BUSY") => {
+                            refused.push(number);
+                        }
                         (_, other) => return Err(format!("session {number}: {other:?}").into()),
                     }
+                }
+                batch = refused;
+                if batch.is_empty() {
+                    refused_since = None;
+                } else if refused_since.get_or_insert_with(Instant::now).elapsed() > PATIENCE {
+                    return Err("the servers refuse as overloaded without end".into());
+                } else {
+                    tokio::time::sleep(BUSY_PAUSE).await;
                 }
             }
             Ok::<u64, Failure>(wrong)
@@ -152,14 +169,16 @@ pub struct Probes {
 }
 
 impl Probes {
-    /// `sample`: numbers of sessions that still have their first value.
+    /// `sample`: numbers of sessions that still have their first value. Replies come in order: of two sessions of one
+    /// connection the second is not seen before the first.
     pub async fn connect(
         endpoint: &Endpoint,
         value_bytes: u32,
         sample: &[u64],
+        connections: usize,
     ) -> Result<Probes, Failure> {
         let mut tasks = Vec::new();
-        for part in sample.chunks(sample.len().div_ceil(PROBES)) {
+        for part in sample.chunks(sample.len().div_ceil(connections)) {
             tasks.push((endpoint.connect().await?, part.to_vec()));
         }
         Ok(Probes {

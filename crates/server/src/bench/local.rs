@@ -120,13 +120,18 @@ impl Cluster {
         let ready_file = dir.join("ready.json");
         // After the death of one master the others hold everything, and a cleaner needs room.
         let per_session = u64::from(args.value_bytes) + 37 + 100;
-        let memory = args.sessions * per_session * 2 / u64::from(args.masters - 1) + (128 << 20);
+        let memory =
+            args.sessions * per_session * 3 / 2 / u64::from(args.masters - 1) + (128 << 20);
+        // What a survivor recovers is replicated again while the dead log is still kept.
+        let replicas = args.sessions * per_session * u64::from(args.replicas) * 2;
+        let disk = replicas / u64::from(args.backups) + (512 << 20);
         let log = std::fs::File::create(dir.join("log"))?;
         let child = Command::new(std::env::current_exe()?)
             .args(["dev", "--processes", "--masters", &args.masters.to_string()])
             .args(["--backups", &args.backups.to_string()])
             .args(["--replicas", &args.replicas.to_string()])
             .args(["--memory", &memory.to_string()])
+            .args(["--disk", &disk.to_string()])
             .args(["--resp", "127.0.0.1:0", "--resp-cluster", "127.0.0.1:0"])
             .args(["--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"])
             .arg("--dir")

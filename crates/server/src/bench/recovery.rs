@@ -19,7 +19,7 @@ use super::timeline::{Event, Timeline};
 use super::watch::{Process, Watch};
 
 /// Sessions of the dead master that are asked for without pause; enough to tell the last percent.
-const SAMPLE_MAX: usize = 2_000;
+const SAMPLE_MAX: usize = 1_000;
 #[derive(Args, Debug, Clone)]
 #[command(after_help = "Examples:
   holdfast bench recovery --sessions 500000 --value-bytes 1024
@@ -116,7 +116,8 @@ async fn measure(args: &RecoveryArgs, dir: &Path) -> Result<(Report, String), Fa
     }
     let stride = of_victim.len().div_ceil(SAMPLE_MAX);
     let sample: Vec<u64> = of_victim.iter().copied().step_by(stride).collect();
-    let probes = Probes::connect(&endpoint, args.size.value_bytes, &sample).await?;
+    // Each on a connection of its own, as users are.
+    let probes = Probes::connect(&endpoint, args.size.value_bytes, &sample, sample.len()).await?;
 
     cluster.until_mapped().await;
     let watch = Watch::begin(cluster.child.id())?;
