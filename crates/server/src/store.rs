@@ -53,7 +53,7 @@ const BUFFERS_KEPT_BYTES: u64 = 64 << 20;
 const STEP_BYTES: u64 = 64 << 20;
 
 /// So much at most is read ahead of the writers, and so much at a time.
-const AHEAD_BYTES_MAX: u64 = 1 << 30;
+const AHEAD_BYTES_MAX: u64 = 256 << 20;
 const AHEAD_STEP_BYTES: u64 = 1 << 20;
 
 /// Why a lock here is never poisoned.

@@ -140,6 +140,11 @@ impl Early {
         self.sought.is_empty() && self.unknown.is_empty()
     }
 
+    /// True if the ranges are going to be served without anything being replayed that is not durable first.
+    pub fn needs_no_more(&self) -> bool {
+        !self.told && self.unknown.is_empty()
+    }
+
     /// The range tombstones of what is still to be replayed (E2).
     pub fn flushes(&self) -> impl Iterator<Item = (LogId, &[u8])> {
         (self.known.iter()).map(|((log, _), outline)| (*log, outline.flushes()))
@@ -157,6 +162,11 @@ impl Early {
         let admit = move |it: &Outline| it.admits_record(client, sequence);
         let admit = self.known.iter().filter(move |(_, it)| admit(it));
         admit.map(|(id, _)| *id)
+    }
+
+    /// False once a segment has been replayed.
+    pub fn is_to_come(&self, log: LogId, segment: SegmentId) -> bool {
+        self.known.contains_key(&(log, segment))
     }
 
     pub fn wakeup(&self) -> Option<u64> {

@@ -7,7 +7,7 @@ use holdfast_cluster::ViewExt;
 use holdfast_format::{LogId, SegmentId, ServerId};
 use holdfast_wire::{Certificate, Holder, Recover, RecoverSegment, View};
 
-use super::ROUNDS_MAX;
+use super::part::ROUNDS_MAX;
 
 /// A fetch that brings nothing for so long is sent to the next holder; doubles with each round.
 const FETCH_TIMEOUT_US: u64 = 700_000;

@@ -12,16 +12,16 @@
 //!
 //! Bounds: `PARKED_MAX` commands, and with the answers withheld no more than may be withheld. Who comes then is refused.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use holdfast_cluster::Now;
-use holdfast_format::{ClientId, ServerId, Slot};
+use holdfast_format::{ClientId, LogId, SegmentId, ServerId, Slot};
 use holdfast_wire::{Failure, Request};
 
 use super::{Shard, Turn};
 use crate::answers::Answer;
 
-/// All that waits is looked at when a segment has been replayed, or a lease has run out: some microseconds for each.
+/// When a segment has been replayed, what may have waited for it is looked at: some microseconds for each.
 const PARKED_MAX: usize = 4_096;
 
 /// One command that waits.
@@ -31,6 +31,10 @@ struct Waiting {
     client: ClientId,
     stream: u64,
     request: Request,
+    /// `None`: on the key space.
+    line: Option<Line>,
+    /// It waits at least until this has been replayed: nobody need look at it before.
+    awaits: Option<(LogId, SegmentId)>,
 }
 
 impl Waiting {
@@ -39,27 +43,23 @@ impl Waiting {
         (size_of::<Waiting>() + size_of::<Line>() + command.key.len() + command.op.value().len())
             as u64
     }
-
-    fn line(&self) -> Line {
-        line(self.client, self.stream, &self.request)
-    }
 }
 
 /// What keeps its order (P2). Commands on the key space keep none.
-type Line = (ClientId, u64, Option<Slot>);
+type Line = (ClientId, u64, Slot);
 
-fn line(client: ClientId, stream: u64, request: &Request) -> Line {
+fn line(client: ClientId, stream: u64, request: &Request) -> Option<Line> {
     let command = &request.command;
-    let slot = (!command.op.is_keyspace()).then(|| Slot::of(&command.key));
-    (client, stream, slot)
+    (!command.op.is_keyspace()).then(|| (client, stream, Slot::of(&command.key)))
 }
 
-/// All that waits, in the order of arrival.
+/// All that waits.
 #[derive(Debug, Default)]
 pub(super) struct Parked {
-    waiting: VecDeque<Waiting>,
-    /// How many wait in each line.
-    lines: BTreeMap<Line, u32>,
+    /// In the order of arrival.
+    waiting: BTreeMap<u64, Waiting>,
+    next: u64,
+    lines: BTreeMap<Line, VecDeque<u64>>,
     bytes: u64,
     /// What recoveries had done when all that waits was last looked at.
     progress: u64,
@@ -80,26 +80,40 @@ impl Parked {
     }
 
     fn add(&mut self, waiting: Waiting) {
+        let number = self.next;
+        self.next += 1;
         self.bytes += waiting.bytes();
-        *self.lines.entry(waiting.line()).or_default() += 1;
-        self.waiting.push_back(waiting);
+        if let Some(line) = waiting.line {
+            self.lines.entry(line).or_default().push_back(number);
+        }
+        self.waiting.insert(number, waiting);
     }
 
-    fn take_all(&mut self) -> VecDeque<Waiting> {
-        self.bytes = 0;
-        self.lines.clear();
-        std::mem::take(&mut self.waiting)
+    fn remove(&mut self, number: u64) -> Waiting {
+        let waiting = self.waiting.remove(&number).expect("it waits");
+        self.bytes -= waiting.bytes();
+        if let Some(line) = waiting.line {
+            let numbers = self.lines.get_mut(&line).expect("it is in its line");
+            numbers.retain(|it| *it != number);
+            if numbers.is_empty() {
+                self.lines.remove(&line);
+            }
+        }
+        waiting
+    }
+
+    /// False if an earlier one of its line waits.
+    fn is_first(&self, number: u64) -> bool {
+        let line = self.waiting[&number].line;
+        line.is_none_or(|line| self.lines[&line].front() == Some(&number))
     }
 
     /// The client asks all of it again by a newer stream.
     pub fn forget_older(&mut self, client: ClientId, stream: u64) {
-        if self.waiting.is_empty() {
-            return;
-        }
-        for waiting in self.take_all() {
-            if waiting.client != client || waiting.stream >= stream {
-                self.add(waiting);
-            }
+        let is_older = |it: &Waiting| it.client == client && it.stream < stream;
+        let older = self.waiting.iter().filter(|(_, it)| is_older(it));
+        for number in older.map(|(number, _)| *number).collect::<Vec<_>>() {
+            self.remove(number);
         }
     }
 }
@@ -108,8 +122,8 @@ impl Shard {
     /// True if a command must wait behind an earlier one (P2).
     pub(super) fn waits_behind(&self, client: ClientId, stream: u64, request: &Request) -> bool {
         !self.parked.waiting.is_empty()
-            && !request.command.op.is_keyspace()
-            && (self.parked.lines).contains_key(&line(client, stream, request))
+            && line(client, stream, request)
+                .is_some_and(|line| self.parked.lines.contains_key(&line))
     }
 
     /// Lets a command wait. False if there is no room.
@@ -123,13 +137,15 @@ impl Shard {
         if self.parked.len() >= PARKED_MAX || self.is_full() {
             return false;
         }
-        self.recoveries
-            .pull(&request.command, request.once.as_ref());
+        let (command, once) = (&request.command, request.once.as_ref());
+        self.recoveries.pull(command, once);
         self.parked.add(Waiting {
             from,
             client,
             stream,
             request: request.clone(),
+            line: line(client, stream, request),
+            awaits: self.recoveries.awaited(command, once),
         });
         true
     }
@@ -143,21 +159,25 @@ impl Shard {
         }
         self.parked.progress = progress;
         self.parked.held_up = false;
-        let mut behind: BTreeSet<Line> = BTreeSet::new();
-        for waiting in self.parked.take_all() {
+        let is_due = |it: &Waiting| !it.awaits.is_some_and(|it| self.recoveries.is_to_come(it));
+        let due: Vec<u64> = (self.parked.waiting.iter())
+            .filter(|(_, waiting)| is_due(waiting))
+            .map(|(number, _)| *number)
+            .collect();
+        for number in due {
+            let waiting = &self.parked.waiting[&number];
             let (client, stream) = (waiting.client, waiting.stream);
             // P3. Its client has begun a newer stream, or will.
             if self.streams.is_put_off(client, stream) {
+                self.parked.remove(number);
                 continue;
             }
-            let line = waiting.line();
-            let held = line.2.is_some() && behind.contains(&line);
-            let turn = match held {
-                true => Turn::Wait,
-                false => self.turn(now, &waiting.request),
-            };
-            match turn {
+            if !self.parked.is_first(number) {
+                continue;
+            }
+            match self.turn(now, &waiting.request) {
                 Turn::Now { unseen } => {
+                    let waiting = self.parked.remove(number);
                     self.parked.served += 1;
                     let (needs, outcome) = self.execute(client, &waiting.request, unseen);
                     let answer = Answer {
@@ -168,14 +188,18 @@ impl Shard {
                         outcome,
                     };
                     self.answers.hold(needs, answer);
-                    continue;
                 }
-                Turn::Refused(Failure::NotOwner) => continue,
+                Turn::Refused(Failure::NotOwner) => {
+                    self.parked.remove(number);
+                }
                 Turn::Refused(_) => self.parked.held_up = true,
-                Turn::Wait => {}
+                Turn::Wait => {
+                    let request = &waiting.request;
+                    let awaits = (self.recoveries).awaited(&request.command, request.once.as_ref());
+                    let waiting = self.parked.waiting.get_mut(&number);
+                    waiting.expect("it waits").awaits = awaits;
+                }
             }
-            behind.insert(line);
-            self.parked.add(waiting);
         }
     }
 }

@@ -247,3 +247,30 @@ fn what_was_flushed_in_a_segment_to_come_is_not_told() {
     }
     assert!(told > 3);
 }
+
+/// V5: others may still be at their replay, and users wait for that.
+#[test]
+fn what_leans_is_replicated_some_time_after_it_was_replayed() {
+    let dead = dead();
+    let (mut world, late) = early(&dead, &lent(&dead));
+    let began_us = world.now_us;
+    let token = world.send(get(&format!("key{}", keys_in(&dead, late)[0])));
+    world.run(600);
+    assert_eq!(world.answer(token), None);
+    world.withheld.clear();
+    while world.answer(token).is_none() {
+        world.run(5);
+    }
+    let took_us = world.now_us - began_us;
+    assert!((600_000..3_000_000).contains(&took_us), "{took_us}");
+    let ended_us = world.now_us;
+    while recovered(&world).is_none() {
+        world.run(5);
+    }
+    let pause_us = world.now_us - ended_us;
+    let least_us = (took_us / 2).min(1_000_000);
+    assert!(
+        (least_us - 20_000..least_us + 100_000).contains(&pause_us),
+        "{pause_us} after {took_us}"
+    );
+}
