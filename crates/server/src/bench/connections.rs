@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::replies::{self, Replies, Reply};
+use super::watch;
 use crate::cli::ClientTlsArgs;
 use crate::process::raise_file_limit;
 use crate::stream::Stream;
@@ -225,7 +226,7 @@ async fn settled_bytes(pid: u32) -> Run<u64> {
     for _ in 0..SETTLES_MAX {
         tokio::time::sleep(SETTLE).await;
         let now = resident_bytes(pid)?;
-        if now <= last + SETTLED_BYTES {
+        if now <= last + SETTLED_BYTES && !watch::maps(pid) {
             return Ok(now);
         }
         last = now;

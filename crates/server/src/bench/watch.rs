@@ -132,13 +132,15 @@ fn look(parent: u32, zero: Instant, processes: &mut BTreeMap<u32, Process>) {
 
 /// True while a child of `parent` is mapping memory ahead of its use.
 pub fn is_mapping(parent: u32) -> bool {
-    let comms = |pid: &u32| {
-        let tasks = std::fs::read_dir(format!("/proc/{pid}/task"));
-        let tasks = tasks.into_iter().flatten().flatten();
-        tasks.filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok())
-    };
-    (children(parent).iter())
-        .flat_map(comms)
+    children(parent).into_iter().any(maps)
+}
+
+/// True while a process is mapping memory ahead of its use.
+pub fn maps(pid: u32) -> bool {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task"));
+    let tasks = tasks.into_iter().flatten().flatten();
+    tasks
+        .filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok())
         .any(|comm| comm.starts_with(MAPPING))
 }
 
