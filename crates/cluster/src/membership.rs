@@ -16,8 +16,8 @@
 
 use holdfast_format::{ClusterMs, LogId, ServerId};
 use holdfast_wire::{
-    ClusterConfig, Enlist, Figures, Heartbeat, HeartbeatReply, Member, Message, NamespaceUse, Role,
-    SlotLoad, View,
+    AppendWait, ClusterConfig, Enlist, Figures, Heartbeat, HeartbeatReply, Member, Message,
+    NamespaceUse, Role, SlotLoad, View,
 };
 
 use crate::clock::ClusterClock;
@@ -67,6 +67,7 @@ pub struct Membership {
     figures: Figures,
     namespaces: Vec<NamespaceUse>,
     loads: Vec<SlotLoad>,
+    append_waits: Vec<AppendWait>,
 }
 
 impl Membership {
@@ -92,6 +93,7 @@ impl Membership {
             figures: Figures::default(),
             namespaces: Vec::new(),
             loads: Vec::new(),
+            append_waits: Vec::new(),
         }
     }
 
@@ -108,6 +110,11 @@ impl Membership {
     /// Shards: what the next heartbeat reports of the log.
     pub fn set_loads(&mut self, loads: Vec<SlotLoad>) {
         self.loads = loads;
+    }
+
+    /// Shards: what the next heartbeat reports of backups.
+    pub fn set_append_waits(&mut self, append_waits: Vec<AppendWait>) {
+        self.append_waits = append_waits;
     }
 
     /// Shards: what the next heartbeat reports of namespaces.
@@ -260,12 +267,13 @@ impl Membership {
             from: self.member.id,
             sent_us: now.mono_us,
             view_version: self.view.version,
-            figures: Figures {
+            figures: Box::new(Figures {
                 clock_error_us,
                 ..self.figures
-            },
+            }),
             namespaces: self.namespaces.clone(),
             loads: self.loads.clone(),
+            append_waits: self.append_waits.clone(),
         };
         out.send(ServerId::COORDINATOR, Message::Heartbeat(heartbeat));
         self.stage = Stage::Enlisted {
@@ -384,6 +392,7 @@ mod tests {
         ClusterConfig {
             cluster: 1,
             replicas: 3,
+            ack_quorum: 3,
             lease_ms: 400,
             heartbeat_ms: 200,
             probe_ms: 100,

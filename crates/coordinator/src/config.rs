@@ -53,6 +53,7 @@ impl CoordinatorConfig {
         let cluster = ClusterConfig {
             cluster: 1,
             replicas: 3,
+            ack_quorum: 3,
             lease_ms: 400,
             heartbeat_ms: 100,
             probe_ms: 100,
@@ -67,6 +68,7 @@ impl CoordinatorConfig {
     pub fn validate(&self) -> Result<(), ConfigError> {
         let ClusterConfig {
             replicas,
+            ack_quorum,
             lease_ms,
             heartbeat_ms,
             probe_ms,
@@ -74,6 +76,10 @@ impl CoordinatorConfig {
         } = self.cluster;
         let rules = [
             (replicas <= REPLICAS_MAX, "replicas is at most 8"),
+            (
+                ack_quorum <= replicas && (ack_quorum >= 1 || replicas == 0),
+                "ack_quorum is at least 1 and at most the number of replicas",
+            ),
             (replicas == 0 || lease_ms >= 20, "lease_ms is at least 20"),
             (heartbeat_ms >= 1, "heartbeat_ms is at least 1"),
             (probe_ms >= 1, "probe_ms is at least 1"),
@@ -128,6 +134,8 @@ mod tests {
             assert!(error.contains(says), "{error}");
         };
         check(&|c| c.cluster.replicas = 9, "replicas");
+        check(&|c| c.cluster.ack_quorum = 4, "ack_quorum");
+        check(&|c| c.cluster.ack_quorum = 0, "ack_quorum");
         check(&|c| c.cluster.lease_ms = 5, "lease_ms");
         check(&|c| c.cluster.heartbeat_ms = 0, "heartbeat_ms");
         check(&|c| c.cluster.probe_ms = 0, "probe_ms");

@@ -9,8 +9,11 @@
 //!     by R2 nothing in N+1 was then acknowledged. One that holds more may not: N was closed
 //!     on all R then, whatever replica of it still looks open.
 //!     For the same reason a segment that is closed anywhere is no head.
-//! S2. The seal is the longest certificate among the head's replicas. Any one that counts holds all
-//!     that was acknowledged (R3), so one is enough.
+//! S2. The seal is the longest certificate among the head's replicas. Where all R acknowledge, any one that
+//!     counts holds all that was acknowledged (R3), so one is enough. Where Q do, R - Q + 1 of them must be
+//!     found: any so many include one of any Q (R8, and ADR 14). With fewer: wait. A head with nothing
+//!     past its opening may be passed over with fewer, too, because what S1 says of it is then proved by
+//!     the one before, of which as many must be found open.
 //!     A replica that its backup found bad gives no head and no bytes. It tells all the same that
 //!     the log was written, so a log of bad replicas alone is held and never taken for empty.
 //! S3. Everything that the head's digest names has a closed replica. Otherwise: wait, and say what
@@ -46,6 +49,12 @@ const MISSING_SAID_MAX: usize = 64;
 pub enum Hold {
     /// No backup that is up holds an open replica that could be the log's head.
     NoHead,
+    /// Of the log's last head so few replicas are on backups that are up that others may hold more.
+    TooFew {
+        head: SegmentId,
+        found: usize,
+        needed: usize,
+    },
     /// No backup that is up holds the head as far as it was sealed.
     SealNotReached(Seal),
     /// The shard leant on another dead log, of which something is missing.
@@ -63,6 +72,7 @@ impl Hold {
     pub fn missing(&self) -> (Option<LogId>, &[SegmentId], usize) {
         match self {
             Hold::NoHead => (None, &[], 0),
+            Hold::TooFew { head, .. } => (None, std::slice::from_ref(head), 1),
             Hold::SealNotReached(seal) => (None, std::slice::from_ref(&seal.head), 1),
             Hold::Missing { segments, count } => (None, segments, *count),
             Hold::Lent { log, hold } => {
@@ -82,6 +92,15 @@ impl std::fmt::Display for Hold {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Hold::NoHead => write!(f, "no backup that is up holds the head of the log"),
+            Hold::TooFew {
+                head,
+                found,
+                needed,
+            } => write!(
+                f,
+                "{found} of the {needed} replicas of segment {head} that are needed to know the end of the log are on \
+                 backups that are up"
+            ),
             Hold::SealNotReached(seal) => write!(
                 f,
                 "no backup that is up holds segment {} as far as its sealed length {}",
@@ -192,10 +211,17 @@ impl<'a> Known<'a> {
     }
 }
 
+/// What makes a replica count, and how many of the head's must be found to tell where the log ends (S2).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Counting {
+    pub minimum: Epoch,
+    pub needed: usize,
+}
+
 /// What must be read to recover the log, given all that backups hold. `seal` is the recorded one;
 /// `may_reseal` is S4's condition.
 pub(crate) fn assess(
-    minimum: Epoch,
+    counting: Counting,
     seal: Option<Seal>,
     may_reseal: bool,
     inventories: &BTreeMap<ServerId, Inventory>,
@@ -212,10 +238,10 @@ pub(crate) fn assess(
     }
     let sealed = match seal {
         Some(seal) => match sealed(seal, &known) {
-            Err(_) if may_reseal => choose(minimum, &known),
+            Err(_) if may_reseal => choose(counting, &known),
             found => found,
         },
-        None => choose(minimum, &known),
+        None => choose(counting, &known),
     };
     let (seal, segments) = sealed?;
     let digest = known.get(&seal.head).and_then(Known::digest);
@@ -278,7 +304,8 @@ pub(crate) fn expiry_floor(inventories: &BTreeMap<ServerId, Inventory>) -> Clust
 type Sealed = Result<(Seal, Vec<RecoverSegment>), Hold>;
 
 /// S1 and S2.
-fn choose(minimum: Epoch, known: &BTreeMap<SegmentId, Known<'_>>) -> Sealed {
+fn choose(counting: Counting, known: &BTreeMap<SegmentId, Known<'_>>) -> Sealed {
+    let Counting { minimum, needed } = counting;
     let mut first_hold = None;
     for (segment, replicas) in known.iter().rev() {
         let counts = |r: &ReplicaState| !r.closed && r.epoch >= minimum;
@@ -286,8 +313,9 @@ fn choose(minimum: Epoch, known: &BTreeMap<SegmentId, Known<'_>>) -> Sealed {
         if replicas.is_closed() || !open.any(|(_, r)| r.digest.is_some()) {
             continue;
         }
-        let longest = (replicas.replicas.iter())
-            .filter(|(_, r)| counts(r))
+        let counted = || replicas.replicas.iter().filter(|(_, r)| counts(r));
+        let backups: BTreeSet<ServerId> = counted().map(|(backup, _)| *backup).collect();
+        let longest = counted()
             .map(|(_, r)| r.certificate)
             .max_by_key(|certificate| (certificate.length, certificate.checksum))
             .expect("the replica that counts is one");
@@ -296,7 +324,15 @@ fn choose(minimum: Epoch, known: &BTreeMap<SegmentId, Known<'_>>) -> Sealed {
             length: longest.length,
             checksum: longest.checksum,
         };
-        let hold = match sealed(seal, known) {
+        let found = match backups.len() {
+            found if found < needed => Err(Hold::TooFew {
+                head: *segment,
+                found,
+                needed,
+            }),
+            _ => sealed(seal, known),
+        };
+        let hold = match found {
             Ok(found) => return Ok(found),
             Err(hold) => first_hold.get_or_insert(hold),
         };
@@ -407,8 +443,16 @@ mod tests {
         }
     }
 
+    /// One replica tells the end.
+    fn all_acknowledge(minimum: u64) -> Counting {
+        Counting {
+            minimum: Epoch(minimum),
+            needed: 1,
+        }
+    }
+
     fn fresh(minimum: u64, backups: &[(u64, Vec<ReplicaState>)]) -> Result<Reading, Hold> {
-        assess(Epoch(minimum), None, true, &held(backups))
+        assess(all_acknowledge(minimum), None, true, &held(backups))
     }
 
     fn read(reading: &Reading) -> Vec<(u64, u32, Vec<u64>)> {
@@ -596,7 +640,7 @@ mod tests {
             (10, vec![open(2, 1, 300, &[2])]),
             (11, vec![open(2, 1, 340, &[2])]),
         ]);
-        let reading = assess(Epoch(0), Some(seal(2, 300)), false, &backups).unwrap();
+        let reading = assess(all_acknowledge(0), Some(seal(2, 300)), false, &backups).unwrap();
         let whole = Certificate {
             length: 300,
             checksum: 300,
@@ -633,7 +677,7 @@ mod tests {
                 ],
             ),
         ]);
-        let reading = assess(Epoch(0), Some(seal(2, 300)), false, &backups).unwrap();
+        let reading = assess(all_acknowledge(0), Some(seal(2, 300)), false, &backups).unwrap();
         assert_eq!(reading.seal, seal(2, 300));
         assert_eq!(read(&reading), [(2, 300, vec![10, 11])]);
     }
@@ -644,11 +688,11 @@ mod tests {
         let backups = held(&[(10, vec![open(2, 1, 300, &[2])])]);
         let recorded = seal(2, 340);
         assert_eq!(
-            assess(Epoch(0), Some(recorded), false, &backups),
+            assess(all_acknowledge(0), Some(recorded), false, &backups),
             Err(Hold::SealNotReached(recorded))
         );
         assert_eq!(
-            assess(Epoch(0), Some(recorded), true, &backups)
+            assess(all_acknowledge(0), Some(recorded), true, &backups)
                 .unwrap()
                 .seal,
             seal(2, 300)
@@ -658,7 +702,66 @@ mod tests {
             checksum: 1,
             ..seal(2, 300)
         };
-        assert!(assess(Epoch(0), Some(other), false, &backups).is_err());
+        assert!(assess(all_acknowledge(0), Some(other), false, &backups).is_err());
+    }
+
+    /// Two of three acknowledge: two replicas of the head tell its end.
+    fn of_two(backups: &[(u64, Vec<ReplicaState>)]) -> Result<Reading, Hold> {
+        let counting = Counting {
+            minimum: Epoch(0),
+            needed: 2,
+        };
+        assess(counting, None, true, &held(backups))
+    }
+
+    fn too_few(head: u64) -> Hold {
+        Hold::TooFew {
+            head: SegmentId(head),
+            found: 1,
+            needed: 2,
+        }
+    }
+
+    /// S2: the longest of as many as have one in common with any that acknowledged.
+    #[test]
+    fn a_head_is_sealed_by_as_many_as_leave_out_no_quorum() {
+        let short = (10, vec![closed(1, 900), open(2, 1, 300, &[1, 2])]);
+        let long = (11, vec![open(2, 1, 340, &[1, 2])]);
+        let alone = of_two(std::slice::from_ref(&short));
+        assert_eq!(alone, Err(too_few(2)));
+        assert_eq!(of_two(&[short.clone(), long]).unwrap().seal, seal(2, 340));
+        // Two copies on one backup are one; what is stale or bad does not count.
+        let twice = (
+            10,
+            [short.1.clone(), vec![open(2, 2, 320, &[1, 2])]].concat(),
+        );
+        assert_eq!(of_two(&[twice]), Err(too_few(2)));
+        let bad = ReplicaState::bad(SegmentId(2), Epoch(1), false);
+        assert_eq!(of_two(&[short, (11, vec![bad])]), Err(too_few(2)));
+    }
+
+    /// S1: what proves that nothing in N+1 was acknowledged is N, open on as many as seal.
+    #[test]
+    fn a_bare_head_on_few_backups_is_passed_over_if_the_one_before_is_open_on_enough() {
+        let n = |length| vec![closed(1, 900), open(2, 1, length, &[1, 2])];
+        let bare = open(3, 1, opening(3), &[1, 2, 3]);
+        let opened = (12, vec![bare.clone()]);
+        let both = [(10, n(850)), (11, n(870)), opened.clone()];
+        assert_eq!(of_two(&both).unwrap().seal, seal(2, 870));
+        // One of them alone may be a straggler.
+        assert_eq!(of_two(&[(10, n(850)), opened.clone()]), Err(too_few(3)));
+        // Closed somewhere: N+1 was opened everywhere, and may hold what was acknowledged.
+        let closed_n = (13, vec![closed(2, 870)]);
+        let three = [(10, n(850)), (11, n(870)), opened.clone(), closed_n.clone()];
+        assert_eq!(of_two(&three), Err(too_few(3)));
+        let found = [(10, n(850)), opened, (14, vec![bare]), closed_n];
+        assert_eq!(of_two(&found).unwrap().seal, seal(3, opening(3)));
+        // With more than its opening it is not passed over at all.
+        let written = (12, vec![open(3, 1, opening(3) + 1, &[1, 2, 3])]);
+        assert_eq!(
+            of_two(&[(10, n(850)), (11, n(870)), written]),
+            Err(too_few(3))
+        );
     }
 
     #[test]

@@ -42,6 +42,9 @@ impl Journal {
         let mut value = Value::new();
         value.u64(identity.cluster);
         value.u8(identity.replicas);
+        if identity.ack_quorum != identity.replicas {
+            value.u8(identity.ack_quorum);
+        }
         self.put(IDENTITY_KEY.into(), value);
     }
 

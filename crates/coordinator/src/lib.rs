@@ -25,6 +25,7 @@ mod planning;
 mod records;
 mod recoveries;
 mod recovery;
+mod slowness;
 mod status;
 mod tablets;
 
@@ -43,6 +44,7 @@ use journal::Journal;
 use membership::{Gone, Server, Servers};
 use records::{Identity, LiveLog, LogRecord, Recorded, Start};
 use recovery::Recovery;
+use slowness::Slowness;
 use status::Finished;
 use tablets::Tablets;
 
@@ -78,6 +80,7 @@ pub struct Coordinator {
     servers: Servers,
     gone: Gone,
     live: BTreeMap<LogId, LiveLog>,
+    slowness: Slowness,
     recoveries: BTreeMap<LogId, Recovery>,
     tablets: Tablets,
     /// Limits that operators have set.
@@ -135,8 +138,11 @@ impl Coordinator {
                 if config.cluster.cluster == 0 {
                     config.cluster.cluster = dice.roll();
                 }
-                let (cluster, replicas) = (config.cluster.cluster, config.cluster.replicas);
-                journal.put_identity(Identity { cluster, replicas });
+                journal.put_identity(Identity {
+                    cluster: config.cluster.cluster,
+                    replicas: config.cluster.replicas,
+                    ack_quorum: config.cluster.ack_quorum,
+                });
             }
         }
         let mut namespaces = recorded.namespaces;
@@ -178,6 +184,7 @@ impl Coordinator {
             start,
             servers,
             gone: Gone::new(recorded.gone),
+            slowness: Slowness::default(),
             live,
             recoveries,
             tablets: Tablets::new(recorded.tablets),
@@ -217,6 +224,7 @@ impl Coordinator {
             figures: server.figures,
             namespaces: server.namespaces.clone(),
             suspect: server.is_suspect(),
+            slow: self.slowness.is_slow(server.member.id),
             heard_ms_ago: now.mono_us.saturating_sub(server.heard_us) / 1_000,
         };
         let recovery = |(log, recovery): (&LogId, &Recovery)| {
@@ -468,11 +476,12 @@ impl Coordinator {
     fn heartbeat(&mut self, now: Now, heartbeat: Heartbeat, out: &mut Outputs) {
         let known = match self.servers.get_mut(heartbeat.from) {
             Some(server) => {
-                server.figures = heartbeat.figures;
+                server.figures = *heartbeat.figures;
                 server.namespaces = heartbeat.namespaces;
                 if matches!(heartbeat.loads.len(), 0 | SLOT_PARTS) {
                     server.loads = heartbeat.loads;
                 }
+                server.append_waits = heartbeat.append_waits;
                 server.view_version = server.view_version.max(heartbeat.view_version);
                 true
             }
@@ -609,6 +618,7 @@ impl Coordinator {
             self.settle_until_us = 0;
         }
         self.advance_recoveries(now, out);
+        self.view_stale |= self.slowness.judge(now.mono_us, &self.servers, out);
         if self.tablets.is_empty() && self.waiting_for().is_none() {
             self.deal(out);
         }
@@ -718,6 +728,7 @@ impl Coordinator {
             tablets: self.tablet_view(),
             recovering: self.recoveries.keys().copied().collect(),
             namespaces: self.policies(),
+            slow: self.slowness.slow(),
         };
         for server in self.servers.iter() {
             if !self.owed_enlisted.contains(&server.member.id) {
@@ -740,10 +751,14 @@ fn adopt(identity: Identity, config: &mut CoordinatorConfig) -> Result<(), Confi
     if cluster != 0 && cluster != identity.cluster {
         return mismatch("cluster", identity.cluster, cluster);
     }
-    // Logs were written, and will be sealed, by this number.
+    // Logs were written, and will be sealed, by these numbers.
     if config.cluster.replicas != identity.replicas {
         let configured = config.cluster.replicas.into();
         return mismatch("replicas", identity.replicas.into(), configured);
+    }
+    if config.cluster.ack_quorum != identity.ack_quorum {
+        let configured = config.cluster.ack_quorum.into();
+        return mismatch("ack_quorum", identity.ack_quorum.into(), configured);
     }
     config.cluster.cluster = identity.cluster;
     Ok(())
@@ -808,6 +823,11 @@ impl Node for Coordinator {
             ("holdfast_shards_up", up(Role::Shard)),
             ("holdfast_backups_up", up(Role::Backup)),
             ("holdfast_gateways_up", up(Role::Gateway)),
+            ("holdfast_backups_slow", self.slowness.slow().len() as f64),
+            (
+                "holdfast_backups_found_slow_total",
+                self.slowness.found as f64,
+            ),
             ("holdfast_slots_unavailable", f64::from(unavailable)),
             (
                 "holdfast_recoveries_running",

@@ -15,7 +15,7 @@
 use std::collections::BTreeMap;
 
 use holdfast_format::{LogId, ServerId};
-use holdfast_wire::{Figures, Member, NamespaceUse, Role, SlotLoad};
+use holdfast_wire::{AppendWait, Figures, Member, NamespaceUse, Role, SlotLoad};
 
 use crate::journal::Journal;
 use crate::records::GONE_MAX;
@@ -37,6 +37,8 @@ pub(crate) struct Server {
     pub figures: Figures,
     pub namespaces: Vec<NamespaceUse>,
     pub loads: Vec<SlotLoad>,
+    /// Shards: what appends to backups took lately.
+    pub append_waits: Vec<AppendWait>,
     /// When it enlisted, or when this coordinator started.
     pub since_us: u64,
     pub heard_us: u64,
@@ -76,6 +78,7 @@ impl Servers {
             figures: Figures::default(),
             namespaces: Vec::new(),
             loads: Vec::new(),
+            append_waits: Vec::new(),
             since_us: now_us,
             heard_us: now_us,
             heard,

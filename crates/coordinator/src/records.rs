@@ -2,7 +2,7 @@
 //!
 //! | key | value | there while |
 //! |---|---|---|
-//! | `cluster/identity` | cluster id, replicas | always |
+//! | `cluster/identity` | cluster id, replicas, and how many of them acknowledge, unless all do | always |
 //! | `cluster/start` | how many coordinators have begun, and the clock ceiling | always |
 //! | `server/<id>` | a shard or backup that is up | it has not been declared dead |
 //! | `log/<id>` | a live log's minimum epoch and stores, or a dead one's recovery | it is not gone |
@@ -59,6 +59,7 @@ pub enum RecordFault {
 pub(crate) struct Identity {
     pub cluster: u64,
     pub replicas: u8,
+    pub ack_quorum: u8,
 }
 
 /// Written at each start, and whenever the clock nears its ceiling.
@@ -175,9 +176,19 @@ impl Recorded {
         let mut fields = Fields::open(value)?;
         match (kind, name) {
             ("cluster", "identity") => {
+                let (cluster, replicas) = (fields.u64()?, fields.u8()?);
+                let ack_quorum = match fields.is_empty() {
+                    true => replicas,
+                    false => fields.u8()?,
+                };
+                if ack_quorum > replicas {
+                    let why = "more replicas acknowledge than there are";
+                    return Err(RecordFault::Nonsense(why));
+                }
                 self.identity = Some(Identity {
-                    cluster: fields.u64()?,
-                    replicas: fields.u8()?,
+                    cluster,
+                    replicas,
+                    ack_quorum,
                 });
             }
             ("cluster", "start") => {
@@ -633,8 +644,11 @@ impl<'a> Fields<'a> {
             .map(|_| range(self.u16()?, self.u16()?))
             .collect()
     }
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
     fn end(self) -> Result<(), RecordFault> {
-        if self.0.is_empty() {
+        if self.is_empty() {
             Ok(())
         } else {
             Err(RecordFault::Length)
@@ -724,6 +738,7 @@ mod tests {
         journal.put_identity(Identity {
             cluster: 42,
             replicas: 3,
+            ack_quorum: 3,
         });
         journal.put_start(Start {
             generation: 5,
@@ -755,7 +770,8 @@ mod tests {
             found.identity,
             Some(Identity {
                 cluster: 42,
-                replicas: 3
+                replicas: 3,
+                ack_quorum: 3,
             })
         );
         assert_eq!(

@@ -37,7 +37,7 @@ use holdfast_wire::{
 };
 
 use crate::CoordinatorConfig;
-use crate::inventory::{Hold, Reading, assess};
+use crate::inventory::{Counting, Hold, Reading, assess};
 use crate::journal::Journal;
 use crate::membership::Servers;
 use crate::planning::{Part, spread};
@@ -75,6 +75,8 @@ pub(crate) struct Surroundings<'a> {
     pub now_us: u64,
     pub servers: &'a Servers,
     pub replicas: u8,
+    /// So many replicas of a head tell where its log ends.
+    pub sealing_quorum: usize,
     pub initial_shards: u32,
     pub part_bytes_min: u64,
     /// Parts of dead logs that shards are taking over.
@@ -94,6 +96,7 @@ impl<'a> Surroundings<'a> {
             now_us: now.mono_us,
             servers,
             replicas: config.cluster.replicas,
+            sealing_quorum: config.cluster.sealing_quorum(),
             initial_shards: config.initial_shards,
             part_bytes_min: config.part_bytes_min,
             parts: BTreeMap::new(),
@@ -566,12 +569,11 @@ impl Recovery {
             return;
         }
         let may_reseal = self.record.partitions.is_empty() && !self.is_leant_on();
-        let found = assess(
-            self.record.minimum_epoch,
-            self.record.seal,
-            may_reseal,
-            &self.inventories,
-        );
+        let counting = Counting {
+            minimum: self.record.minimum_epoch,
+            needed: around.sealing_quorum,
+        };
+        let found = assess(counting, self.record.seal, may_reseal, &self.inventories);
         match found {
             Ok(reading) => {
                 if self.record.seal != Some(reading.seal) {

@@ -43,6 +43,8 @@ pub struct MemberStatus {
     pub namespaces: Vec<NamespaceUse>,
     /// Suspected of being dead; the coordinator is finding out.
     pub suspect: bool,
+    /// A backup that is much slower than the others.
+    pub slow: bool,
     pub heard_ms_ago: u64,
 }
 

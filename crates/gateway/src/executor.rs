@@ -447,7 +447,9 @@ impl Executor {
                 None => self.refuse(connection, &"LOADING Holdfast does not know the time yet"),
             },
             RespRequest::Wait => {
-                let replicas = self.membership.config().map_or(0, |config| config.replicas);
+                // So many have what was answered; the others may.
+                let config = self.membership.config();
+                let replicas = config.map_or(0, |config| config.ack_quorum);
                 connection.write(|reply| reply.integer(i64::from(replicas)));
             }
             RespRequest::Asking => connection.write(|reply| reply.ok()),

@@ -3,9 +3,10 @@
 //! Random with refinement: of a few random candidates the one with the fewest replicas of this log
 //! wins, so that recovery reads from all backups evenly, and yet no two masters agree on a favourite.
 //! Failure domains come first: another machine than the segment's other replicas, and than the
-//! master's own, as long as the cluster has such backups.
+//! master's own, as long as the cluster has such backups. Slow backups come last among equals: to lose a copy is worse
+//! than to wait for one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_cluster::{Dice, ViewExt};
 use holdfast_format::ServerId;
@@ -23,6 +24,8 @@ pub(crate) struct Choice<'a> {
     pub holders: &'a [ServerId],
     /// Backups that said they are full or broken, until when to avoid them.
     pub avoided: &'a BTreeMap<ServerId, u64>,
+    /// Slow ones: they are taken if there are no others as far from the segment's other replicas.
+    pub shunned: &'a BTreeSet<ServerId>,
     /// Replicas of this log on each backup.
     pub load: &'a BTreeMap<ServerId, u32>,
 }
@@ -34,7 +37,9 @@ pub(crate) fn choose(choice: &Choice<'_>, dice: &mut Dice) -> Option<ServerId> {
     let same = |a: &str, b: &str| !a.is_empty() && a == b;
     let penalty = |member: &Member| {
         let shared = (choice.holders.iter()).any(|&id| same(machine_of(id), &member.machine));
-        2 * u32::from(shared) + u32::from(same(&choice.own.machine, &member.machine))
+        4 * u32::from(shared)
+            + 2 * u32::from(same(&choice.own.machine, &member.machine))
+            + u32::from(choice.shunned.contains(&member.id))
     };
     let mut candidates: Vec<(u32, ServerId)> = (choice.view.with_role(Role::Backup))
         .filter(|member| {
@@ -69,6 +74,16 @@ mod tests {
 
     /// Every backup that can come out for a segment that is already on `holders`.
     fn outcomes(members: &[(u64, &str)], own: &str, holders: &[u64], avoided: &[u64]) -> Vec<u64> {
+        shunning(members, own, holders, avoided, &[])
+    }
+
+    fn shunning(
+        members: &[(u64, &str)],
+        own: &str,
+        holders: &[u64],
+        avoided: &[u64],
+        shunned: &[u64],
+    ) -> Vec<u64> {
         let view = View {
             members: members
                 .iter()
@@ -82,6 +97,7 @@ mod tests {
             own: &backup(99, own),
             holders: &holders.iter().map(|&id| ServerId(id)).collect::<Vec<_>>(),
             avoided: &avoided.iter().map(|&id| (ServerId(id), u64::MAX)).collect(),
+            shunned: &shunned.iter().map(|&id| ServerId(id)).collect(),
             load: &BTreeMap::new(),
         };
         let mut seen: Vec<u64> = (0..200)
@@ -113,6 +129,16 @@ mod tests {
     }
 
     #[test]
+    fn a_slow_backup_is_better_than_a_shared_machine_and_worse_than_any_other() {
+        let members = [(1, "a"), (2, "b"), (3, "c")];
+        assert_eq!(shunning(&members, "m", &[], &[], &[2]), [1, 3]);
+        assert_eq!(shunning(&members, "m", &[1, 3], &[], &[2]), [2]);
+        let shared = [(1, "a"), (2, "b"), (3, "a"), (4, "m")];
+        assert_eq!(shunning(&shared, "m", &[1], &[], &[2]), [2]);
+        assert_eq!(shunning(&shared, "m", &[1], &[2], &[2]), [4]);
+    }
+
+    #[test]
     fn unlabelled_backups_are_all_different_machines() {
         assert_eq!(
             outcomes(&[(1, ""), (2, ""), (3, "")], "", &[1], &[]),
@@ -134,6 +160,7 @@ mod tests {
                 own: &backup(99, ""),
                 holders: &[],
                 avoided: &BTreeMap::new(),
+                shunned: &BTreeSet::new(),
                 load: &load,
             };
             let id = choose(&choice, &mut dice).expect("four backups are there");

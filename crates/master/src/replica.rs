@@ -3,6 +3,7 @@
 //! What is wanted and what was acknowledged decide the next message; there is no other state, so a new
 //! replica, a repeated message and a replica begun again are all the same case.
 
+use holdfast_cluster::Now;
 use holdfast_format::{ClusterMs, Epoch, ServerId};
 
 /// A replica without certificate is copied in pieces of this size: small enough that the appends of the
@@ -128,6 +129,12 @@ impl Replica {
             ceiling: ClusterMs::default(),
             pause_until_us: 0,
         }
+    }
+
+    /// How long its append under way has been so.
+    pub fn waits_us(&self, now: Now) -> Option<u64> {
+        let in_flight = self.in_flight?;
+        Some(now.mono_us.saturating_sub(in_flight.first_stamp_us))
     }
 
     /// Other bytes are to be copied from now on: nothing that was sent or acknowledged is of any use. False

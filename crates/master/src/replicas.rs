@@ -17,6 +17,9 @@
 //!     the coordinator has recorded it `settle` does nothing, and the lost backup's last lease bounds ours.
 //! R5. Replicas are freed only when the log says so, by `take_freed`.
 //! R6. A segment with fewer than R replicas is not durable (`on_all`), so writers wait.
+//! R8. Where Q of R acknowledge, `settle` counts what Q replicas of an *established* head hold (its opening was on all
+//!     R), and a head is `sealed` when Q are closed. Stragglers go on as copies do; those that stay behind for too
+//!     long are given up (`stragglers`). A lease and a ceiling are what the Q-th best of the replicas gave.
 //! R7. The log may put a compacted segment's bytes in place of the old ones: its `rewrite` rises. It does so
 //!     only with a segment that is sealed and whose next head is settled, when all that replaced what is
 //!     left out is durable (`Segment::take_over` asserts the first two; the log answers for the third).
@@ -43,17 +46,20 @@
 
 mod appends;
 mod goals;
+mod stragglers;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_cluster::{Dice, Level, Now, Outputs, ViewExt};
 use holdfast_format::{ClusterMs, Epoch, LogId, Position, SegmentId, ServerId};
-use holdfast_log::{Log, SegmentGoal};
+use holdfast_log::{Log, SegmentGoal, SegmentKind};
 use holdfast_wire::{AppendRefused, Appended, ClusterConfig, Member, Message, Refusal, View};
 
 use crate::frees::Frees;
 use crate::placement::{Choice, choose};
 use crate::replica::{Held, Replica};
+
+use stragglers::Waits;
 
 /// Segments besides the open heads that are copied at the same time: 8 × 3 pieces of 1 MiB keep a 10 Gbit/s
 /// link busy and bound what the copies hold in send buffers.
@@ -107,6 +113,8 @@ pub(crate) struct Counts {
     /// Copies under way when compaction took their bytes away (R7).
     pub copies_begun_again: u64,
     pub epochs_raised: u64,
+    /// Replicas given up because their backup was behind, or slow.
+    pub stragglers_replaced: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,7 +134,7 @@ struct Segment {
     replicas: Vec<Replica>,
     /// Backups that were given up alive and may hold something of it.
     former: Vec<ServerId>,
-    /// It was closed on all R replicas once; from then on it counts only closed.
+    /// It was closed on Q replicas once; from then on it counts only closed.
     sealed: bool,
     /// Its opening was on all R replicas once: its backups may be asked for the end of the log.
     established: bool,
@@ -141,13 +149,15 @@ pub(crate) struct Replicas {
     log: LogId,
     /// `None` until the coordinator has told how many replicas there are to be.
     wanted: Option<usize>,
+    /// So many of them acknowledge (R8).
+    quorum: usize,
     lease_ms: u32,
     epoch: Epoch,
     raise: Raise,
     /// While an epoch is being raised: the end of the lease that a lost replica's backup granted last.
     orphan_lease_until_us: Option<u64>,
     segments: BTreeMap<SegmentId, Segment>,
-    /// Heads not yet closed on all R, oldest first.
+    /// Heads not yet closed on Q, oldest first.
     open_heads: Vec<SegmentId>,
     /// Segments that are not closed on all R; contains `open_heads`.
     busy: BTreeSet<SegmentId>,
@@ -161,6 +171,7 @@ pub(crate) struct Replicas {
     last_stamp_us: u64,
     due_us: Option<u64>,
     dice: Dice,
+    waits: Waits,
     counts: Counts,
 }
 
@@ -169,6 +180,7 @@ impl Replicas {
         Replicas {
             log,
             wanted: None,
+            quorum: 0,
             lease_ms: 0,
             epoch: Epoch(1),
             raise: Raise::Settled,
@@ -185,6 +197,7 @@ impl Replicas {
             last_stamp_us: 0,
             due_us: None,
             dice: Dice::new(seed),
+            waits: Waits::default(),
             counts: Counts::default(),
         }
     }
@@ -194,6 +207,8 @@ impl Replicas {
     pub fn ship(&mut self, now: Now, around: &Surroundings<'_>, log: &mut Log, out: &mut Outputs) {
         let wanted = usize::from(around.config.replicas);
         self.wanted = Some(wanted);
+        self.quorum = usize::from(around.config.ack_quorum);
+        assert!(self.quorum <= wanted && (self.quorum > 0 || wanted == 0));
         self.lease_ms = around.config.lease_ms;
         self.advance(log);
         self.retire(now, log);
@@ -201,6 +216,7 @@ impl Replicas {
             return;
         }
         self.avoided.retain(|_, until_us| now.mono_us < *until_us);
+        self.give_up_stragglers(now, around, out);
         // Heads first, oldest first: everything that waits, waits for them. Then what was begun, whatever came to stand
         // before it since: nobody else sends it again.
         let copies = (self.busy.iter())
@@ -216,7 +232,7 @@ impl Replicas {
             .chain(others.into_iter().take(more))
             .collect();
         for id in ids {
-            self.place(id, around);
+            self.place(now, id, around);
             self.send(now, id, around, log, out);
         }
         self.tell_coordinator(now, out);
@@ -254,30 +270,32 @@ impl Replicas {
             if at > 0 && !segment.established {
                 break;
             }
-            if segment.replicas.len() < wanted {
+            if segment.replicas.len() < wanted || !segment.established {
                 return Standing {
                     lease_until_us: 0,
                     ..standing
                 };
             }
-            // A closed replica is never taken for the end of the log.
-            for replica in segment
-                .replicas
-                .iter()
-                .filter(|replica| !replica.held.closed)
-            {
-                standing.lease_until_us = standing.lease_until_us.min(replica.lease_until_us);
-                standing.ceiling = standing.ceiling.min(replica.ceiling);
-            }
+            // Recovery asks as many as leave out fewer than Q (R8). A closed replica is never taken for the end of the log.
+            let of = |given: fn(&Replica) -> u64| {
+                let replicas = segment.replicas.iter();
+                let given = replicas.map(|it| if it.held.closed { u64::MAX } else { given(it) });
+                best(self.quorum, given)
+            };
+            let lease_until_us = of(|replica| replica.lease_until_us);
+            let ceiling = ClusterMs(of(|replica| replica.ceiling.0));
+            standing.lease_until_us = standing.lease_until_us.min(lease_until_us);
+            standing.ceiling = standing.ceiling.min(ceiling);
         }
         standing
     }
 
     /// A backup has acknowledged an append. Late and doubled ones are ignored.
-    pub fn appended(&mut self, from: ServerId, ack: &Appended) {
+    pub fn appended(&mut self, now: Now, from: ServerId, ack: &Appended) {
         if ack.log != self.log || ack.epoch > self.epoch {
             return;
         }
+        let of_open_head = self.open_heads.contains(&ack.segment);
         let Some(replica) = self.replica_mut(ack.segment, from) else {
             return;
         };
@@ -290,6 +308,7 @@ impl Replicas {
         if !ours || ack.length < piece.to || (piece.close && !ack.closed) {
             return;
         }
+        let waited_us = replica.waits_us(now).expect("it is in flight");
         replica.in_flight = None;
         replica.held = Held {
             opened: true,
@@ -309,6 +328,9 @@ impl Replicas {
         replica.ceiling = replica.ceiling.max(ceiling);
         replica.lease_until_us = replica.lease_until_us.max(sent_us + lease_us);
         replica.lease_sent_us = replica.lease_sent_us.max(sent_us);
+        if of_open_head {
+            self.waits.add(from, waited_us);
+        }
     }
 
     /// A backup has refused an append.
@@ -470,8 +492,12 @@ impl Replicas {
 
     // ---- where replicas are ----
 
-    fn place(&mut self, id: SegmentId, around: &Surroundings<'_>) {
+    fn place(&mut self, now: Now, id: SegmentId, around: &Surroundings<'_>) {
         let wanted = self.wanted.expect("set before anything is shipped");
+        if self.segments[&id].replicas.len() >= wanted {
+            return;
+        }
+        let shunned = self.shunned(now, around);
         let segment = self.segments.get_mut(&id).expect("busy segments are known");
         while segment.replicas.len() < wanted {
             let holders: Vec<ServerId> = segment
@@ -484,6 +510,7 @@ impl Replicas {
                 own: around.own,
                 holders: &holders,
                 avoided: &self.avoided,
+                shunned: &shunned,
                 load: &self.load,
             };
             let Some(backup) = choose(&choice, &mut self.dice) else {
@@ -522,6 +549,7 @@ impl Replicas {
         if let Some(load) = self.load.get_mut(&backup) {
             *load -= 1;
         }
+        // What Q have closed, fewer than R - Q + 1 can show open: it is no end of the log, whatever becomes of them.
         if !lost.may_count_open || segment.sealed {
             return;
         }
@@ -554,6 +582,13 @@ impl Replicas {
                         })
                 });
             if told {
+                // What was made again is whole, and nothing was acknowledged since it was lost: of the new R, as of
+                // the old, Q have all that was.
+                let has_all = |id| {
+                    let head: &Segment = &self.segments[id];
+                    head.acknowledged(self.quorum) >= head.reported
+                };
+                assert!(self.open_heads.iter().all(has_all), "R4 with R8");
                 self.raise = Raise::Recording {
                     due_us: now.mono_us,
                 };
@@ -590,12 +625,8 @@ impl Segment {
         } else {
             let risen = self.goal.rewrite < goal.rewrite;
             assert!(risen && goal.closed && self.sealed, "R7: {}", goal.id);
+            // A straggler's certificate counts for nothing any more (R8).
             for replica in self.replicas.iter_mut().filter(|it| !it.held.closed) {
-                assert!(
-                    !replica.held.certified,
-                    "an open copy of {} counts",
-                    goal.id
-                );
                 begun_again += u64::from(replica.begin_again());
             }
         }
@@ -603,8 +634,43 @@ impl Segment {
         begun_again
     }
 
+    /// Notes that all R replicas have its opening, if it is a head and they do.
+    fn establish(&mut self, wanted: usize) {
+        if let SegmentKind::Head { opening, .. } = self.goal.kind {
+            self.established |=
+                self.on_all(wanted, |held| held.certified && held.length >= opening);
+        }
+    }
+
+    /// What Q of the R replicas hold of a head (R8). Nothing before its opening is on all R: recovery could not tell a
+    /// lost head from one that never was.
+    fn acknowledged(&self, quorum: usize) -> u32 {
+        if !self.established {
+            return 0;
+        }
+        let counted = |replica: &Replica| match replica.held.certified {
+            true => u64::from(replica.held.length),
+            false => 0,
+        };
+        let length = best(quorum, self.replicas.iter().map(counted));
+        u32::try_from(length).expect("it is the length of one of them")
+    }
+
+    /// True if the segment is complete and closed on so many.
+    fn is_closed_on(&self, count: usize) -> bool {
+        let closed = self.replicas.iter().filter(|it| it.held.closed).count();
+        self.goal.closed && closed >= count
+    }
+
     /// True if there are R replicas and `what` holds for each.
     fn on_all(&self, wanted: usize, what: impl Fn(&Held) -> bool) -> bool {
         self.replicas.len() >= wanted && self.replicas.iter().all(|replica| what(&replica.held))
     }
+}
+
+/// The `nth` greatest, counted from 1; 0 if there are fewer. (Without a place to sort them in: every flush asks, and there
+/// are at most 8.)
+fn best(nth: usize, of: impl Iterator<Item = u64> + Clone) -> u64 {
+    let reached = |value: &u64| of.clone().filter(|other| other >= value).count() >= nth;
+    of.clone().filter(reached).max().unwrap_or(0)
 }

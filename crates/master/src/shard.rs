@@ -268,7 +268,7 @@ impl Shard {
         let by_coordinator = from == ServerId::COORDINATOR;
         match message {
             Message::Requests(requests) => self.requests(now, from, requests),
-            Message::Appended(ack) => self.replicas.appended(from, &ack),
+            Message::Appended(ack) => self.replicas.appended(now, from, &ack),
             Message::AppendRefused(refused) => self.replicas.refused(now, from, &refused, out),
             Message::EpochRecorded { log, epoch } if by_coordinator => {
                 self.replicas.epoch_recorded(log, epoch);
@@ -816,6 +816,8 @@ impl Node for Shard {
                 self.membership.set_figures(self.figures());
                 self.membership.set_namespaces(self.namespaces());
                 self.membership.set_loads(self.loads());
+                let waits = self.replicas.append_waits(now).to_vec();
+                self.membership.set_append_waits(waits);
                 self.membership.tick(now, out);
             }
             Input::PeerLost { peer, ended } => {
@@ -1014,6 +1016,22 @@ impl Node for Shard {
             (
                 "holdfast_shard_epochs_raised_total",
                 replication.epochs_raised as f64,
+            ),
+            (
+                "holdfast_shard_replicas_behind",
+                self.replicas.behind() as f64,
+            ),
+            (
+                "holdfast_shard_stragglers_replaced_total",
+                replication.stragglers_replaced as f64,
+            ),
+            (
+                "holdfast_shard_append_wait_slowest_us",
+                self.replicas.append_wait_extremes_us().0 as f64,
+            ),
+            (
+                "holdfast_shard_append_wait_quickest_us",
+                self.replicas.append_wait_extremes_us().1 as f64,
             ),
             ("holdfast_shard_epoch", epoch.0 as f64),
             (

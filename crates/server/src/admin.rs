@@ -87,6 +87,7 @@ struct StatusJson {
     cluster: String,
     view_version: u64,
     replicas: u8,
+    ack_quorum: u8,
     members: Vec<MemberJson>,
     tablets: Vec<TabletJson>,
     recoveries: Vec<RecoveryJson>,
@@ -114,6 +115,7 @@ struct MemberJson {
     scrub_passes: u64,
     scrub_bad: u64,
     clock_error_us: u64,
+    slow: bool,
 }
 
 #[derive(Serialize)]
@@ -161,6 +163,7 @@ impl StatusJson {
             cluster: format!("{:016x}", status.cluster),
             view_version: status.view.version,
             replicas: status.replicas,
+            ack_quorum: status.ack_quorum,
             members: status
                 .view
                 .members
@@ -187,6 +190,7 @@ impl StatusJson {
                         scrub_passes: figures.scrub_passes,
                         scrub_bad: figures.scrub_bad,
                         clock_error_us: figures.clock_error_us,
+                        slow: status.view.slow.contains(&member.id),
                     }
                 })
                 .collect(),
@@ -251,7 +255,10 @@ fn tables(status: &ClusterStatus) -> String {
         };
         members.add_row([
             member.name.clone(),
-            role_name(member.role).to_string(),
+            match status.view.slow.contains(&member.id) {
+                true => format!("{}, slow", role_name(member.role)),
+                false => role_name(member.role).to_string(),
+            },
             member.pid.to_string(),
             if member.address.is_empty() {
                 "-".to_string()
@@ -297,9 +304,13 @@ fn tables(status: &ClusterStatus) -> String {
         let _ = writeln!(text, "{recoveries}\n");
     }
     let (segments, under_replicated) = replication(status);
+    let acknowledge = match status.ack_quorum == status.replicas {
+        true => String::new(),
+        false => format!(", {} of which acknowledge", status.ack_quorum),
+    };
     let _ = writeln!(
         text,
-        "replication: {} replicas of {segments} segments, {under_replicated} incomplete",
+        "replication: {} replicas{acknowledge} of {segments} segments, {under_replicated} incomplete",
         status.replicas
     );
     match status.not_ready_because.as_slice() {
@@ -422,12 +433,14 @@ pub(crate) mod tests {
         ClusterStatus {
             cluster: 5,
             replicas: 3,
+            ack_quorum: 3,
             view: View {
                 version: 9,
                 members: vec![member],
                 tablets: vec![tablet(0xab), tablet(0xcd)],
                 recovering: vec![],
                 namespaces: vec![],
+                slow: vec![],
             },
             namespaces: vec![],
             figures: vec![(ServerId(0xab), figures)],

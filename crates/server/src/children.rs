@@ -362,6 +362,9 @@ fn roles(dev: &Dev, options: &DevOptions) -> Outcome<(Vec<Role>, ReadyFile)> {
             ("grpc", admin.to_string()),
             ("http", http.to_string()),
         ]);
+        if let Some(quorum) = dev.ack_quorum {
+            arguments.extend(words(&[("ack-quorum", quorum.to_string())]));
+        }
         if let Some(ack) = options.ack {
             let ack = if ack == Ack::Disk { "disk" } else { "memory" };
             arguments.extend(words(&[("ack", ack.to_string())]));

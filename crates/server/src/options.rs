@@ -181,6 +181,10 @@ options! {
         /// Replicas of every session, each on another backup [default: 3, or the number of backups].
         #[arg(long, env = "HOLDFAST_REPLICAS", value_name = "R")]
         replicas: u8,
+        /// So many replicas acknowledge a write; with fewer than all, one slow backup delays nobody, and so many failures fewer
+        /// are survived. Fixed when the cluster is made [default: all].
+        #[arg(long, env = "HOLDFAST_ACK_QUORUM", value_name = "Q")]
+        ack_quorum: u8,
         /// Shards (threads) of each master [default: 1].
         #[arg(long, env = "HOLDFAST_SHARDS", value_name = "N")]
         shards: u32,
@@ -295,6 +299,10 @@ options! {
         /// Replicas of every session, each on another backup [default: 3].
         #[arg(long, env = "HOLDFAST_REPLICAS", value_name = "R")]
         replicas: u8,
+        /// So many replicas acknowledge a write; with fewer than all, one slow backup delays nobody, and so many failures fewer
+        /// are survived. Fixed when the cluster is made [default: all].
+        #[arg(long, env = "HOLDFAST_ACK_QUORUM", value_name = "Q")]
+        ack_quorum: u8,
         /// How many shards (over all masters) to wait for before slots are dealt out, at the very first start
         /// [default: 1].
         #[arg(long, env = "HOLDFAST_INITIAL_SHARDS", value_name = "N")]

@@ -118,7 +118,7 @@ pub fn dev(options: DevOptions) -> Outcome<()> {
             confirm_ms: options.confirm_ms,
             dead_ms: options.dead_ms,
         },
-        dev.replicas,
+        (dev.replicas, dev.ack_quorum),
         shards,
         options.ack,
         options.namespace.as_deref().unwrap_or_default(),
@@ -245,7 +245,7 @@ pub fn coordinator(options: CoordinatorOptions) -> Outcome<()> {
             confirm_ms: options.confirm_ms,
             dead_ms: options.dead_ms,
         },
-        options.replicas.unwrap_or(3),
+        (options.replicas.unwrap_or(3), options.ack_quorum),
         options.initial_shards.unwrap_or(1),
         options.ack,
         options.namespace.as_deref().unwrap_or_default(),
@@ -621,9 +621,23 @@ struct Times {
     dead_ms: Option<u32>,
 }
 
+/// How many of the replicas acknowledge.
+pub fn quorum_of(replicas: u8, ack_quorum: Option<u8>) -> Outcome<u8> {
+    match ack_quorum {
+        None => Ok(replicas),
+        Some(quorum) if (1..=replicas).contains(&quorum) => Ok(quorum),
+        Some(quorum) if replicas == 0 => Err(Fatal::new(format!(
+            "--ack-quorum {quorum} needs replicas, and --replicas is 0"
+        ))),
+        Some(quorum) => Err(Fatal::new(format!(
+            "--ack-quorum {quorum} is not between 1 and --replicas {replicas}: so many replicas acknowledge a write"
+        ))),
+    }
+}
+
 fn coordinator_config(
     times: &Times,
-    replicas: u8,
+    (replicas, ack_quorum): (u8, Option<u8>),
     initial_shards: u32,
     ack: Option<Ack>,
     namespaces: &[NamespaceSpec],
@@ -632,6 +646,7 @@ fn coordinator_config(
         // Decided at the first start; afterwards the records know it.
         cluster: 0,
         replicas,
+        ack_quorum: quorum_of(replicas, ack_quorum)?,
         lease_ms: times.lease_ms.unwrap_or(LEASE_MS_DEFAULT),
         heartbeat_ms: times.heartbeat_ms.unwrap_or(HEARTBEAT_MS_DEFAULT),
         probe_ms: times.probe_ms.unwrap_or(PROBE_MS_DEFAULT),
@@ -809,7 +824,7 @@ mod tests {
                 confirm_ms: Some(confirm_ms),
                 dead_ms: Some(dead_ms),
             };
-            coordinator_config(&times, 3, 1, None, &[]).map(drop)
+            coordinator_config(&times, (3, None), 1, None, &[]).map(drop)
         };
         assert!(config(300, 1_000).is_ok());
         assert!(

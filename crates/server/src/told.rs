@@ -24,6 +24,7 @@ pub fn told(status: Status) -> ClusterStatus {
     ClusterStatus {
         cluster: status.config.cluster,
         replicas: status.config.replicas,
+        ack_quorum: status.config.ack_quorum,
         view: View {
             version: status.view_version,
             members: std::iter::once(coordinator)
@@ -36,6 +37,10 @@ pub fn told(status: Status) -> ClusterStatus {
                 .map(|recovery| recovery.log)
                 .collect(),
             namespaces: status.namespaces.clone(),
+            slow: (status.members.iter())
+                .filter(|member| member.slow)
+                .map(|member| member.member.id)
+                .collect(),
         },
         namespaces: {
             let mut all = Vec::new();

@@ -1,8 +1,8 @@
 //! Brings a seed's faults upon the world while it is to be unsafe.
 //!
 //! F1. Storage is hurt (bits flipped, power lost before a sync, reads and syncs failing, disks
-//!     replaced) only on R - 1 chosen backups, for a whole seed: never more copies of the same data
-//!     than the cluster promises to survive. Where writes are acknowledged from disk, losing power
+//!     replaced) only on Q - 1 chosen backups (of the Q that acknowledge; all R, mostly), for a whole seed: never more
+//!     copies of the same data than the cluster promises to survive. Where writes are acknowledged from disk, losing power
 //!     hurts no acknowledged copy and may strike anybody, or everybody.
 //! F2. Processes may die anywhere, in any number: their machines keep what they wrote.
 
@@ -55,7 +55,7 @@ impl Chaos {
     pub fn begin(world: &mut World, faults: FaultSet, lasts_us: u64) -> Chaos {
         let mut chance = Chance::new(world.setup.seed, 0x6368);
         let mut backups = world.places_of(Role::Backup);
-        let hurt_max = usize::from(world.setup.config.replicas).saturating_sub(1);
+        let hurt_max = usize::from(world.setup.config.ack_quorum).saturating_sub(1);
         let mut victims = Vec::new();
         while victims.len() < hurt_max.min(backups.len()) {
             victims.push(backups.swap_remove(chance.below(backups.len() as u64) as usize));
@@ -160,7 +160,12 @@ impl Chaos {
                 world.counts.count(fault);
             }
             Fault::ShardCrash => {
-                self.crash(world, Role::Shard, fault);
+                let config = world.setup.config;
+                if config.ack_quorum < config.replicas && self.chance.percent(50) {
+                    self.strand(world);
+                } else {
+                    self.crash(world, Role::Shard, fault);
+                }
                 self.starve(world);
                 if self.chance.percent(60) {
                     world.catch_leaning = Some(CAUGHT_FROM);
@@ -219,14 +224,18 @@ impl Chaos {
                         .all(|b| self.victims.contains(&b))
                 };
                 let place = match world.setup.config.ack_disk || hurts(world, place) {
-                    true => place,
-                    false => self.victims[0],
+                    true => Some(place),
+                    false => self.victims.first().copied(),
                 };
+                let Some(place) = place else { return };
                 world.strike(place, self.chance.below(40) as u32, Blow::PowerLoss);
                 self.restart_later(world, place);
                 world.counts.count(fault);
             }
             Fault::DiskReplaced => {
+                if self.victims.is_empty() {
+                    return;
+                }
                 let victim = *self.chance.pick(&self.victims);
                 world.crash(victim);
                 world.store(victim).wipe();
@@ -377,6 +386,36 @@ impl Chaos {
             }
         }
         world.alarm(in_us, CRASH_FROM + shard.0 as u64);
+    }
+
+    /// For the rest of its life so many backups as a quorum can do without hear nothing of the shard, and when it dies
+    /// others do, too, for a while: whoever comes back first does not know the end of the log.
+    fn strand(&mut self, world: &mut World) {
+        let config = world.setup.config;
+        let shard = *self.chance.pick(&world.places_of(Role::Shard));
+        let in_us = self.chance.between(20_000, 600_000);
+        let until_us = world.now_us() + in_us + 1;
+        let mut backups = world.places_of(Role::Backup);
+        for _ in config.ack_quorum..config.replicas {
+            let deaf = backups.swap_remove(self.chance.below(backups.len() as u64) as usize);
+            let (from, to) = (world.machine(shard), world.machine(deaf));
+            if from != to {
+                world.network.block(from, to, until_us, false);
+            }
+        }
+        world.alarm(in_us, CRASH_FROM + shard.0 as u64);
+        let again_in_us = in_us + self.chance.between(150_000, 1_500_000);
+        world.alarm(again_in_us, RESTART_FROM + shard.0 as u64);
+        world.counts.count(Fault::ShardCrash);
+        for backup in backups {
+            if self.chance.percent(60) {
+                let at_us = (in_us + self.chance.below(60_000)).saturating_sub(20_000);
+                world.alarm(at_us, CRASH_FROM + backup.0 as u64);
+                let again_in_us = at_us + self.chance.between(300_000, 3_000_000);
+                world.alarm(again_in_us, RESTART_FROM + backup.0 as u64);
+                world.counts.count(Fault::BackupCrash);
+            }
+        }
     }
 
     /// Some shard's next compaction will be among the last things it does.

@@ -63,6 +63,9 @@ pub struct PlacePlan {
 /// One seed in so many has islands.
 const ISLANDS_EVERY: u64 = 5;
 
+/// In one seed of so many fewer than all replicas acknowledge.
+const QUORUM_EVERY: u64 = 4;
+
 impl Setup {
     /// Three shards, four backups, three replicas, two gateways, no faults.
     pub fn small(seed: u64) -> Setup {
@@ -77,6 +80,7 @@ impl Setup {
             config: ClusterConfig {
                 cluster: 0x51D,
                 replicas: 3,
+                ack_quorum: 3,
                 lease_ms: 400,
                 heartbeat_ms: 200,
                 probe_ms: 100,
@@ -123,6 +127,12 @@ impl Setup {
         setup.recovery_window_bytes = *chance.pick(&[1, 1, 128 << 10, 32 << 20]);
         setup.part_bytes_min = [0, 0, 100 << 10][(seed % 3) as usize];
         setup.frames = 1_024;
+        if seed % QUORUM_EVERY == 1 {
+            // One backup fewer acknowledges than there are.
+            setup.config.ack_quorum = setup.config.replicas - 1;
+        } else {
+            setup.config.ack_quorum = setup.config.replicas;
+        }
         if seed % ISLANDS_EVERY == 3 {
             // Whoever is alone then is alone for long.
             setup.islands = true;

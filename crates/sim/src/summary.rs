@@ -18,7 +18,7 @@ const SEEDS_TO_JUDGE: u64 = 100;
 const VIOLATIONS_SHOWN: usize = 5;
 
 /// Corners of the code that a batch of seeds should have been in, as the roles count them.
-const CORNERS: [(&str, &str); 26] = [
+const CORNERS: [(&str, &str); 28] = [
     ("holdfast_shard_recoveries_total", "a shard recovered"),
     (LEANING, "served while it leant"),
     (CAUGHT, "killed as it leant"),
@@ -38,6 +38,11 @@ const CORNERS: [(&str, &str); 26] = [
     ),
     ("holdfast_shard_epochs_raised_total", "an epoch raised"),
     ("holdfast_shard_replicas_lost_total", "a replica made again"),
+    (
+        "holdfast_shard_stragglers_replaced_total",
+        "a straggler replaced",
+    ),
+    ("holdfast_backups_found_slow_total", "a backup found slow"),
     ("holdfast_shard_append_resends_total", "an append repeated"),
     (
         "holdfast_shard_leaseless_flushes_total",

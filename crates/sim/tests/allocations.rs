@@ -168,6 +168,7 @@ impl Thread {
                     config: ClusterConfig {
                         cluster: 1,
                         replicas: 0,
+                        ack_quorum: 0,
                         lease_ms: 500,
                         heartbeat_ms: 1_000,
                         probe_ms: 60_000,

@@ -123,6 +123,8 @@ pub enum OrderError {
 pub struct ClusterStatus {
     pub cluster: u64,
     pub replicas: u8,
+    /// So many of them acknowledge a write.
+    pub ack_quorum: u8,
     pub view: View,
     /// Of the members that have told some.
     pub figures: Vec<(ServerId, Figures)>,

@@ -191,12 +191,22 @@ pub struct ClusterConfig {
     pub cluster: u64,
     /// Replicas of every segment; 0 is allowed and loses data when a master dies.
     pub replicas: u8,
+    /// So many of them acknowledge what is appended to a head; at most `replicas`, and 0 only with none.
+    pub ack_quorum: u8,
     /// How long a backup's grant lets a shard answer.
     pub lease_ms: u32,
     pub heartbeat_ms: u32,
     pub probe_ms: u32,
     /// Acknowledge when replicas are synced to disk instead of in the backups' shared mappings.
     pub ack_disk: bool,
+}
+
+impl ClusterConfig {
+    /// So many replicas of a head tell where its log ends: any so many have one in common with any `ack_quorum`.
+    pub fn sealing_quorum(&self) -> usize {
+        assert!(self.ack_quorum <= self.replicas, "a part of all replicas");
+        usize::from(self.replicas - self.ack_quorum) + 1
+    }
 }
 
 /// Who is alive and who owns what. Complete: a newer view replaces an older one.
@@ -211,6 +221,8 @@ pub struct View {
     pub recovering: Vec<LogId>,
     /// Namespaces with limits, by number; each shard holds its share, by its part of the slots.
     pub namespaces: Vec<NamespacePolicy>,
+    /// Backups that are much slower than the others: new replicas go elsewhere, if they can.
+    pub slow: Vec<ServerId>,
 }
 
 /// A contiguous slot range and the log that owns it.
@@ -230,11 +242,23 @@ pub struct Heartbeat {
     /// The sender's own clock, echoed in the reply.
     pub sent_us: u64,
     pub view_version: u64,
-    pub figures: Figures,
+    /// In a box, or they would make every message as large.
+    pub figures: Box<Figures>,
     /// Shards: what there is of each namespace that has anything, by number.
     pub namespaces: Vec<NamespaceUse>,
     /// Shards: what the log has in each of the `SLOT_PARTS`, or nothing if that is not known yet.
     pub loads: Vec<SlotLoad>,
+    /// Shards: how quickly backups acknowledged appends to its heads lately.
+    pub append_waits: Vec<AppendWait>,
+}
+
+/// How long appends to one backup took in about a second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct AppendWait {
+    pub backup: ServerId,
+    pub appends: u32,
+    /// What the one took that was under way at a moment taken at random, on average.
+    pub wait_us: u32,
 }
 
 /// What a log has in some slots: live entries, and kibibytes of them.

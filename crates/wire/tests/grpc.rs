@@ -122,6 +122,7 @@ fn status() -> ClusterStatus {
     ClusterStatus {
         cluster: 9,
         replicas: 3,
+        ack_quorum: 2,
         view: View {
             version: 12,
             members: vec![member(0, Role::Coordinator), member(5, Role::Shard)],
@@ -141,6 +142,7 @@ fn status() -> ClusterStatus {
                     evict: Eviction::OldestIdle,
                 },
             }],
+            slow: vec![ServerId(5)],
         },
         namespaces: vec![NamespaceUse {
             namespace: Namespace(3),

@@ -196,6 +196,7 @@ impl Rig {
             config: ClusterConfig {
                 cluster: 1,
                 replicas: 3,
+                ack_quorum: 3,
                 lease_ms: LEASE_MS,
                 heartbeat_ms: 100,
                 probe_ms: 100,

@@ -88,6 +88,7 @@ impl World {
                 .collect(),
             recovering: Vec::new(),
             namespaces: Vec::new(),
+            slow: Vec::new(),
         };
         self.core.view_changed(self.now, &self.view);
     }

@@ -4,7 +4,7 @@ use crate::world::{World, closed, id, member, open};
 use holdfast_cluster::{Input, Node, Now, Output, Outputs};
 use holdfast_coordinator::{ConfigError, Coordinator, CoordinatorConfig, RecordFault};
 use holdfast_format::{Epoch, LogId};
-use holdfast_wire::{Message, Role};
+use holdfast_wire::{AppendWait, Message, Role};
 
 #[test]
 fn slots_are_dealt_once_when_enough_members_are_up() {
@@ -91,6 +91,7 @@ fn a_stale_heartbeat_brings_the_view_again() {
         figures: Default::default(),
         namespaces: Vec::new(),
         loads: Vec::new(),
+        append_waits: Vec::new(),
     };
     w.tell(11, Message::Heartbeat(heartbeat.clone()));
     assert_eq!(w.sent.len(), 1);
@@ -417,7 +418,15 @@ fn other_replicas_or_another_cluster_are_refused() {
     };
     assert!(start(&|c| c.cluster.lease_ms = 800).is_ok());
     assert!(start(&|c| c.cluster.cluster = 0).is_ok());
-    let error = start(&|c| c.cluster.replicas = 2).unwrap_err();
+    let fewer = start(&|c| c.cluster.ack_quorum = 2).unwrap_err();
+    assert!(
+        fewer.to_string().contains("made with ack_quorum = 3"),
+        "{fewer}"
+    );
+    let two = |c: &mut CoordinatorConfig| {
+        (c.cluster.replicas, c.cluster.ack_quorum) = (2, 2);
+    };
+    let error = start(&two).unwrap_err();
     assert!(
         matches!(
             error,
@@ -536,4 +545,41 @@ fn shutdown_stops_and_stays_stopped() {
     w.coordinator.step(w.now, Input::Shutdown, &mut out);
     assert!(matches!(out.list.last(), Some(Output::Stopped { .. })));
     assert_eq!(w.coordinator.wakeup(), None);
+}
+
+/// A backup that is out of line is shown to everybody, and by the time it is not, that is too.
+#[test]
+fn slow_backups_stand_in_the_view() {
+    let mut w = World::with_shards(&[1, 2]);
+    let waits = |w: &mut World, of_12_us: u32| {
+        let wait = |(backup, wait_us): (u64, u32)| AppendWait {
+            backup: id(backup),
+            appends: 50,
+            wait_us,
+        };
+        let all = [(11, 300), (12, of_12_us), (13, 420)];
+        for shard in [1, 2] {
+            w.append_waits.insert(id(shard), all.map(wait).to_vec());
+        }
+    };
+    waits(&mut w, 30_000);
+    w.run_ms(2_000);
+    assert!(w.view().slow.is_empty());
+    w.run_ms(2_500);
+    assert_eq!(w.view().slow, [id(12)]);
+    assert!(w.events.iter().any(|text| text.contains("is slow")));
+    let metric = |w: &World, name: &str| {
+        let metrics = w.coordinator.metrics();
+        metrics.iter().find(|(n, _)| *n == name).map(|(_, v)| *v)
+    };
+    assert_eq!(metric(&w, "holdfast_backups_slow"), Some(1.0));
+    // A new coordinator finds out again, and nothing else depends on it.
+    w.restart();
+    w.run_ms(500);
+    assert!(w.view().slow.is_empty() && w.coordinator.ready());
+    w.run_ms(4_000);
+    assert_eq!(w.view().slow, [id(12)]);
+    waits(&mut w, 310);
+    w.run_ms(6_500);
+    assert!(w.view().slow.is_empty());
 }

@@ -193,6 +193,53 @@ fn a_stale_open_replica_below_the_recorded_epoch_is_never_the_head() {
     assert_eq!(recovers[0].1.segments.last().unwrap().segment, SegmentId(3));
 }
 
+/// Where two of three acknowledge, one replica of the head does not tell its end.
+#[test]
+fn a_head_found_on_too_few_backups_is_waited_for() {
+    let mut w = World::new(|c| {
+        c.cluster.ack_quorum = 2;
+        c.initial_shards = 3;
+    });
+    for backup in [11, 12, 13] {
+        w.enlist(backup, Role::Backup);
+    }
+    for shard in [1, 2, 3] {
+        w.enlist(shard, Role::Shard);
+        w.plays.remove(&id(shard));
+    }
+    w.hold(3, &[11, 12, 13], &[closed(1, 100)]);
+    w.hold(3, &[11], &[closed(1, 100), open(2, 0, 50_000, &[1, 2])]);
+    w.kill(12);
+    w.kill(13);
+    w.kill(3);
+    w.run_ms(1_000);
+    let hold = w.status().recoveries[0].hold.clone();
+    assert_eq!(
+        hold,
+        Some(Hold::TooFew {
+            head: SegmentId(2),
+            found: 1,
+            needed: 2
+        })
+    );
+    assert!(w.take_recovers().is_empty());
+    assert!(
+        w.events
+            .iter()
+            .any(|text| text.contains("1 of the 2 replicas"))
+    );
+
+    // Whoever comes back may know more, and does.
+    let mut back = member(23, Role::Backup);
+    back.store = member(13, Role::Backup).store;
+    w.hold(3, &[23], &[closed(1, 100), open(2, 0, 60_000, &[1, 2])]);
+    w.enlist_as(back, vec![LogId(3)]);
+    w.run_ms(400);
+    let seal = w.status().recoveries[0].seal.expect("it goes on");
+    assert_eq!((seal.head, seal.length), (SegmentId(2), 60_000));
+    assert!(!w.take_recovers().is_empty());
+}
+
 #[test]
 fn a_missing_segment_holds_the_recovery_until_its_backup_returns() {
     let mut w = three();
@@ -665,7 +712,7 @@ fn a_dead_shard_without_slots_is_simply_gone() {
 #[test]
 fn without_replicas_slots_get_a_new_owner_and_sessions_are_lost() {
     let mut w = World::new(|c| {
-        c.cluster.replicas = 0;
+        (c.cluster.replicas, c.cluster.ack_quorum) = (0, 0);
         c.initial_shards = 2;
     });
     w.enlist(1, Role::Shard);

@@ -8,8 +8,8 @@ use holdfast_cluster::{Input, Node, Now, Output, Outputs};
 use holdfast_coordinator::{Coordinator, CoordinatorConfig, Status};
 use holdfast_format::{ClusterMs, Epoch, LogId, SegmentId, ServerId, SlotRange, Version};
 use holdfast_wire::{
-    Certificate, Enlist, Figures, Heartbeat, HeartbeatReply, Inventory, Member, Message, Recover,
-    ReplayTimings, ReplicaState, Role, SlotLoad, View,
+    AppendWait, Certificate, Enlist, Figures, Heartbeat, HeartbeatReply, Inventory, Member,
+    Message, Recover, ReplayTimings, ReplicaState, Role, SlotLoad, View,
 };
 
 pub fn id(n: u64) -> ServerId {
@@ -79,6 +79,7 @@ pub struct World {
     pub alive: BTreeMap<ServerId, Figures>,
     /// What shards tell of their slots.
     pub loads: BTreeMap<ServerId, Vec<SlotLoad>>,
+    pub append_waits: BTreeMap<ServerId, Vec<AppendWait>>,
     /// What each backup holds, by log.
     pub held: BTreeMap<(ServerId, LogId), Vec<ReplicaState>>,
     /// Backups that answer fences, shards that recover.
@@ -117,6 +118,7 @@ impl World {
             dialled: BTreeMap::new(),
             alive: BTreeMap::new(),
             loads: BTreeMap::new(),
+            append_waits: BTreeMap::new(),
             held: BTreeMap::new(),
             plays: BTreeSet::new(),
             double: false,
@@ -271,9 +273,10 @@ impl World {
             from: id(n),
             sent_us: self.now.mono_us,
             view_version: self.view_versions.get(&id(n)).copied().unwrap_or(0),
-            figures: self.alive.get(&id(n)).copied().unwrap_or_default(),
+            figures: Box::new(self.alive.get(&id(n)).copied().unwrap_or_default()),
             namespaces: Vec::new(),
             loads: self.loads.get(&id(n)).cloned().unwrap_or_default(),
+            append_waits: self.append_waits.get(&id(n)).cloned().unwrap_or_default(),
         };
         self.tell(n, Message::Heartbeat(heartbeat));
     }
@@ -381,10 +384,13 @@ impl World {
                 let status = self.status();
                 View {
                     version: status.view_version,
-                    members: status.members.into_iter().map(|m| m.member).collect(),
+                    members: status.members.iter().map(|m| m.member.clone()).collect(),
                     tablets: status.tablets,
                     recovering: status.recoveries.iter().map(|r| r.log).collect(),
                     namespaces: status.namespaces,
+                    slow: (status.members.iter().filter(|m| m.slow))
+                        .map(|m| m.member.id)
+                        .collect(),
                 }
             })
     }

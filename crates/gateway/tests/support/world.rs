@@ -114,6 +114,7 @@ impl World {
                 .collect(),
             recovering: Vec::new(),
             namespaces: Vec::new(),
+            slow: Vec::new(),
         };
         let message = Message::View(self.view.clone());
         self.step(Input::Message {
@@ -195,6 +196,7 @@ impl World {
                 let config = ClusterConfig {
                     cluster: 1,
                     replicas: 3,
+                    ack_quorum: 3,
                     lease_ms: 500,
                     heartbeat_ms: 100,
                     probe_ms: 60_000,

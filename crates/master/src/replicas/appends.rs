@@ -24,12 +24,11 @@ impl Replicas {
         let wanted = self.wanted_of(&segment);
         let is_open_head = !segment.sealed && segment.goal.kind != SegmentKind::Side;
         let replicas_wanted = self.wanted.expect("set before anything is shipped");
-        if let SegmentKind::Head { opening, .. } = segment.goal.kind {
-            segment.established |= segment.on_all(replicas_wanted, |held| {
-                held.certified && held.length >= opening
-            });
-        }
-        if segment.on_all(replicas_wanted, |held| held.certified) {
+        segment.establish(replicas_wanted);
+        let sealed = segment.sealed;
+        if segment.on_all(replicas_wanted, |held| {
+            held.certified && (held.closed || !sealed)
+        }) {
             segment.short = false;
         }
         // What is being copied is the same everywhere (R7), and most replicas are at the same point: copy and

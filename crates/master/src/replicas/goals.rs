@@ -86,12 +86,13 @@ impl Replicas {
         }
     }
 
-    /// Tells the log what is on all R replicas, heads in order (R3).
+    /// Tells the log what is on all R replicas, or on Q of the heads' (R8), heads in order (R3).
     fn settle(&mut self, log: &mut Log) {
         let wanted = self.wanted.expect("set before anything is shipped");
         if self.raise != Raise::Settled {
             return;
         }
+        let quorum = self.quorum;
         let sides: Vec<SegmentId> = (self.busy.iter())
             .filter(|id| !self.open_heads.contains(id))
             .copied()
@@ -111,15 +112,12 @@ impl Replicas {
         }
         while let Some(&id) = self.open_heads.first() {
             let segment = self.segments.get_mut(&id).expect("busy segments are known");
-            let length = match segment.on_all(wanted, |held| held.certified) {
-                true if wanted == 0 => segment.goal.length,
-                true => {
-                    let lengths = segment.replicas.iter().map(|replica| replica.held.length);
-                    lengths.min().expect("more than no replicas are wanted")
-                }
-                false => 0,
+            segment.establish(wanted);
+            let length = match wanted {
+                0 => segment.goal.length,
+                _ => segment.acknowledged(quorum),
             };
-            let closed = segment.goal.closed && segment.on_all(wanted, |held| held.closed);
+            let closed = segment.is_closed_on(quorum);
             if length > segment.reported || closed {
                 // A replica that is copied again does not take back what was durable.
                 segment.reported = segment.reported.max(length);
@@ -133,9 +131,11 @@ impl Replicas {
                 break;
             }
             segment.sealed = true;
-            segment.short = false;
             self.open_heads.remove(0);
-            self.busy.remove(&id);
+            if segment.is_closed_on(wanted) {
+                segment.short = false;
+                self.busy.remove(&id);
+            }
         }
     }
 

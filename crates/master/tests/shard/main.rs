@@ -13,6 +13,7 @@ mod compaction;
 mod early;
 mod limits;
 mod lineage;
+mod quorum;
 mod replication;
 mod takeover;
 mod world;

@@ -7,7 +7,7 @@ use holdfast_wire::handshake::ClusterSecret;
 
 use super::{
     Credentials, GRPC_PORT, HTTP_PORT, MEMORY_DEFAULT, REPLICA_EXPANSION_PERCENT,
-    RESP_CLUSTER_PORT, RESP_PORT, loopback, scrub_ms, segment_bytes, value_bytes_max,
+    RESP_CLUSTER_PORT, RESP_PORT, loopback, quorum_of, scrub_ms, segment_bytes, value_bytes_max,
 };
 use crate::certificates::{self, Made};
 use crate::clock;
@@ -22,6 +22,7 @@ pub struct Dev {
     pub masters: u32,
     pub backups: u32,
     pub replicas: u8,
+    pub ack_quorum: Option<u8>,
     pub shards: u32,
     /// Of each master.
     pub memory: u64,
@@ -57,6 +58,7 @@ impl Dev {
             replicas: options
                 .replicas
                 .unwrap_or(3.min(u8::try_from(options.backups.unwrap_or(3)).unwrap_or(3))),
+            ack_quorum: options.ack_quorum,
             shards: options.shards.unwrap_or(1),
             memory: options.memory.unwrap_or(MEMORY_DEFAULT).0,
             touch_memory: options.touch_memory.unwrap_or(true),
@@ -94,6 +96,7 @@ impl Dev {
                 dev.replicas, dev.backups
             )));
         }
+        quorum_of(dev.replicas, dev.ack_quorum)?;
         let frames = match options.disk {
             Some(disk) => disk.0 / u64::from(dev.segment_bytes),
             None => dev.frames_needed(),
@@ -242,6 +245,13 @@ mod tests {
             ..DevOptions::default()
         };
         assert!(refused(few).contains("--backups is 2"));
+        for (quorum, says) in [(0, "not between 1"), (4, "--replicas 3")] {
+            let wrong = DevOptions {
+                ack_quorum: Some(quorum),
+                ..DevOptions::default()
+            };
+            assert!(refused(wrong).contains(says));
+        }
         let none = DevOptions {
             masters: Some(0),
             ..DevOptions::default()

@@ -275,6 +275,7 @@ fn a_corrupted_replica_is_made_again_from_another() {
     let setup = Setup {
         config: holdfast_wire::ClusterConfig {
             replicas: 2,
+            ack_quorum: 2,
             ..setup.config
         },
         ..setup

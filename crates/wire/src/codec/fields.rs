@@ -204,6 +204,15 @@ impl<T: Field> Field for Option<T> {
     }
 }
 
+impl<T: Field> Field for Box<T> {
+    fn put<B: BufMut>(&self, out: &mut B) {
+        (**self).put(out);
+    }
+    fn take(from: &mut Reader) -> Result<Box<T>, DecodeError> {
+        T::take(from).map(Box::new)
+    }
+}
+
 impl<T: Field> Field for Vec<T> {
     fn put<B: BufMut>(&self, out: &mut B) {
         (self.len() as u64).put(out);

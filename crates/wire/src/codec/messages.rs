@@ -213,10 +213,11 @@ structures! {
     Member { id, role, address, machine, pid, resp_cluster, name, store }
     Enlist { member, logs }
     Enlisted { id, config, view }
-    ClusterConfig { cluster, replicas, lease_ms, heartbeat_ms, probe_ms, ack_disk }
-    View { version, members, tablets, recovering, namespaces }
+    ClusterConfig { cluster, replicas, ack_quorum, lease_ms, heartbeat_ms, probe_ms, ack_disk }
+    View { version, members, tablets, recovering, namespaces, slow }
     Tablet { range, owner, epoch, available }
-    Heartbeat { from, sent_us, view_version, figures, namespaces, loads }
+    Heartbeat { from, sent_us, view_version, figures, namespaces, loads, append_waits }
+    AppendWait { backup, appends, wait_us }
     SlotLoad { entries, kib }
     Figures {
         sessions, bytes_used, bytes_limit, segments, under_replicated, operations, disk_used,

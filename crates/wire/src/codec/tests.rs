@@ -282,14 +282,18 @@ fn view() -> impl Strategy<Value = View> {
         vec(tablet, 0..4),
         vec(id(LogId), 0..4),
         vec(policy(), 0..4),
+        vec(id(ServerId), 0..4),
     )
-        .prop_map(|(version, members, tablets, recovering, namespaces)| View {
-            version,
-            members,
-            tablets,
-            recovering,
-            namespaces,
-        })
+        .prop_map(
+            |(version, members, tablets, recovering, namespaces, slow)| View {
+                version,
+                members,
+                tablets,
+                recovering,
+                namespaces,
+                slow,
+            },
+        )
 }
 
 fn certificate() -> impl Strategy<Value = Certificate> {
@@ -297,14 +301,17 @@ fn certificate() -> impl Strategy<Value = Certificate> {
 }
 
 fn membership() -> impl Strategy<Value = Message> {
-    let config = any::<(u64, u8, u32, u32, u32, bool)>().prop_map(
-        |(cluster, replicas, lease_ms, heartbeat_ms, probe_ms, ack_disk)| ClusterConfig {
-            cluster,
-            replicas,
-            lease_ms,
-            heartbeat_ms,
-            probe_ms,
-            ack_disk,
+    let config = any::<(u64, (u8, u8), u32, u32, u32, bool)>().prop_map(
+        |(cluster, (replicas, ack_quorum), lease_ms, heartbeat_ms, probe_ms, ack_disk)| {
+            ClusterConfig {
+                cluster,
+                replicas,
+                ack_quorum,
+                lease_ms,
+                heartbeat_ms,
+                probe_ms,
+                ack_disk,
+            }
         },
     );
     let figures = any::<[u64; 21]>().prop_map(|f| Figures {
@@ -345,19 +352,26 @@ fn membership() -> impl Strategy<Value = Message> {
             any::<u64>(),
             figures,
             vec(namespace_use(), 0..4),
-            vec((any::<u32>(), any::<u32>()), 0..64)
+            vec((any::<u32>(), any::<u32>()), 0..64),
+            vec((id(ServerId), any::<u32>(), any::<u32>()), 0..4),
         )
             .prop_map(
-                |(from, sent_us, view_version, figures, namespaces, loads)| {
+                |(from, sent_us, view_version, figures, namespaces, loads, waits)| {
+                    let wait = |(backup, appends, wait_us)| AppendWait {
+                        backup,
+                        appends,
+                        wait_us,
+                    };
                     let load = |(entries, kib)| SlotLoad { entries, kib };
                     let loads = loads.into_iter().map(load).collect();
                     Message::Heartbeat(Heartbeat {
                         from,
                         sent_us,
                         view_version,
-                        figures,
+                        figures: Box::new(figures),
                         namespaces,
                         loads,
+                        append_waits: waits.into_iter().map(wait).collect(),
                     })
                 }
             ),

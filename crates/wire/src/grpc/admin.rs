@@ -257,11 +257,15 @@ fn status_to(status: ClusterStatus) -> v1::StatusReply {
         cluster: status.cluster,
         view_version: status.view.version,
         replicas: u32::from(status.replicas),
+        ack_quorum: u32::from(status.ack_quorum),
         members: status
             .view
             .members
             .iter()
-            .map(|m| member_to(m, figures(m.id)))
+            .map(|m| v1::Member {
+                slow: status.view.slow.contains(&m.id),
+                ..member_to(m, figures(m.id))
+            })
             .collect(),
         tablets: status.view.tablets.iter().map(tablet_to).collect(),
         recoveries: status
@@ -280,7 +284,11 @@ fn status_to(status: ClusterStatus) -> v1::StatusReply {
 fn status_from(reply: v1::StatusReply) -> Option<ClusterStatus> {
     let mut figures = Vec::new();
     let mut members = Vec::new();
+    let mut slow = Vec::new();
     for member in reply.members {
+        if member.slow {
+            slow.push(ServerId(member.id));
+        }
         if let Some(told) = &member.figures {
             figures.push((ServerId(member.id), figures_from(told)));
         }
@@ -291,6 +299,7 @@ fn status_from(reply: v1::StatusReply) -> Option<ClusterStatus> {
     Some(ClusterStatus {
         cluster: reply.cluster,
         replicas: u8::try_from(reply.replicas).ok()?,
+        ack_quorum: u8::try_from(reply.ack_quorum).ok()?,
         view: View {
             version: reply.view_version,
             members,
@@ -301,6 +310,7 @@ fn status_from(reply: v1::StatusReply) -> Option<ClusterStatus> {
                 .map(|recovery| LogId(recovery.log))
                 .collect(),
             namespaces: policies,
+            slow,
         },
         namespaces: uses,
         figures,
@@ -326,6 +336,7 @@ fn member_to(member: &Member, figures: Option<v1::Figures>) -> v1::Member {
         resp_cluster: member.resp_cluster.clone(),
         store: member.store,
         figures,
+        slow: false,
     }
 }
 
