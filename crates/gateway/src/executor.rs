@@ -1,40 +1,37 @@
 //! Executes the requests of all connections: what a gateway can answer itself at once, the rest by
 //! asking the shards through the client core, in as many steps as the request takes.
 //!
-//! `execute` begins a reply, `outcome` brings it on. A request that needs one command after another
+//! `execute` begins a reply, `outcome` (`outcomes.rs`) brings it on. A request that needs one command after another
 //! (`Progress::{ReadThen, Many, Keys}`) pauses its connection, so that no later command overtakes it.
+
+mod beside;
+mod counters;
+mod facts;
+mod greeting;
+mod outcomes;
+mod waiters;
 
 use bytes::Bytes;
 use holdfast_client::{Core, OrderKey, Scope, Submit};
-use holdfast_cluster::{
-    Admission, Answer, Call, ConnectionId, Dice, Executed, Membership, Now, ShardBeside,
-};
+use holdfast_cluster::{Admission, Call, ConnectionId, Dice, Membership, Now};
 use holdfast_format::{ClientId, KeyHash, Namespace, ServerId, Slot};
-use holdfast_wire::redis::{
-    self, ClientAttribute, Cluster, Hello, InfoSections, Many, Next, ReplyShape, RespError,
-    RespRequest, Scan, Scripts, glob_matches,
-};
-use holdfast_wire::resp::ReplyWriter;
-use holdfast_wire::{Command, Eviction, Failure, NamespacePolicy, Op, Outcome, Usage};
-use sha2::{Digest, Sha256};
-use subtle::ConstantTimeEq;
+use holdfast_wire::redis::{self, ClientAttribute, Many, ReplyShape, RespRequest, Scripts};
+use holdfast_wire::{Command, Failure, Op, Outcome, Usage};
 
+use self::counters::{Counters, Rate};
+use self::waiters::Waiters;
 use crate::calls::Calls;
-use crate::cluster::{self, SlotsReply, node_id};
+use crate::cluster::{self, SlotsReply};
 use crate::config::{GatewayConfig, Mode};
-use crate::connection::{
-    Connection, Face, ManyProgress, Progress, Reply, UnderWay, outcome_bytes, write_outcome,
-};
-use crate::info::{self, Facts, Settings};
+use crate::connection::{Connection, Face, ManyProgress, Progress, Reply, write_outcome};
+use crate::info::{self, Settings};
+
+pub(crate) use self::waiters::Waiter;
 
 /// Keys of one request that are on their way at a time.
 const MANY_WINDOW: usize = 128;
 /// Keys that KEYS asks for at a time.
 const KEYS_PER_SCAN: u32 = 1_000;
-/// INFO may tell figures of the shards this old; each refresh asks every one.
-const USAGE_AGE_MAX_US: u64 = 1_000_000;
-/// What INFO tells while tablets are recovered: the goal for a recovery.
-const LOADING_ETA_S: u64 = 1;
 /// The longest that a call may ask to be retried; completion records are not kept for longer.
 const CALL_WITHIN_MS_MAX: u32 = 60_000;
 
@@ -64,75 +61,6 @@ pub(crate) struct Executor {
     /// Bytes that wait for it, of all connections.
     pub(crate) withheld_bytes: u64,
     pub(crate) calls: Calls,
-}
-
-/// Who gets an outcome.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Waiter {
-    Reply {
-        connection: ConnectionId,
-        reply: u64,
-        part: u32,
-        /// It was to touch only a session that exists (`gate.rs`).
-        shed: bool,
-    },
-    Call {
-        token: u64,
-        key: KeyHash,
-        shed: bool,
-    },
-}
-
-/// Waiters by token. The core answers every token once, so a token may be used again after that.
-#[derive(Debug, Default)]
-pub(crate) struct Waiters {
-    pub(crate) list: Vec<Option<Waiter>>,
-    pub(crate) free: Vec<u64>,
-}
-
-#[derive(Debug, Default)]
-pub(crate) struct Counters {
-    pub(crate) connections_total: u64,
-    pub(crate) connections_rejected: u64,
-    pub(crate) connections_closed: u64,
-    pub(crate) commands_total: u64,
-    pub(crate) calls_total: u64,
-    /// Refused because they had waited for too long, or would have created a session under overload.
-    pub(crate) refused_late: u64,
-    pub(crate) refused_creations: u64,
-    /// Commands that the shard on this thread has executed.
-    pub(crate) beside: u64,
-    /// Their replies that were given up.
-    pub(crate) withheld_given_up: u64,
-    pub(crate) errors_total: u64,
-    pub(crate) hits: u64,
-    pub(crate) misses: u64,
-    pub(crate) input_bytes: u64,
-    pub(crate) output_bytes: u64,
-}
-
-impl Counters {
-    pub(crate) fn give_up(&mut self, replies: u32) {
-        self.errors_total += u64::from(replies);
-        self.withheld_given_up += u64::from(replies);
-    }
-
-    pub(crate) fn count(&mut self, outcome: &Outcome) {
-        match outcome {
-            Outcome::Failed(_) => self.errors_total += 1,
-            Outcome::Value { .. } => self.hits += 1,
-            Outcome::Absent { .. } => self.misses += 1,
-            _ => {}
-        }
-    }
-}
-
-/// Commands in the last full second.
-#[derive(Debug, Default)]
-pub(crate) struct Rate {
-    pub(crate) since_us: u64,
-    pub(crate) commands_before: u64,
-    pub(crate) per_s: u64,
 }
 
 impl Executor {
@@ -229,19 +157,6 @@ impl Executor {
             scope: Scope::All,
         };
         self.core.submit(now, call.command, how);
-    }
-
-    /// Where a command on one key goes as a message (Q5 of `connection`).
-    fn way(&self, key: &[u8]) -> UnderWay {
-        let (routes, beside) = (self.core.routes(), self.beside);
-        let elsewhere = beside.is_some()
-            && (routes.owner(Slot::of(key))).is_some_and(|shard| Some(shard) != beside);
-        match elsewhere {
-            true => UnderWay::Elsewhere {
-                view_version: routes.view_version(),
-            },
-            false => UnderWay::Anywhere,
-        }
     }
 
     /// Submits (a part of) what a reply needs, in the order of its connection.
@@ -457,70 +372,6 @@ impl Executor {
         }
     }
 
-    /// Has the shard on this thread execute a command and writes its reply, if it may be so; false if the
-    /// command has to go the ordinary way.
-    pub(crate) fn here(
-        &mut self,
-        now: Now,
-        connection: &mut Connection,
-        shard: &mut dyn ShardBeside,
-        (command, shape, shed): (&Command, ReplyShape, bool),
-    ) -> bool {
-        if self.too_large(command).is_some() {
-            return false;
-        }
-        // An earlier command that is under way as a message may come to the same shard later than this (Q5).
-        let direct = connection.is_direct();
-        if !direct {
-            let routes = self.core.routes();
-            let passes = connection.may_pass(routes.view_version())
-                && routes.owner(Slot::of(&command.key)) == Some(shard.id());
-            if !passes {
-                return false;
-            }
-        }
-        if self.withheld_bytes >= self.config.pending_bytes_max {
-            return false;
-        }
-        let Some(Executed { needs, answer }) = shard.execute(now, command) else {
-            return false;
-        };
-        let face = self.face();
-        let until_us = now.mono_us + u64::from(self.config.retry_ms) * 1_000;
-        self.counters.beside += 1;
-        let outcome;
-        let write: &dyn Fn(&mut ReplyWriter<'_>) = match answer {
-            Answer::Value { value, .. } if shape == ReplyShape::Value => {
-                self.counters.hits += 1;
-                &move |reply| reply.bulk(value)
-            }
-            answer => {
-                outcome = match answer {
-                    Answer::Value { value, meta } => Outcome::Value {
-                        value: Bytes::copy_from_slice(value),
-                        meta,
-                    },
-                    Answer::Outcome(outcome) => self.unless_shed(shed, outcome),
-                };
-                self.counters.count(&outcome);
-                &|reply| write_outcome(face, shape, &outcome, reply)
-            }
-        };
-        match direct {
-            true => connection.withhold(needs, until_us, write),
-            false => connection.withhold_in_turn(needs, until_us, write),
-        }
-        self.count_withheld(connection);
-        true
-    }
-
-    /// Brings the sum of what is withheld up to date with one connection.
-    pub(crate) fn count_withheld(&mut self, connection: &mut Connection) {
-        let bytes = connection.withheld_bytes();
-        self.withheld_bytes = self.withheld_bytes - connection.withheld_counted + bytes;
-        connection.withheld_counted = bytes;
-    }
-
     /// Begins the reply to a command on one key, unless the key must not be asked for here.
     fn begin(
         &mut self,
@@ -598,358 +449,6 @@ impl Executor {
         for part in 0..missing {
             let namespace = Namespace(first + part as u8);
             self.ask(now, id, reply, part, key_space(namespace, Op::Flush));
-        }
-    }
-
-    /// Brings a reply on by one outcome.
-    pub(crate) fn outcome(
-        &mut self,
-        now: Now,
-        id: ConnectionId,
-        connection: &mut Connection,
-        number: u64,
-        part: u32,
-        outcome: Outcome,
-    ) {
-        let face = self.face();
-        let bytes = outcome_bytes(&outcome);
-        self.counters.count(&outcome);
-        let Some(reply) = connection.reply(number) else {
-            unreachable!("a reply waits for its outcomes");
-        };
-        let protocol = reply.protocol;
-        match &mut reply.progress {
-            Progress::Waiting { shape } => {
-                reply.progress = Progress::Outcome {
-                    shape: *shape,
-                    outcome,
-                };
-                connection.hold(bytes);
-            }
-            Progress::Many(many) => {
-                many.answered += 1;
-                if let Outcome::Failed(failure) = &outcome {
-                    many.failure.get_or_insert(failure.clone());
-                }
-                many.outcomes[part as usize] = Some(outcome);
-                connection.hold(bytes);
-                if connection.paused_by == Some(number) {
-                    self.submit_many(now, id, connection, number);
-                }
-            }
-            Progress::ReadThen { then } => {
-                match then.clone().next(&outcome) {
-                    Next::Integer(value) => connection.settle(number, |reply| reply.integer(value)),
-                    Next::Failed(failure) => {
-                        let outcome = Outcome::Failed(failure);
-                        connection.settle(number, |reply| {
-                            write_outcome(face, ReplyShape::Flag, &outcome, reply);
-                        });
-                    }
-                    Next::Ask { command, shape } => {
-                        reply.progress = Progress::Waiting { shape };
-                        self.ask(now, id, number, 0, command);
-                    }
-                }
-                connection.paused_by = None;
-            }
-            Progress::Scan { scan } => {
-                let scan = scan.clone();
-                connection.settle(number, |reply| match &outcome {
-                    Outcome::Scanned { keys, next } => {
-                        let told: Vec<&Bytes> = keys
-                            .iter()
-                            .map(|(_, key)| key)
-                            .filter(|key| scan.matches(key))
-                            .collect();
-                        reply.array(2);
-                        reply.bulk(Scan::cursor(*next).to_string().as_bytes());
-                        reply.array(told.len());
-                        for key in told {
-                            reply.bulk(key);
-                        }
-                    }
-                    outcome => write_outcome(face, ReplyShape::Ok, outcome, reply),
-                });
-            }
-            Progress::Keys {
-                pattern,
-                namespace,
-                found,
-                found_bytes,
-            } => {
-                let Outcome::Scanned { keys, next } = outcome else {
-                    connection.paused_by = None;
-                    connection.settle(number, |reply| {
-                        write_outcome(face, ReplyShape::Ok, &outcome, reply);
-                    });
-                    return;
-                };
-                for (_, key) in keys {
-                    if glob_matches(pattern, &key) {
-                        *found_bytes += key.len() + 16;
-                        found.push(key);
-                    }
-                }
-                let limit = self.config.output_bytes_max / 2;
-                match next {
-                    _ if *found_bytes > limit => {
-                        self.counters.errors_total += 1;
-                        connection.paused_by = None;
-                        connection.settle(number, |reply| {
-                            reply.error(&format!(
-                                "ERR KEYS found more than {limit} bytes of keys; use SCAN"
-                            ));
-                        });
-                    }
-                    Some(next) => {
-                        let op = Op::Scan {
-                            from: next,
-                            limit: KEYS_PER_SCAN,
-                        };
-                        let command = key_space(*namespace, op);
-                        self.ask(now, id, number, 0, command);
-                    }
-                    None => {
-                        let found = std::mem::take(found);
-                        connection.paused_by = None;
-                        connection.settle(number, |reply| {
-                            reply.array(found.len());
-                            for key in &found {
-                                reply.bulk(key);
-                            }
-                        });
-                    }
-                }
-            }
-            Progress::DbSize => connection.settle(number, |reply| match &outcome {
-                Outcome::Counted { sessions, .. } => {
-                    reply.integer(i64::try_from(*sessions).unwrap_or(i64::MAX));
-                }
-                outcome => write_outcome(face, ReplyShape::Ok, outcome, reply),
-            }),
-            Progress::Flush { missing, failure } => {
-                *missing -= 1;
-                if let Outcome::Failed(why) = outcome {
-                    failure.get_or_insert(why);
-                }
-                if *missing == 0 {
-                    let failure = failure.take();
-                    connection.settle(number, |reply| match failure {
-                        Some(failure) => {
-                            let outcome = Outcome::Failed(failure);
-                            write_outcome(face, ReplyShape::Ok, &outcome, reply);
-                        }
-                        None => reply.ok(),
-                    });
-                }
-            }
-            Progress::Info { sections } => {
-                let sections = sections.clone();
-                if let Outcome::Usage(usage) = outcome {
-                    self.note_usage(now, usage);
-                }
-                let text = info::info_text(&self.facts(now), &sections);
-                connection.settle(number, |reply| reply.verbatim(&text));
-            }
-            Progress::Ready(_) | Progress::Withheld { .. } | Progress::Outcome { .. } => {
-                unreachable!("a complete reply waits for nothing, in {protocol:?} or otherwise")
-            }
-        }
-    }
-
-    fn hello(&mut self, connection: &mut Connection, hello: Hello) {
-        if let Some((user, password)) = &hello.auth
-            && !self.accepts(Some(user), password)
-        {
-            return self.refuse(connection, &RespError::WrongPassword);
-        }
-        if hello.auth.is_some() {
-            connection.set_authenticated(true);
-        }
-        if !connection.authenticated {
-            return self.refuse(connection, &RespError::HelloAuthRequired);
-        }
-        if let Some(protocol) = hello.protocol {
-            connection.protocol = protocol;
-        }
-        if let Some(name) = hello.name {
-            connection.name = own(&name);
-        }
-        info::write_hello(connection, self.redis_mode());
-    }
-
-    fn auth(&mut self, connection: &mut Connection, user: Option<Bytes>, password: &[u8]) {
-        if self.config.password.is_none() && user.is_none() {
-            return self.refuse(connection, &RespError::NoPasswordConfigured);
-        }
-        if self.accepts(user.as_deref(), password) {
-            connection.set_authenticated(true);
-            connection.write(|reply| reply.ok());
-        } else {
-            self.refuse(connection, &RespError::WrongPassword);
-        }
-    }
-
-    /// True for the default user with the right password; any password is right if none is set.
-    /// Digests are compared, and in constant time, so that neither length nor a common beginning
-    /// can be timed.
-    fn accepts(&self, user: Option<&[u8]>, password: &[u8]) -> bool {
-        let known_user = user.is_none_or(|user| user == b"default");
-        let right = self.config.password.as_ref().is_none_or(|expected| {
-            Sha256::digest(expected.as_bytes())
-                .ct_eq(&Sha256::digest(password))
-                .into()
-        });
-        known_user && right
-    }
-
-    fn info(
-        &mut self,
-        now: Now,
-        id: ConnectionId,
-        connection: &mut Connection,
-        sections: InfoSections,
-    ) {
-        let fresh = self
-            .usage_at_us
-            .is_some_and(|at| now.mono_us < at + USAGE_AGE_MAX_US);
-        // Never waits for a recovery: clients ask INFO to learn that there is one.
-        let told = ["memory", "stats", "keyspace"];
-        let asks = told.iter().any(|section| sections.wants(section));
-        if fresh || self.loading() || !asks {
-            let text = info::info_text(&self.facts(now), &sections);
-            return connection.write(|reply| reply.verbatim(&text));
-        }
-        let reply = connection.begin(Progress::Info { sections });
-        // In no order: it must not wait for what the connection has asked before.
-        let command = key_space(Namespace(0), Op::Usage);
-        self.ask_in_order(now, None, (id, reply, 0), command);
-    }
-
-    fn note_usage(&mut self, now: Now, usage: Usage) {
-        self.used_peak_bytes = self.used_peak_bytes.max(usage.used_bytes);
-        self.usage = usage;
-        self.usage_at_us = Some(now.mono_us);
-    }
-
-    fn loading(&self) -> bool {
-        match self.config.mode {
-            Mode::Flat => !self.core.routes().complete(),
-            Mode::Cluster { shard } => {
-                let routes = self.core.routes();
-                !routes.is_shard(shard) || routes.owners().is_empty()
-            }
-        }
-    }
-
-    /// True if some namespace evicts at its limit or the cluster's.
-    fn evicts(&self) -> bool {
-        let policies = &self.membership.view().namespaces;
-        let evicts = |policy: &NamespacePolicy| policy.limits.evict != Eviction::Never;
-        policies.iter().any(evicts)
-    }
-
-    fn facts(&self, now: Now) -> Facts<'_> {
-        let (core, counters) = (self.core.figures(), &self.counters);
-        let port = match self.config.mode {
-            Mode::Cluster { .. } if self.config.resp_port == 0 => {
-                cluster::host_and_port(&self.config.member.resp_cluster).1
-            }
-            _ => self.config.resp_port,
-        };
-        Facts {
-            redis_mode: self.redis_mode(),
-            run_id: node_id(self.node()),
-            pid: self.config.member.pid,
-            port,
-            uptime_s: now
-                .mono_us
-                .saturating_sub(self.started_us.unwrap_or(now.mono_us))
-                / 1_000_000,
-            connected_clients: self.connections,
-            clients_max: self.config.connections_max,
-            waiting: core.pending,
-            loading: self.loading(),
-            loading_eta_s: LOADING_ETA_S,
-            usage: &self.usage,
-            used_peak_bytes: self.used_peak_bytes,
-            evicts: self.evicts(),
-            replicas: self.membership.config().map_or(0, |config| config.replicas),
-            connections_total: counters.connections_total,
-            connections_rejected: counters.connections_rejected,
-            commands_total: counters.commands_total,
-            commands_per_s: self.rate.per_s,
-            errors_total: counters.errors_total,
-            hits: counters.hits,
-            misses: counters.misses,
-            input_bytes: counters.input_bytes,
-            output_bytes: counters.output_bytes,
-        }
-    }
-
-    fn cluster(&mut self, connection: &mut Connection, request: &Cluster) {
-        if let Cluster::KeySlot { key } = request {
-            let slot = Slot::of(key);
-            return connection.write(|reply| reply.integer(i64::from(slot.0)));
-        }
-        let Mode::Cluster { shard } = self.config.mode else {
-            return self.refuse(connection, &cluster::DISABLED);
-        };
-        let view = self.membership.view();
-        match request {
-            Cluster::Slots => {
-                let bytes = self.slots_reply.get(view, connection.protocol);
-                connection.write_bytes(&bytes);
-            }
-            Cluster::Shards => connection.write(|reply| cluster::write_shards(view, reply)),
-            Cluster::Nodes => {
-                let text = cluster::nodes_text(view, shard);
-                connection.write(|reply| reply.verbatim(&text));
-            }
-            Cluster::Info => {
-                let text = cluster::info_text(view);
-                connection.write(|reply| reply.verbatim(&text));
-            }
-            Cluster::MyId => {
-                let id = node_id(shard);
-                connection.write(|reply| reply.bulk(id.as_bytes()));
-            }
-            Cluster::KeySlot { .. } => unreachable!("answered above"),
-        }
-    }
-}
-
-impl Waiters {
-    pub(crate) fn put(&mut self, waiter: Waiter) -> u64 {
-        match self.free.pop() {
-            Some(token) => {
-                self.list[token as usize] = Some(waiter);
-                token
-            }
-            None => {
-                self.list.push(Some(waiter));
-                self.list.len() as u64 - 1
-            }
-        }
-    }
-
-    pub(crate) fn take(&mut self, token: u64) -> Waiter {
-        let waiter = self.list[token as usize]
-            .take()
-            .expect("the core answers a token once");
-        self.free.push(token);
-        waiter
-    }
-}
-
-impl Rate {
-    pub(crate) fn note(&mut self, now_us: u64, commands_total: u64) {
-        let passed_us = now_us.saturating_sub(self.since_us);
-        if passed_us >= 1_000_000 {
-            self.per_s = (commands_total - self.commands_before) * 1_000_000 / passed_us;
-            self.since_us = now_us;
-            self.commands_before = commands_total;
         }
     }
 }
