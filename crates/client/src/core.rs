@@ -36,7 +36,7 @@ use self::fan::{Fan, Part};
 use crate::config::Config;
 use crate::lane::Lane;
 use crate::order::{OrderKey, Ordering, Ticket};
-use crate::pending::{Pending, Place, Target, command_bytes};
+use crate::pending::{Pending, Place, Target};
 use crate::routes::Routes;
 use crate::window::Budget;
 
@@ -176,7 +176,7 @@ impl Core {
     /// Takes a command on. Its outcome comes out of `take_done`, at once if it is `Busy`.
     pub fn submit(&mut self, now: Now, command: Command, how: Submit) {
         self.figures.submitted += 1;
-        let bytes = command_bytes(&command);
+        let bytes = command.held_bytes() as u64;
         let full = self.pending.len() >= self.config.pending_max + self.parts()
             || self.pending_bytes + bytes > self.config.pending_bytes_max;
         if full {

@@ -2,7 +2,7 @@
 //! to it.
 
 use holdfast_format::{ServerId, Slot};
-use holdfast_wire::{Command, Condition, Once, Op, TouchCondition};
+use holdfast_wire::{Command, Once};
 
 use crate::order::{Kind, OrderKey, Ticket};
 
@@ -59,24 +59,4 @@ impl Pending {
             Target::Fan | Target::Part { .. } => Kind::KeySpace,
         }
     }
-}
-
-/// Bytes a command holds on to: key, value and condition, and a little for itself.
-pub(crate) fn command_bytes(command: &Command) -> u64 {
-    let condition = match &command.op {
-        Op::Put {
-            condition: Condition::ValueIs(bytes),
-            ..
-        }
-        | Op::Delete {
-            condition: Condition::ValueIs(bytes),
-            ..
-        }
-        | Op::Touch {
-            condition: TouchCondition::ValueIs(bytes),
-            ..
-        } => bytes.len(),
-        _ => 0,
-    };
-    (64 + command.key.len() + condition + command.op.value().len()) as u64
 }

@@ -58,6 +58,13 @@ pub enum Op {
     Flush,
 }
 
+impl Command {
+    /// Bytes that it holds on to: key, value and condition, and a little for itself.
+    pub fn held_bytes(&self) -> usize {
+        64 + self.key.len() + self.op.value().len() + self.op.compared().len()
+    }
+}
+
 impl Op {
     /// True if executing the command twice could differ from executing it once.
     pub fn is_write(&self) -> bool {
@@ -73,6 +80,45 @@ impl Op {
             Op::Put { value, .. } | Op::Append { value } => value,
             _ => &[],
         }
+    }
+
+    /// The bytes that a stored value is compared with.
+    pub fn compared(&self) -> &[u8] {
+        match self {
+            Op::Put {
+                condition: Condition::ValueIs(bytes),
+                ..
+            }
+            | Op::Delete {
+                condition: Condition::ValueIs(bytes),
+                ..
+            }
+            | Op::Touch {
+                condition: TouchCondition::ValueIs(bytes),
+                ..
+            } => bytes,
+            _ => &[],
+        }
+    }
+
+    /// True if it answers with a stored value.
+    pub fn tells_value(&self) -> bool {
+        matches!(
+            self,
+            Op::Get
+                | Op::Touch {
+                    return_value: true,
+                    ..
+                }
+                | Op::Put {
+                    return_old: true,
+                    ..
+                }
+                | Op::Delete {
+                    return_old: true,
+                    ..
+                }
+        )
     }
 
     /// True if the command concerns a whole shard and not one key.

@@ -144,6 +144,8 @@ pub struct GrpcConfig {
     pub batch_items_max: usize,
     /// Most unanswered requests of one stream; beyond, it is not read until some are answered.
     pub stream_requests_max: usize,
+    /// Most bytes that they and their answers take, before one more is read; of a batch's items too.
+    pub stream_bytes_max: usize,
     /// If given, every call must carry `authorization: Bearer <password>`.
     pub password: Option<String>,
 }
@@ -151,10 +153,13 @@ pub struct GrpcConfig {
 impl GrpcConfig {
     /// For values up to `value_bytes_max`, and 4 MiB of small ones.
     pub fn for_values(value_bytes_max: u32) -> GrpcConfig {
+        let message_bytes_max = (value_bytes_max as usize + 128 * 1024).max(4 * 1024 * 1024);
         GrpcConfig {
-            message_bytes_max: (value_bytes_max as usize + 128 * 1024).max(4 * 1024 * 1024),
+            message_bytes_max,
             batch_items_max: 1024,
             stream_requests_max: 256,
+            // A message has room for them.
+            stream_bytes_max: message_bytes_max,
             password: None,
         }
     }
@@ -166,6 +171,7 @@ impl std::fmt::Debug for GrpcConfig {
             .field("message_bytes_max", &self.message_bytes_max)
             .field("batch_items_max", &self.batch_items_max)
             .field("stream_requests_max", &self.stream_requests_max)
+            .field("stream_bytes_max", &self.stream_bytes_max)
             .field("password", &self.password.as_ref().map(|_| "…"))
             .finish()
     }

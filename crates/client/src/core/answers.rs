@@ -7,7 +7,7 @@ use holdfast_wire::{Failure, Outcome};
 use super::fan::Part;
 use super::{Core, Refusing};
 use crate::order::Ticket;
-use crate::pending::{Pending, Place, Target, command_bytes};
+use crate::pending::{Pending, Place, Target};
 
 /// A shard that does not serve a tablet (yet) is asked about it again after pauses that double from
 /// here to there; a new view ends them.
@@ -154,7 +154,7 @@ impl Core {
             .pending
             .remove(&ticket)
             .expect("the caller has just found it");
-        self.pending_bytes -= command_bytes(&pending.command);
+        self.pending_bytes -= pending.command.held_bytes() as u64;
         self.close_sequence(&pending);
         self.done.push((pending.token, outcome));
         if let Some(order) = pending.order {

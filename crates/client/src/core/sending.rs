@@ -7,7 +7,7 @@ use holdfast_wire::{Failure, Message, Once, Outcome, Request, Requests};
 use super::Core;
 use crate::lane::Lane;
 use crate::order::Ticket;
-use crate::pending::{Place, Target, command_bytes};
+use crate::pending::{Place, Target};
 
 /// Requests in one message; a shard executes a message in one step.
 const BATCH_ITEMS_MAX: usize = 512;
@@ -157,7 +157,7 @@ impl Core {
                 Place::Queued(shard),
                 "a command is queued where it is not"
             );
-            let size = command_bytes(&pending.command) as usize;
+            let size = pending.command.held_bytes();
             if !items.is_empty() && bytes + size > self.config.batch_bytes_max {
                 break;
             }

@@ -17,7 +17,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::convert::Asked;
 use super::failure::CallError;
-use super::lane::{Results, item_of};
+use super::lane::{Bounds, Results, item_of};
 use super::v1;
 use super::v1::result::Result as Told;
 use super::v1::sessions_server::{Sessions, SessionsServer};
@@ -81,6 +81,13 @@ impl<H: SessionsHandler> SessionsFace<H> {
         Ok((request.into_inner(), within_ms))
     }
 
+    fn bounds(&self) -> Bounds {
+        Bounds {
+            requests_max: self.config.stream_requests_max,
+            bytes_max: self.config.stream_bytes_max,
+        }
+    }
+
     async fn one<T>(&self, request: Request<T>) -> Result<Told, Status>
     where
         T: TryInto<Asked, Error = CallError>,
@@ -108,7 +115,7 @@ impl<H: SessionsHandler> SessionsFace<H> {
         let mut answers = Results::new(
             stream::iter(items.into_iter().map(Ok)),
             self.handler.open_lane(),
-            self.config.stream_requests_max,
+            self.bounds(),
             within_ms,
         );
         let mut bytes = 0;
@@ -327,12 +334,7 @@ impl<H: SessionsHandler> Sessions for SessionsFace<H> {
     ) -> Result<Response<Self::StreamStream>, Status> {
         // A stream's deadline is that of the whole; single requests have the handler's.
         let (requests, _) = self.open(request)?;
-        let answers = Results::new(
-            requests,
-            self.handler.open_lane(),
-            self.config.stream_requests_max,
-            None,
-        );
+        let answers = Results::new(requests, self.handler.open_lane(), self.bounds(), None);
         Ok(Response::new(Box::pin(answers)))
     }
 }
