@@ -23,7 +23,10 @@ use holdfast_cluster::{Arrival, Call, ConnectionId, FrameId, Input, Node, Output
 use holdfast_format::{ServerId, Slot};
 use holdfast_wire::{Message, Outcome, Role, View};
 
+mod disks;
 mod happen;
+mod messages;
+mod processes;
 
 use crate::chance::Chance;
 use crate::clock::MachineClock;
@@ -510,7 +513,7 @@ impl World {
         *self.tallies.entry(REPLICAS_OF_COMPACTED).or_default() += others;
         for place in &self.places {
             if let Some(running) = &place.running {
-                happen::tally(&mut self.tallies, running.node.as_ref());
+                processes::tally(&mut self.tallies, running.node.as_ref());
             }
         }
     }
@@ -665,7 +668,7 @@ impl World {
         if let Some(running) = &mut self.places[place.0].running
             && !matches!(running.appetite, Appetite::Starved | Appetite::Caught)
         {
-            let compacted = happen::compacted_bytes(running.node.as_ref());
+            let compacted = processes::compacted_bytes(running.node.as_ref());
             running.appetite = Appetite::UntilCompaction { compacted, alarm };
         }
     }

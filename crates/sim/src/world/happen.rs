@@ -1,26 +1,21 @@
 //! What happens in the world: each event in its turn, and what processes put out.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::VecDeque;
 
 use holdfast_cluster::{
-    Arrival, ConnectionId, DiskDone, DiskError, DiskOp, Input, Level, Node, Now, Output, Outputs,
+    Arrival, ConnectionId, DiskDone, DiskError, Input, Level, Node, Now, Output, Outputs,
     ShardBeside,
 };
-use holdfast_format::ServerId;
-use holdfast_wire::{Message, Role};
+use holdfast_wire::Role;
 
+use super::processes::compacted_bytes;
 use super::{
-    Appetite, BATCH_INPUTS, Blow, CAUGHT, COMPACTED, Event, Happening, Running, SPINS_MAX, STARVED,
-    Scheduled, Tells, World,
+    Appetite, BATCH_INPUTS, Blow, Event, Happening, Running, SPINS_MAX, STARVED, Scheduled, Tells,
+    World,
 };
 use crate::content;
-use crate::faults::Fault;
-use crate::network::{Fate, PlaceId, Route};
-use crate::roles;
-
-/// One message in so many crosses the network as bytes.
-const CODED_EVERY: u64 = 8;
+use crate::network::PlaceId;
 
 impl World {
     pub(super) fn schedule(&mut self, in_us: u64, event: Event) {
@@ -190,7 +185,7 @@ impl World {
     }
 
     /// Puts an input into a process's inbox.
-    fn give(&mut self, place: PlaceId, mut input: Input) {
+    pub(super) fn give(&mut self, place: PlaceId, mut input: Input) {
         self.trace.word(self.now_us);
         self.trace.word(place.0 as u64);
         content::fold_input(&mut self.trace, &input);
@@ -388,18 +383,6 @@ impl World {
         }
     }
 
-    /// A shard begins to lean. If one is to be caught, nothing but its head gets to backups from now on.
-    fn catch(&mut self, place: PlaceId) {
-        let running = self.places[place.0].running.as_mut().expect("it sends");
-        let fed = running.appetite == Appetite::Fed;
-        if let Some(alarms) = self.catch_leaning.take_if(|_| fed) {
-            running.appetite = Appetite::Caught;
-            self.tell(Tells::Events, || format!("{place:?} leans and is caught"));
-            *self.tallies.entry(CAUGHT).or_default() += 1;
-            self.alarm(0, alarms + place.0 as u64);
-        }
-    }
-
     /// The shard that a gateway is lent (W5).
     pub fn shard_beside(&self, place: PlaceId) -> Option<PlaceId> {
         let here = &self.places[place.0];
@@ -544,7 +527,12 @@ impl World {
         }
     }
 
-    fn answer_client(&mut self, connection: ConnectionId, in_us: u64, happening: Happening) {
+    pub(super) fn answer_client(
+        &mut self,
+        connection: ConnectionId,
+        in_us: u64,
+        happening: Happening,
+    ) {
         let delay_us = in_us + 20 + self.chance.exponential(60);
         let now_us = self.now_us;
         if let Some(known) = self
@@ -555,341 +543,6 @@ impl World {
             known.to_client_us = known.to_client_us.max(now_us + delay_us);
             let at_us = known.to_client_us;
             self.schedule(at_us - now_us, Event::Happens(happening));
-        }
-    }
-
-    fn send(&mut self, place: PlaceId, to: ServerId, message: Message, in_us: u64) {
-        let from = self.id(place).expect("only a running process sends");
-        if let Message::HeartbeatReply(reply) = &message {
-            self.cluster_time.observe(self.now_us, reply.cluster_us);
-        }
-        if let Message::View(view) = &message
-            && view.version > self.view.version
-        {
-            self.view = view.clone();
-        }
-        if matches!(message, Message::Replayed { .. }) {
-            self.catch(place);
-        }
-        let running = self.places[place.0].running.as_ref().expect("it runs");
-        let appetite = running.appetite;
-        let reachable = &running.reachable;
-        if to != ServerId::COORDINATOR && !reachable.contains(&to) {
-            // A driver has nowhere to send it. Whoever was forgotten may still be answered late.
-            if !self.whereabouts.contains_key(&to) {
-                let name = self.name(place).to_owned();
-                self.violations
-                    .push(format!("{name} sends to {to}, which it cannot know"));
-            }
-            return;
-        }
-        let Some(&there) = self.whereabouts.get(&to) else {
-            return self.refuse(place, to, in_us);
-        };
-        if self.id(there) != Some(to) {
-            return self.refuse(place, to, in_us);
-        }
-        // Only what goes to open heads asks for a lease.
-        if let Message::Append(append) = &message
-            && match appetite {
-                Appetite::Starved => append.lease_ms > 0,
-                Appetite::Caught => append.lease_ms == 0,
-                Appetite::Fed | Appetite::UntilCompaction { .. } => false,
-            }
-        {
-            return;
-        }
-        if let Some(filter) = &mut self.filter
-            && filter(place, there, &message)
-        {
-            return;
-        }
-        let route = self.route(place, there);
-        // Every message would double the time a seed takes; what can go wrong does so soon enough.
-        let message = match self.sequence.is_multiple_of(CODED_EVERY) {
-            true => content::through_the_codec(message),
-            false => message,
-        };
-        let bytes = content::message_bytes(&message);
-        let sent_us = self.now_us + in_us;
-        let incarnation = self.places[there.0].incarnation;
-        match self.network.send(sent_us, route, bytes, &mut self.counts) {
-            Fate::Lost => {}
-            Fate::Breaks { at_us } => {
-                self.schedule(at_us - self.now_us, Event::Break { a: place, b: there });
-            }
-            Fate::Arrives {
-                at_us,
-                again_at_us,
-                generation,
-            } => {
-                if let Some(again_us) = again_at_us {
-                    let message = Box::new(message.clone());
-                    let event = Event::Deliver {
-                        route,
-                        from,
-                        incarnation,
-                        generation,
-                        message,
-                    };
-                    self.schedule(again_us - self.now_us, event);
-                }
-                let message = Box::new(message);
-                let event = Event::Deliver {
-                    route,
-                    from,
-                    incarnation,
-                    generation,
-                    message,
-                };
-                self.schedule(at_us - self.now_us, event);
-            }
-        }
-    }
-
-    fn route(&self, from: PlaceId, to: PlaceId) -> Route {
-        Route {
-            from,
-            to,
-            from_machine: self.machine(from),
-            to_machine: self.machine(to),
-        }
-    }
-
-    /// `peer` runs nowhere: after a refusal or a timeout the sender is told.
-    fn refuse(&mut self, place: PlaceId, peer: ServerId, in_us: u64) {
-        if !self.refusals.insert((place, peer)) {
-            return;
-        }
-        let incarnation = self.places[place.0].incarnation;
-        let there = match self.whereabouts.get(&peer) {
-            Some(&there) => Some(there),
-            None if peer == ServerId::COORDINATOR => {
-                self.places_of(Role::Coordinator).first().copied()
-            }
-            None => None,
-        };
-        let (mut delay_us, mut ended) = (1_000, false);
-        if let Some(there) = there {
-            let (here_machine, there_machine) = (self.machine(place), self.machine(there));
-            let silent = self.machines[there_machine.0 as usize].off
-                || self
-                    .network
-                    .is_blocked(self.now_us, here_machine, there_machine);
-            ended = here_machine == there_machine && !silent && peer != ServerId::COORDINATOR;
-            delay_us = match silent {
-                true => self.chance.between(1_000_000, 3_000_000),
-                false => {
-                    self.network
-                        .delay_us(self.now_us, self.route(place, there), 60)
-                        + 300
-                }
-            };
-        }
-        self.schedule(
-            in_us + delay_us,
-            Event::Refused {
-                place,
-                incarnation,
-                peer,
-                ended,
-            },
-        );
-    }
-
-    fn stream_breaks(&mut self, a: PlaceId, b: PlaceId) {
-        self.network.break_stream(a, b);
-        for (here, there) in [(a, b), (b, a)] {
-            if let (Some(_), Some(peer)) = (self.id(here), self.id(there)) {
-                let delay_us = self.chance.below(2_000);
-                self.input(here, delay_us, Input::PeerLost { peer, ended: false });
-            }
-        }
-    }
-
-    fn disk(&mut self, place: PlaceId, op: DiskOp, in_us: u64) {
-        let incarnation = self.places[place.0].incarnation;
-        let manners = self.places[place.0].disk;
-        match op {
-            DiskOp::Write {
-                frame,
-                offset,
-                bytes,
-            } => {
-                self.store(place).write(frame, offset, &bytes);
-            }
-            DiskOp::Sync { token, frame } => {
-                let mark = self.store(place).sync_begin(frame);
-                let fails = self.chance.per_million(manners.sync_errors_ppm);
-                if fails {
-                    self.counts.count(Fault::SyncError);
-                }
-                let delay_us = (300 + self.chance.exponential(700)) * manners.slow_factor;
-                let event = Event::Sync {
-                    place,
-                    incarnation,
-                    token,
-                    frame,
-                    mark,
-                    fails,
-                };
-                self.schedule(in_us + delay_us, event);
-            }
-            DiskOp::Read {
-                token,
-                frame,
-                offset,
-                length,
-                from_medium: _,
-            } => {
-                let fails = self.chance.per_million(manners.read_errors_ppm);
-                if fails {
-                    self.counts.count(Fault::ReadError);
-                }
-                let transfer_us = u64::from(length) / 500;
-                let delay_us =
-                    (80 + self.chance.exponential(100) + transfer_us) * manners.slow_factor;
-                let span = (offset, length);
-                let event = Event::Read {
-                    place,
-                    incarnation,
-                    token,
-                    frame,
-                    span,
-                    fails,
-                };
-                self.schedule(in_us + delay_us, event);
-            }
-        }
-    }
-
-    pub(super) fn start(&mut self, place: PlaceId) {
-        let machine = self.places[place.0].machine;
-        self.machines[machine.0 as usize].off = false;
-        let role = self.places[place.0].role;
-        let id = match role {
-            Role::Coordinator => ServerId::COORDINATOR,
-            _ => ServerId(self.ids.roll() | 1),
-        };
-        let now = self.machines[machine.0 as usize].clock.read(self.now_us);
-        let seed = self.ids.roll();
-        let here = &mut self.places[place.0];
-        here.incarnation += 1;
-        let member = self
-            .setup
-            .member(id, role, &here.name, machine, here.incarnation);
-        let node = match role {
-            Role::Coordinator => {
-                let cold_start = std::mem::take(&mut self.setup.cold_start);
-                roles::coordinator(&self.setup, self.records.all(), now, seed, cold_start)
-            }
-            Role::Shard => roles::shard(&self.setup, member, seed),
-            Role::Backup => {
-                let headers = here.store.as_ref().expect("backups have a store").headers();
-                roles::backup(&self.setup, member, headers, seed)
-            }
-            Role::Gateway => roles::gateway(&self.setup, member, seed),
-        };
-        let here = &mut self.places[place.0];
-        here.last_id = Some(id);
-        here.running = Some(Running {
-            id,
-            node,
-            inbox: VecDeque::new(),
-            flush_due: false,
-            turn_at_us: None,
-            busy_until_us: self.now_us,
-            paused_until_us: 0,
-            tick_at_us: u64::MAX,
-            spins: 0,
-            appetite: Appetite::Fed,
-            held: VecDeque::new(),
-            blow: None,
-            reachable: BTreeSet::new(),
-        });
-        self.whereabouts.insert(id, place);
-        self.trace.word(id.0);
-        let name = self.name(place).to_owned();
-        self.tell(Tells::Events, || format!("{name} starts as {id}"));
-        self.give(place, Input::Tick);
-    }
-
-    /// Ends the process of one place. `closes`: its kernel lives and closes the streams.
-    pub(super) fn kill(&mut self, place: PlaceId, closes: bool) {
-        let Some(running) = self.places[place.0].running.take() else {
-            return;
-        };
-        let incarnation = self.places[place.0].incarnation;
-        tally(&mut self.tallies, running.node.as_ref());
-        // Whatever was on its way to the old process must not reach the next one.
-        self.places[place.0].incarnation += 1;
-        self.trace.word(0xDEAD);
-        self.trace.word(running.id.0);
-        let name = self.name(place).to_owned();
-        self.tell(Tells::Events, || format!("{name} ({}) is gone", running.id));
-        if self.places[place.0].role == Role::Coordinator {
-            self.records.crash(&mut self.chance);
-        }
-        for there in self.network.neighbours(place) {
-            if !closes || !self.is_up(there) {
-                continue;
-            }
-            let route = self.route(place, there);
-            let blocked =
-                self.network
-                    .is_blocked(self.now_us, route.from_machine, route.to_machine);
-            let delay_us = match blocked {
-                true => self.chance.between(500_000, 2_000_000),
-                false => self.network.delay_us(self.now_us, route, 60),
-            };
-            let ended = route.from_machine == route.to_machine
-                && self.places[place.0].role != Role::Coordinator;
-            self.input(
-                there,
-                delay_us,
-                Input::PeerLost {
-                    peer: running.id,
-                    ended,
-                },
-            );
-        }
-        let lost: Vec<u64> = self
-            .calls
-            .iter()
-            .filter(|&(_, &at)| at == place)
-            .map(|(&token, _)| token)
-            .collect();
-        for token in lost {
-            self.calls.remove(&token);
-            let delay_us = 100 + self.chance.below(500);
-            self.schedule(delay_us, Event::Happens(Happening::CallLost { token }));
-        }
-        let closed: Vec<ConnectionId> = self
-            .connections
-            .iter()
-            .filter(|(_, known)| known.gateway == place && known.incarnation == incarnation)
-            .map(|(&connection, _)| connection)
-            .collect();
-        for connection in closed {
-            self.answer_client(connection, 50, Happening::Closed { connection });
-            if let Some(known) = self.connections.get_mut(&connection) {
-                known.open = false;
-            }
-        }
-    }
-}
-
-/// What a shard has copied in compacting so far.
-pub(super) fn compacted_bytes(node: &dyn Node) -> u64 {
-    let metrics = node.metrics().into_iter();
-    let mut compacted = metrics.filter(|(name, _)| *name == COMPACTED);
-    compacted.next().map_or(0, |(_, bytes)| bytes as u64)
-}
-
-pub(super) fn tally(tallies: &mut BTreeMap<&'static str, u64>, node: &dyn Node) {
-    for (name, value) in node.metrics() {
-        if name.ends_with("_total") {
-            *tallies.entry(name).or_default() += value as u64;
         }
     }
 }
