@@ -22,84 +22,32 @@
 //! writers wait, up to that bound.
 
 mod beside;
+mod figures;
 mod parked;
+mod requests;
+mod upkeep;
 
 use std::collections::BTreeMap;
 
 use holdfast_cluster::{
     Heard, Input, Level, Membership, Node, Now, Output, Outputs, ShardBeside, ViewExt,
 };
-use holdfast_format::{
-    ClientId, ClusterMs, KeyHash, LogId, Namespace, Position, ServerId, Slot, SlotRange, without,
-};
-use holdfast_log::{Load, Log, Toucher};
-use holdfast_wire::{
-    Command, Failure, Figures, Message, NamespaceUse, Once, Op, Outcome, Request, Requests,
-    Response, Responses, SlotLoad,
-};
+use holdfast_format::{ClientId, ClusterMs, LogId, ServerId, SlotRange, without};
+use holdfast_log::{Log, Toucher};
+use holdfast_wire::{Figures, Message, NamespaceUse, Response, Responses};
 
-use crate::answers::{Answer, Answers, Concern};
-use crate::commands::{Context, Identity, execute, namespace_uses, refuse_once};
+use crate::answers::{Answer, Answers};
+use crate::commands::namespace_uses;
 use crate::config::{ConfigError, ShardConfig};
 use crate::limits::Limits;
-use crate::recovery::{Recoveries, Standing};
+use crate::recovery::Recoveries;
 use crate::replicas::{Replicas, Surroundings};
-use crate::streams::{Admission, Streams};
+use crate::streams::Streams;
+use figures::Counts;
 use parked::Parked;
-
-/// Background work is done so often when nothing else happens.
-const TICK_US: u64 = 20_000;
-
-/// Index buckets swept per tick at most: at most seven entries each are looked at, so about 0.2 ms; a million buckets
-/// are passed in 80 s, which is soon enough for counting. When memory is short the cleaner
-/// does not wait for the sweep.
-const SWEEP_BUCKETS: u32 = 256;
-
-/// And at least, so that a small index is passed in no time.
-const SWEEP_BUCKETS_MIN: u32 = 64;
-
-/// Ticks that one pass takes at least if it needs no more buckets than that in each: passing a hundred thousand
-/// sessions every second would cost 3 % of a core and throw what clients ask for out of its caches.
-const SWEEP_PASS_TICKS: u64 = 10_000_000 / TICK_US;
-
-/// One slice of the cleaner: some 50 to 150 microseconds of reading and copying. How many are due the log says.
-const CLEAN_SLICE_BYTES: u64 = 128 << 10;
-
-/// While a namespace has all that it may, expired sessions may be in somebody's way: then the sweep is this much
-/// more eager, and a million buckets are passed in 16 s.
-const FULL_SWEEP_US: u64 = 4_000;
-
-/// Slices in one flush: what came in meanwhile waits for them. While more are due there is another flush at once.
-const CLEAN_SLICES: u32 = 2;
-
-/// Within a turn, a slice is done whenever so much has been appended, and after every write while the cleaner is behind.
-/// The fuller memory is, the more each write costs: it is the writers that are slowed down, in time, and not refused.
-const CLEAN_EVERY_BYTES: u64 = 32 << 10;
-
-/// Requests of a pipeline whose keys are loaded together before they are executed: so many loads hide nearly
-/// all of the waiting for memory, and the processor has no room for many more.
-const PREFETCH_MAX: usize = 32;
-
-/// Until all of the log's memory has been touched once, so much of it is touched so often. At the 0.4 to 2.5 GB/s
-/// that fresh memory costs this delays a request by 0.05 to 0.3 ms at most, and stays ahead of what
-/// replication lets in.
-const TOUCH_BYTES: u64 = 128 << 10;
-const TOUCH_US: u64 = 1_000;
 
 /// A shard told to shut down waits so long for its last answers.
 const SHUTDOWN_US: u64 = 1_000_000;
-
-/// What becomes of a command now.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Turn {
-    /// It is executed. `unseen`: as a write that knows nothing of what there was.
-    Now {
-        unseen: bool,
-    },
-    /// Until more has been replayed, or an old lease has run out.
-    Wait,
-    Refused(Failure),
-}
 
 /// Why a shard does not answer any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,23 +58,6 @@ enum Life {
         until_us: u64,
     },
     Stopped,
-}
-
-/// Commands since start, by what became of them.
-#[derive(Clone, Copy, Debug, Default)]
-struct Counts {
-    reads: u64,
-    writes: u64,
-    not_owner: u64,
-    not_ready: u64,
-    busy: u64,
-    failed: u64,
-    /// Of keys in ranges of which not everything had been replayed.
-    early_reads: u64,
-    early_writes: u64,
-    /// Of keys of which the former owner may still tell something.
-    leased_reads: u64,
-    leaseless_flushes: u64,
 }
 
 /// One shard of a master.
@@ -333,323 +264,6 @@ impl Shard {
         self.limits.set(&view.namespaces, &known);
     }
 
-    // ---- commands ----
-
-    fn requests(&mut self, now: Now, from: ServerId, requests: Requests) {
-        let Requests {
-            client,
-            stream,
-            first,
-            items,
-        } = requests;
-        if first == 0 {
-            self.parked.forget_older(client, stream);
-        }
-        let admission = self
-            .streams
-            .admit(now.mono_us, client, stream, first, items.len());
-        let (skip, refusal) = match admission {
-            Admission::Execute { skip } => (skip, None),
-            Admission::Ignore => return,
-            Admission::Gap => (0, Some(Failure::NotReady)),
-            Admission::Full => (0, Some(Failure::Busy)),
-        };
-        if refusal.is_some() {
-            self.streams.put_off(client, stream);
-        }
-        let items = &items[skip.min(items.len())..];
-        for (at, request) in items.iter().enumerate() {
-            if at % PREFETCH_MAX == 0 && items.len() > 1 {
-                self.prefetch(&items[at..items.len().min(at + PREFETCH_MAX)]);
-            }
-            let token = request.token;
-            let answer = |outcome| Answer {
-                to: from,
-                client,
-                stream,
-                token,
-                outcome,
-            };
-            let mut turn = match &refusal {
-                Some(failure) => Turn::Refused(failure.clone()),
-                None if self.streams.is_put_off(client, stream) => Turn::Refused(Failure::NotReady),
-                None if self.waits_behind(client, stream, request) => Turn::Wait,
-                None => self.turn(now, request),
-            };
-            if turn == Turn::Wait {
-                if self.park(from, client, stream, request) {
-                    continue;
-                }
-                turn = Turn::Refused(Failure::NotReady);
-            }
-            match turn {
-                Turn::Now { unseen } => {
-                    let (needs, outcome) = self.execute(client, request, unseen);
-                    self.answers.hold(needs, answer(outcome));
-                }
-                Turn::Refused(failure) => {
-                    self.count_refusal(&failure);
-                    // D4.
-                    self.streams.put_off(client, stream);
-                    self.refusals.push(answer(Outcome::Failed(failure)));
-                }
-                Turn::Wait => unreachable!("it waits, or was refused for want of room"),
-            }
-        }
-    }
-
-    /// Has loaded what commands that are about to be executed will look for.
-    fn prefetch(&self, requests: &[Request]) {
-        let mut hashes = [KeyHash(0); PREFETCH_MAX];
-        let hashes = &mut hashes[..requests.len()];
-        for (hash, request) in hashes.iter_mut().zip(requests) {
-            *hash = KeyHash::of(request.command.namespace, &request.command.key);
-        }
-        self.log.prefetch_batch(hashes);
-    }
-
-    /// What becomes of a request now.
-    fn turn(&self, now: Now, request: &Request) -> Turn {
-        let command = &request.command;
-        if let Some(failure) = self.unready(now) {
-            return Turn::Refused(failure);
-        }
-        let mut unseen = false;
-        if command.op.is_keyspace() {
-            if self.owned.is_empty() {
-                return Turn::Refused(Failure::NotOwner);
-            }
-            // An old lease may have run out since the last flush.
-            if self.settled != self.owned || self.recoveries.withholds_any(now, &self.owned) {
-                return Turn::Wait;
-            }
-        } else {
-            let slot = Slot::of(&command.key);
-            if !self.owned.iter().any(|range| range.contains(slot)) {
-                return Turn::Refused(Failure::NotOwner);
-            }
-            match self.standing(now, command, request.once.as_ref()) {
-                Standing::Known => {}
-                Standing::Unseen => unseen = true,
-                Standing::Wait => return Turn::Wait,
-                Standing::Withheld => return Turn::Refused(Failure::NotReady),
-            }
-        }
-        match command.op.is_write() && self.is_behind() {
-            true => Turn::Refused(Failure::Busy),
-            false => Turn::Now { unseen },
-        }
-    }
-
-    /// What may be said about the key of a command in a slot that this shard owns.
-    fn standing(&self, now: Now, command: &Command, once: Option<&Once>) -> Standing {
-        let adds = command.op.is_write() && !matches!(command.op, Op::Delete { .. });
-        let limited = adds && self.limits.has(command.namespace);
-        (self.recoveries).standing(now, &self.log, self.clock, command, once, limited)
-    }
-
-    /// Why nothing at all is executed now, if so.
-    fn unready(&self, now: Now) -> Option<Failure> {
-        if self.life != Life::Serving {
-            return Some(Failure::NotReady);
-        }
-        // Without a lease nothing could be answered. A short lapse is bridged: what is executed
-        // meanwhile waits for the lease to come back.
-        let Some(config) = self.membership.config() else {
-            return Some(Failure::NotReady);
-        };
-        let bridged_us = u64::from(config.lease_ms) * 1_000;
-        let lapsed = (self.leased_at_us).is_none_or(|at_us| now.mono_us > at_us + bridged_us);
-        let without_time = self.membership.cluster_time(now).is_none();
-        // D2. A lease may be older than the first estimate of cluster time; until a ceiling above
-        // 0 is acknowledged too, the expiry clock stands at 0 and every deadline would be wrong.
-        let unset = self.clock == ClusterMs(0);
-        if without_time || unset || lapsed || self.clock < self.recoveries.expiry_floor() {
-            return Some(Failure::NotReady);
-        }
-        self.is_full().then_some(Failure::Busy)
-    }
-
-    fn is_full(&self) -> bool {
-        let (count, bytes) = (self.parked.len(), self.parked.bytes());
-        self.answers.held() + count >= self.config.queued_requests_max as usize
-            || self.answers.held_bytes() + bytes >= self.config.queued_bytes_max
-    }
-
-    /// Writers wait for replicas to catch up.
-    fn is_behind(&self) -> bool {
-        self.unreplicated >= self.config.unreplicated_bytes_max
-    }
-
-    /// Executes a command; also says what must be durable before its outcome may be heard.
-    fn execute(
-        &mut self,
-        client: ClientId,
-        request: &Request,
-        unseen: bool,
-    ) -> (Position, Outcome) {
-        let command = &request.command;
-        let is_write = command.op.is_write();
-        self.count(is_write);
-        if let Some(once) = request.once.as_ref().filter(|_| is_write) {
-            // Nothing of what will be refused may be remembered (S5).
-            if let Some(failure) = refuse_once(self.clock, once) {
-                self.counts.failed += 1;
-                return (Position::default(), Outcome::Failed(failure));
-            }
-            let acknowledged = once.acknowledged.min(once.sequence);
-            let known = match once.client == client {
-                true => self.streams.acknowledge(client, acknowledged),
-                false => self.streams.acknowledge_through_others(
-                    once.client,
-                    acknowledged,
-                    once.lease_until,
-                    self.clock,
-                ),
-            };
-            self.log.acknowledge(once.client, acknowledged.min(known));
-            // A client that has an outcome never asks for it again; if it does, the record is gone.
-            if once.sequence < known {
-                return (Position::default(), Outcome::Failed(Failure::StaleClient));
-            }
-        }
-        let identity = match &request.once {
-            Some(once) => Identity::Once(once),
-            None => Identity::Missing,
-        };
-        self.run(command, identity, unseen)
-    }
-
-    /// Executes a command and notes what it concerned.
-    fn run(
-        &mut self,
-        command: &Command,
-        identity: Identity<'_>,
-        unseen: bool,
-    ) -> (Position, Outcome) {
-        if self.settled != self.owned {
-            self.count_early(command);
-        }
-        let before = self.log.end();
-        let context = Context {
-            now: self.clock,
-            owned: &self.settled,
-            unseen,
-        };
-
-        let mut evicted = Vec::new();
-        let outcome = execute(
-            &mut self.log,
-            &mut self.limits,
-            context,
-            command,
-            identity,
-            &mut evicted,
-        );
-        if let Outcome::Failed(failure) = &outcome {
-            self.counts.failed += 1;
-            // D4.
-            assert!(
-                !matches!(
-                    failure,
-                    Failure::NotOwner | Failure::NotReady | Failure::Busy
-                ),
-                "an executed command is not refused"
-            );
-        }
-        let (namespace, end) = (command.namespace, self.log.end());
-        let hash = KeyHash::of(namespace, &command.key);
-        for hash in evicted {
-            self.answers.appended(Concern::Key(hash), end);
-        }
-        if end != before {
-            self.note_appended(before, end);
-            let concern = match command.op.is_keyspace() {
-                true => Concern::Namespace(namespace),
-                false => Concern::Key(hash),
-            };
-            self.answers.appended(concern, end);
-        }
-        let needs = match command.op.is_keyspace() {
-            true => end,
-            false => self.answers.needs(namespace, hash),
-        };
-        self.served = true;
-        if command.op.is_write() {
-            self.clean_for(&outcome);
-        }
-        (needs, outcome)
-    }
-
-    /// What a write brings about: a large one as many slices as the small ones that would be as long.
-    fn clean_for(&mut self, outcome: &Outcome) {
-        let refused = matches!(outcome, Outcome::Failed(Failure::OutOfMemory));
-        let at_least = u64::from(refused || self.behind);
-        let slices = (self.uncleaned / CLEAN_EVERY_BYTES).max(at_least);
-        let _ = (0..slices).all(|_| self.clean());
-    }
-
-    fn note_appended(&mut self, before: Position, end: Position) {
-        let bytes = match before.segment == end.segment {
-            true => end.offset - before.offset,
-            false => end.offset,
-        };
-        self.unreplicated += u64::from(bytes);
-        self.uncleaned += u64::from(bytes);
-    }
-
-    /// One slice. True if more is due.
-    fn clean(&mut self) -> bool {
-        self.uncleaned = 0;
-        self.clean_more = self.log.clean(self.clock, CLEAN_SLICE_BYTES);
-        self.behind = self.clean_more && self.log.is_cleaning_behind();
-        self.clean_more
-    }
-
-    /// The slices of a flush. Those who have just been served hear it first: once, or there would never be any while
-    /// clients are busy.
-    fn clean_in_flush(&mut self) {
-        let served = std::mem::take(&mut self.served);
-        self.put_off = served && !self.put_off && self.log.is_cleaning_due(self.clock);
-        if !self.put_off {
-            self.clean_more = (0..CLEAN_SLICES).all(|_| self.clean());
-        }
-    }
-
-    fn count(&mut self, is_write: bool) {
-        match is_write {
-            true => self.counts.writes += 1,
-            false => self.counts.reads += 1,
-        }
-    }
-
-    /// Something is told of a range that has not been settled.
-    fn count_early(&mut self, command: &Command) {
-        let slot = Slot::of(&command.key);
-        let holds = |ranges: &[SlotRange]| ranges.iter().any(|range| range.contains(slot));
-        let counts = &mut self.counts;
-        match (
-            holds(&self.settled),
-            holds(&self.unreplayed),
-            command.op.is_write(),
-        ) {
-            (true, ..) => {}
-            (false, true, true) => counts.early_writes += 1,
-            (false, true, false) => counts.early_reads += 1,
-            (false, false, _) => counts.leased_reads += 1,
-        }
-    }
-
-    fn count_refusal(&mut self, failure: &Failure) {
-        match failure {
-            Failure::NotOwner => self.counts.not_owner += 1,
-            Failure::Busy => self.counts.busy += 1,
-            _ => self.counts.not_ready += 1,
-        }
-    }
-
-    // ---- what flush does ----
-
     /// D2.
     fn set_clock(&mut self, now: Now) {
         let standing = self.replicas.standing();
@@ -665,53 +279,6 @@ impl Shard {
             .max(time.plus_ms(u64::from(lease_ms)).max(floor));
     }
 
-    fn background(&mut self, now: Now, out: &mut Outputs) {
-        let view = self.membership.view();
-        match self
-            .recoveries
-            .work(now, self.clock, view, &mut self.log, out)
-        {
-            Ok(more) => self.recover_more = more,
-            Err(lost) => return self.stop(lost.to_string(), out),
-        }
-        if self.recoveries.withholds_some(now) || self.settled != self.owned {
-            self.settle();
-        }
-        if self.sweep_due_us <= now.mono_us {
-            let full = self.limits.any_full(&self.log);
-            self.sweep_due_us = now.mono_us + if full { FULL_SWEEP_US } else { TICK_US };
-            let buckets = match full {
-                true => SWEEP_BUCKETS,
-                false => self.sweep_buckets(),
-            };
-            self.log.sweep(self.clock, buckets);
-        }
-        if self.tick_due_us <= now.mono_us {
-            self.tick_due_us = now.mono_us + TICK_US;
-        }
-        if self.may_touch() && self.touch_due_us <= now.mono_us {
-            self.touch_due_us = now.mono_us + TOUCH_US;
-            self.touch_more = self.log.touch_ahead(TOUCH_BYTES);
-        }
-        self.clean_in_flush();
-    }
-
-    /// What the coordinator plans our recovery from, should it come to that.
-    fn loads(&self) -> Vec<SlotLoad> {
-        let saturated = |count: u64| u32::try_from(count).unwrap_or(u32::MAX);
-        let load = |load: &Load| SlotLoad {
-            entries: saturated(load.entries),
-            kib: saturated(load.bytes.div_ceil(1 << 10)),
-        };
-        self.log.loads().iter().map(load).collect()
-    }
-
-    /// How many index buckets a tick sweeps.
-    fn sweep_buckets(&self) -> u32 {
-        let share = self.log.index_buckets().div_ceil(SWEEP_PASS_TICKS);
-        share.clamp(SWEEP_BUCKETS_MIN.into(), SWEEP_BUCKETS.into()) as u32
-    }
-
     /// What is outside the log counts against the same bound.
     fn account(&mut self) {
         self.log.set_external_bytes(
@@ -723,11 +290,6 @@ impl Shard {
                 + self.streams.memory_bytes()
                 + self.process.buffers_bytes,
         );
-    }
-
-    /// Starting and recovering go first.
-    fn may_touch(&self) -> bool {
-        self.touch_more && self.leased && !self.recover_more
     }
 
     fn ship(&mut self, now: Now, out: &mut Outputs) {
@@ -796,12 +358,6 @@ impl Shard {
     fn stop(&mut self, reason: String, out: &mut Outputs) {
         self.life = Life::Stopped;
         out.push(Output::Stopped { reason });
-    }
-
-    fn sessions(&self) -> u64 {
-        (0..=u8::MAX)
-            .map(|n| self.log.count(Namespace(n)).sessions)
-            .sum()
     }
 }
 
@@ -892,168 +448,7 @@ impl Node for Shard {
     }
 
     fn metrics(&self) -> Vec<(&'static str, f64)> {
-        let memory = self.log.memory();
-        let (epoch, recorded) = self.replicas.epoch();
-        let replication = self.replicas.counts();
-        let (recoveries, recovered_entries, recovered_bytes) = self.recoveries.totals();
-        let (leaning, leaning_bytes) = self.recoveries.leaning(&self.log);
-        let counts = self.counts;
-        let (takeovers_early, segments_pulled) = self.recoveries.early_totals();
-        vec![
-            (
-                "holdfast_shard_takeovers_early_total",
-                takeovers_early as f64,
-            ),
-            (
-                "holdfast_shard_segments_pulled_total",
-                segments_pulled as f64,
-            ),
-            (
-                "holdfast_shard_early_reads_total",
-                counts.early_reads as f64,
-            ),
-            (
-                "holdfast_shard_early_writes_total",
-                counts.early_writes as f64,
-            ),
-            (
-                "holdfast_shard_reads_in_old_lease_total",
-                counts.leased_reads as f64,
-            ),
-            ("holdfast_shard_waiting", self.parked.len() as f64),
-            ("holdfast_shard_waited_total", self.parked.served as f64),
-            ("holdfast_shard_sessions", self.sessions() as f64),
-            ("holdfast_shard_reads_total", counts.reads as f64),
-            ("holdfast_shard_writes_total", counts.writes as f64),
-            ("holdfast_shard_failed_total", counts.failed as f64),
-            (
-                "holdfast_shard_refused_not_owner_total",
-                counts.not_owner as f64,
-            ),
-            (
-                "holdfast_shard_refused_not_ready_total",
-                counts.not_ready as f64,
-            ),
-            ("holdfast_shard_refused_busy_total", counts.busy as f64),
-            (
-                "holdfast_shard_leaseless_flushes_total",
-                counts.leaseless_flushes as f64,
-            ),
-            (
-                "holdfast_shard_answers_withheld",
-                self.answers.held() as f64,
-            ),
-            (
-                "holdfast_shard_answers_withheld_bytes",
-                self.answers.held_bytes() as f64,
-            ),
-            ("holdfast_shard_clients", self.streams.len() as f64),
-            (
-                "holdfast_shard_memory_limit_bytes",
-                memory.limit_bytes as f64,
-            ),
-            ("holdfast_shard_memory_used_bytes", memory.used_bytes as f64),
-            ("holdfast_shard_memory_live_bytes", memory.live_bytes as f64),
-            (
-                "holdfast_shard_memory_reclaimable_bytes",
-                memory.reclaimable_bytes as f64,
-            ),
-            (
-                "holdfast_shard_memory_reserved_bytes",
-                memory.reserved_bytes as f64,
-            ),
-            (
-                "holdfast_shard_memory_index_bytes",
-                memory.index_bytes as f64,
-            ),
-            (
-                "holdfast_shard_memory_records_bytes",
-                memory.records_bytes as f64,
-            ),
-            (
-                "holdfast_shard_memory_external_bytes",
-                memory.external_bytes as f64,
-            ),
-            (
-                "holdfast_shard_expired_total",
-                memory.expired_sessions as f64,
-            ),
-            ("holdfast_shard_evicted_total", self.limits.evicted() as f64),
-            ("holdfast_shard_segments", memory.segments as f64),
-            (
-                "holdfast_shard_cleaned_bytes_total",
-                memory.cleaned_bytes as f64,
-            ),
-            (
-                "holdfast_shard_compacted_bytes_total",
-                memory.compacted_bytes as f64,
-            ),
-            (
-                "holdfast_shard_unreplicated_bytes",
-                self.unreplicated as f64,
-            ),
-            (
-                "holdfast_shard_under_replicated_segments",
-                self.replicas.under_replicated() as f64,
-            ),
-            ("holdfast_shard_appends_total", replication.appends as f64),
-            (
-                "holdfast_shard_append_bytes_total",
-                replication.append_bytes as f64,
-            ),
-            (
-                "holdfast_shard_append_resends_total",
-                replication.resends as f64,
-            ),
-            (
-                "holdfast_shard_replicas_lost_total",
-                replication.replicas_lost as f64,
-            ),
-            (
-                "holdfast_shard_copies_begun_again_total",
-                replication.copies_begun_again as f64,
-            ),
-            (
-                "holdfast_shard_epochs_raised_total",
-                replication.epochs_raised as f64,
-            ),
-            (
-                "holdfast_shard_replicas_behind",
-                self.replicas.behind() as f64,
-            ),
-            (
-                "holdfast_shard_stragglers_replaced_total",
-                replication.stragglers_replaced as f64,
-            ),
-            (
-                "holdfast_shard_append_wait_slowest_us",
-                self.replicas.append_wait_extremes_us().0 as f64,
-            ),
-            (
-                "holdfast_shard_append_wait_quickest_us",
-                self.replicas.append_wait_extremes_us().1 as f64,
-            ),
-            ("holdfast_shard_epoch", epoch.0 as f64),
-            (
-                "holdfast_shard_epoch_recorded",
-                f64::from(u8::from(recorded)),
-            ),
-            (
-                "holdfast_shard_recoveries_running",
-                self.recoveries.running() as f64,
-            ),
-            ("holdfast_shard_recoveries_leaning", leaning as f64),
-            ("holdfast_shard_leaning_bytes", leaning_bytes as f64),
-            ("holdfast_shard_recoveries_total", recoveries as f64),
-            (
-                "holdfast_shard_recovered_entries_total",
-                recovered_entries as f64,
-            ),
-            (
-                "holdfast_shard_recovered_bytes_total",
-                recovered_bytes as f64,
-            ),
-        ]
+        self.gather_metrics()
     }
 
     /// Enlisted, knows the time, holds a lease or needs none, serves all it owns (perhaps nothing, once
@@ -1075,24 +470,6 @@ impl Node for Shard {
     }
 
     fn figures(&self) -> Figures {
-        let memory = self.log.memory();
-        Figures {
-            sessions: self.sessions(),
-            bytes_used: memory.used_bytes,
-            bytes_limit: memory.limit_bytes,
-            segments: memory.segments,
-            under_replicated: self.replicas.under_replicated() as u64,
-            operations: self.counts.reads + self.counts.writes,
-            bytes_live: memory.live_bytes,
-            bytes_reclaimable: memory.reclaimable_bytes,
-            bytes_reserved: memory.reserved_bytes,
-            bytes_index: memory.index_bytes,
-            bytes_records: memory.records_bytes,
-            bytes_external: memory.external_bytes,
-            bytes_huge: self.process.huge_bytes,
-            expired: memory.expired_sessions,
-            evicted: self.limits.evicted(),
-            ..Figures::default()
-        }
+        self.gather_figures()
     }
 }

@@ -8,7 +8,8 @@ use holdfast_cluster::{Answer, Executed, Now, ShardBeside};
 use holdfast_format::{KeyHash, Namespace, Position, ServerId, Slot, SlotRange};
 use holdfast_wire::{Command, Op};
 
-use super::{Life, PREFETCH_MAX, Shard};
+use super::requests::PREFETCH_MAX;
+use super::{Life, Shard};
 use crate::commands::{Identity, meta};
 use crate::recovery::Standing;
 

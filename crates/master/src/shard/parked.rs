@@ -18,7 +18,8 @@ use holdfast_cluster::Now;
 use holdfast_format::{ClientId, LogId, SegmentId, ServerId, Slot};
 use holdfast_wire::{Failure, Request};
 
-use super::{Shard, Turn};
+use super::Shard;
+use super::requests::Turn;
 use crate::answers::Answer;
 
 /// When a segment has been replayed, what may have waited for it is looked at: some microseconds for each.
