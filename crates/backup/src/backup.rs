@@ -28,6 +28,7 @@ use crate::config::{BackupConfig, ConfigError};
 use crate::fetch::FetchJob;
 use crate::frames::Frames;
 use crate::header::Slots;
+use crate::lookups::{LookUp, Lookups};
 use crate::reads::{Cache, Reading, Reads};
 use crate::replica::Grant;
 use crate::scrub::Scrub;
@@ -51,6 +52,7 @@ pub struct Backup {
     /// Acknowledgements that wait until a closed replica has been read and verified.
     pub(crate) claims: BTreeMap<FrameId, Grant>,
     pub(crate) fetches: VecDeque<FetchJob>,
+    pub(crate) lookups: Lookups,
     /// Frames that wait for a sync.
     pub(crate) syncs: VecDeque<FrameId>,
     /// Syncs under way, by token.
@@ -117,6 +119,8 @@ pub(crate) struct Counts {
     pub fetched_bytes: u64,
     pub cache_hits: u64,
     pub outlines: u64,
+    pub lookups: u64,
+    pub lookups_failed: u64,
 }
 
 impl Backup {
@@ -169,6 +173,7 @@ impl Backup {
             reads: Reads::default(),
             claims: BTreeMap::new(),
             fetches: VecDeque::new(),
+            lookups: Lookups::default(),
             syncs: VecDeque::new(),
             syncing: BTreeMap::new(),
             reports: BTreeMap::new(),
@@ -347,6 +352,22 @@ impl Backup {
                 attempt,
                 segments,
             } => self.take_ask_outlines(from, log, attempt, &segments, out),
+            Message::LookUp {
+                log,
+                segment,
+                attempt,
+                certificate,
+                key,
+            } => {
+                let asked = LookUp {
+                    log,
+                    segment,
+                    attempt,
+                    certificate,
+                    key,
+                };
+                self.take_look_up(from, asked, out);
+            }
             Message::LogGone { log } if from == ServerId::COORDINATOR => self.take_gone(log, out),
             // Nothing else is for a backup: a peer of another version, or an impostor. Ignored.
             _ => {}
@@ -562,10 +583,14 @@ impl Node for Backup {
             Input::Message { from, message } => self.take_message(now, from, message, out),
             Input::PeerLost { peer, ended } => {
                 self.forget_requester(peer);
+                self.lookups.forget_requester(peer);
                 self.membership.peer_lost(now, peer, ended, out);
             }
             Input::Disk(DiskDone::Synced { token, result }) => self.take_synced(token, result, out),
-            Input::Disk(DiskDone::Read { token, result }) => self.take_read(token, result, out),
+            Input::Disk(DiskDone::Read { token, result }) => match self.lookups.is_reading(token) {
+                true => self.look_up_read(token, result, out),
+                false => self.take_read(token, result, out),
+            },
             Input::Shutdown => self.begin_stopping(out),
             // Coordinators and gateways get these.
             Input::RecordsWritten { .. }
@@ -576,6 +601,7 @@ impl Node for Backup {
             | Input::Order { .. } => {}
         }
         if !matches!(self.stage, Stage::Joining | Stage::Stopped) {
+            self.pump_lookups(out);
             self.serve_fetch(out);
             self.pump_fetches();
             self.pump_reads(out);
@@ -608,7 +634,7 @@ impl Node for Backup {
         let pass = self.scrub.last_pass_s(self.now_us);
         let (mut open, mut closed, mut outline_bytes) = (0, 0, 0);
         for (_, replica) in self.frames.held() {
-            outline_bytes += replica.outline.made().map_or(0, Bytes::len);
+            outline_bytes += replica.outline.memory_bytes();
             *(if replica.closed {
                 &mut closed
             } else {
@@ -694,6 +720,11 @@ impl Node for Backup {
             ("holdfast_backup_cache_hits_total", count(counts.cache_hits)),
             ("holdfast_backup_outlines_total", count(counts.outlines)),
             ("holdfast_backup_outline_bytes", outline_bytes as f64),
+            ("holdfast_backup_lookups_total", count(counts.lookups)),
+            (
+                "holdfast_backup_lookups_failed_total",
+                count(counts.lookups_failed),
+            ),
             (
                 "holdfast_backup_cache_bytes",
                 self.cache.used_bytes() as f64,

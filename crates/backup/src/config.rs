@@ -28,6 +28,8 @@ pub struct BackupConfig {
     pub fetches_per_requester_max: u32,
     /// Size of a `FetchPart`, and bytes examined for it in one step.
     pub fetch_part_bytes: u32,
+    /// Questions for the entries of one key, of all requesters; who asks more fetches segments. 0: all do.
+    pub lookups_max: u32,
     /// Every closed replica is read back and verified once in so long; 0: never. A terabyte in a day is 12 MB/s.
     pub scrub_period_ms: u64,
 }
@@ -46,6 +48,7 @@ impl BackupConfig {
             fetches_queued_max: 256,
             fetches_per_requester_max: 32,
             fetch_part_bytes: 1 << 20,
+            lookups_max: 512,
             scrub_period_ms: 24 * 3_600_000,
         }
     }

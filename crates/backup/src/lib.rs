@@ -9,6 +9,7 @@
 //!  Fence  --> [survey] --reads--> frames ----> Inventory
 //!  Fetch  --> [fetch]  --reads--> frames ----> FetchPart
 //!  AskOutlines --> [outlines] ---------------> Outline
+//!  LookUp --> [lookups] --reads--> frames ---> LookedUp
 //! ```
 //!
 //! Start at `backup.rs`. `header.rs` has the only bytes that are a backup's own; everything past a
@@ -22,6 +23,7 @@ mod fetch;
 mod flush;
 mod frames;
 mod header;
+mod lookups;
 mod outlines;
 mod reads;
 mod replica;

@@ -1,8 +1,8 @@
 //! Outlines of replicas: what each may say something about, for recovery masters that serve early
 //! (design notes, "Serving early").
 //!
-//! An outline is made while a replica's bytes come, when they are in the processor's caches anyway, and kept in memory:
-//! ten bits for each entry with a key. Of what an earlier incarnation left it is made when the bytes are read and
+//! An outline is made while a replica's bytes come, when they are in the processor's caches anyway, and kept in memory
+//! together with an index of where its keys are (`lookups`): ten bits for each entry with a key, and 20 more. Of what an earlier incarnation left it is made when the bytes are read and
 //! verified, which a fence has done before anybody can ask.
 //!
 //! O1. Only of a closed replica is there an outline to be had, and it is that of all its bytes: what came was checked
@@ -10,7 +10,7 @@
 
 use bytes::Bytes;
 use holdfast_cluster::Outputs;
-use holdfast_format::{LogId, Outlining, SegmentId, ServerId};
+use holdfast_format::{LogId, Outlining, SegmentId, ServerId, SparseIndex};
 use holdfast_wire::Message;
 
 use crate::backup::Backup;
@@ -23,8 +23,16 @@ const ANSWERED_MAX: usize = 1024;
 pub(crate) enum Outlined {
     /// Its bytes are still coming.
     Coming(Box<Outlining>),
-    Made(Box<Bytes>),
+    Made(Box<Made>),
     Unknown,
+}
+
+/// Of all bytes of a replica.
+#[derive(Clone, Debug)]
+pub(crate) struct Made {
+    /// As it travels.
+    outline: Bytes,
+    index: SparseIndex,
 }
 
 impl Outlined {
@@ -43,7 +51,10 @@ impl Outlined {
     pub fn finish(&mut self) {
         if let Outlined::Coming(outlining) = self {
             *self = match std::mem::take(&mut **outlining).finish() {
-                Some(outline) => Outlined::Made(Box::new(outline.encode().into())),
+                Some((outline, index)) => Outlined::Made(Box::new(Made {
+                    outline: outline.encode().into(),
+                    index,
+                })),
                 None => Outlined::Unknown,
             };
         }
@@ -58,11 +69,25 @@ impl Outlined {
         }
     }
 
-    pub fn made(&self) -> Option<&Bytes> {
+    fn made(&self) -> Option<&Made> {
         match self {
-            Outlined::Made(outline) => Some(outline),
+            Outlined::Made(made) => Some(made),
             Outlined::Coming(_) | Outlined::Unknown => None,
         }
+    }
+
+    pub fn outline(&self) -> Option<&Bytes> {
+        self.made().map(|made| &made.outline)
+    }
+
+    pub fn index(&self) -> Option<&SparseIndex> {
+        self.made().map(|made| &made.index)
+    }
+
+    /// Memory that it takes, once it is made.
+    pub fn memory_bytes(&self) -> usize {
+        let made = self.made();
+        made.map_or(0, |made| made.outline.len() + made.index.memory_bytes())
     }
 }
 
@@ -80,7 +105,9 @@ impl Backup {
             let mut closed = copies
                 .filter_map(|&id| self.frames.replica(id))
                 .filter(|replica| replica.closed);
-            let outline = closed.find_map(|replica| replica.outline.made()).cloned();
+            let outline = closed
+                .find_map(|replica| replica.outline.outline())
+                .cloned();
             self.counts.outlines += u64::from(outline.is_some());
             let answer = Message::Outline {
                 log,

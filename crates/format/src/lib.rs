@@ -12,6 +12,7 @@ mod keyed;
 mod outline;
 mod segment;
 mod slot;
+mod sparse;
 
 pub use checksum::*;
 pub use entry::*;
@@ -22,3 +23,4 @@ pub use keyed::Keyed;
 pub use outline::{BadOutline, Outline, Outlining};
 pub use segment::*;
 pub use slot::*;
+pub use sparse::{OtherBytes, SparseIndex};

@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::{BadEntry, ClientId, Entries, Entry, EntryError, KeyHash, Located};
+use crate::{BadEntry, ClientId, Entries, Entry, EntryError, KeyHash, Located, SparseIndex};
 
 /// Bits of the filter for each key, and how many of them a key sets: one of 120 other keys finds all of its own set.
 const BITS_PER_KEY: usize = 10;
@@ -117,12 +117,13 @@ impl Outline {
     }
 }
 
-/// Makes an outline of a segment's bytes as they come.
+/// Makes an outline of a segment's bytes as they come, and an index of where its keys are.
 #[derive(Clone, Debug)]
 pub struct Outlining {
     hashes: Vec<KeyHash>,
     clients: Option<BTreeMap<ClientId, (u64, u64)>>,
     flushes: Vec<u8>,
+    index: SparseIndex,
     /// The beginning of an entry of which the rest is still to come.
     begun: Vec<u8>,
     /// What came was no entry: there will be no outline.
@@ -135,6 +136,7 @@ impl Default for Outlining {
             hashes: Vec::new(),
             clients: Some(BTreeMap::new()),
             flushes: Vec::new(),
+            index: SparseIndex::default(),
             begun: Vec::new(),
             failed: false,
         }
@@ -160,8 +162,8 @@ impl Outlining {
         }
     }
 
-    /// The outline of all that came, if it was whole entries.
-    pub fn finish(self) -> Option<Outline> {
+    /// The outline and the index of all that came, if it was whole entries.
+    pub fn finish(mut self) -> Option<(Outline, SparseIndex)> {
         if self.failed || !self.begun.is_empty() {
             return None;
         }
@@ -172,11 +174,13 @@ impl Outlining {
                 filter[bit as usize / 64] |= 1 << (bit % 64);
             }
         }
-        Some(Outline {
+        let outline = Outline {
             filter,
             clients: self.clients,
             flushes: self.flushes,
-        })
+        };
+        self.index.finish();
+        Some((outline, self.index))
     }
 
     /// Notes whole entries; says how many bytes they were.
@@ -199,11 +203,11 @@ impl Outlining {
     }
 
     fn note(&mut self, entry: &Entry<'_>, raw: &[u8]) {
+        let hash = entry.key_hash();
+        self.index.push(raw, hash);
+        self.hashes.extend(hash);
         match entry {
-            Entry::Object(_) | Entry::Tombstone(_) | Entry::Touch(_) => {
-                let hash = entry.key_hash().expect("these have keys");
-                self.hashes.push(hash);
-            }
+            Entry::Object(_) | Entry::Tombstone(_) | Entry::Touch(_) => {}
             Entry::Completion(record) => {
                 let Some(clients) = &mut self.clients else {
                     return;
@@ -303,7 +307,7 @@ mod tests {
     fn outline(bytes: &[u8], piece: usize) -> Outline {
         let mut outlining = Outlining::default();
         bytes.chunks(piece).for_each(|piece| outlining.add(piece));
-        outlining.finish().unwrap()
+        outlining.finish().unwrap().0
     }
 
     #[test]
@@ -337,10 +341,10 @@ mod tests {
         }
         let mut cut = Outlining::default();
         cut.add(&bytes[..bytes.len() - 1]);
-        assert_eq!(cut.finish(), None);
+        assert!(cut.finish().is_none());
         let mut other = Outlining::default();
         other.add(&[0xFF; 64]);
-        assert_eq!(other.finish(), None);
+        assert!(other.finish().is_none());
     }
 
     #[test]

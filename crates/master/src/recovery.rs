@@ -33,6 +33,7 @@
 
 mod early;
 mod fetching;
+mod lookups;
 mod part;
 
 use std::collections::BTreeMap;
@@ -49,6 +50,7 @@ use crate::commands::is_blind;
 
 use early::Early;
 use fetching::{sources, timeout_us};
+use lookups::Of;
 use part::{Recovery, Stage, Stop, ms_since};
 
 /// Recoveries under way at once. More are taken up when one has ended; the coordinator repeats itself.
@@ -84,6 +86,15 @@ pub(crate) enum Standing {
     Withheld,
 }
 
+/// What a command waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Awaited {
+    /// All of a segment.
+    Segment(Of),
+    /// What a segment has of the key.
+    Key(KeyHash, Of),
+}
+
 /// All recoveries of this shard, and the ranges that must wait for an old lease to run out.
 #[derive(Debug, Default)]
 pub(crate) struct Recoveries {
@@ -100,6 +111,9 @@ pub(crate) struct Recoveries {
     /// Ranges taken over before everything was replayed, and segments that requests have pulled to the front.
     early: u64,
     pulled: u64,
+    looked_up: u64,
+    /// Keys that have become final by being looked up, since somebody asked.
+    found: Vec<KeyHash>,
     done: u64,
     entries: u64,
     bytes: u64,
@@ -263,6 +277,20 @@ impl Recoveries {
         }
     }
 
+    /// What a segment has of a key; `None`: `from` cannot tell.
+    pub fn looked_up(
+        &mut self,
+        from: ServerId,
+        (log, fetch_id): (LogId, u64),
+        segment: SegmentId,
+        key: KeyHash,
+        entries: Option<Bytes>,
+    ) {
+        if let Some(recovery) = self.fetching_as(fetch_id) {
+            recovery.looked_up(from, key, (log, segment), entries);
+        }
+    }
+
     /// The coordinator has recorded that what was recovered depends on the dead log no more (V4).
     pub fn recorded(&mut self, log: LogId, attempt: u64) {
         if let Some(recovery) = self.running.get_mut(&(log, attempt)) {
@@ -278,6 +306,7 @@ impl Recoveries {
     /// The stream to a backup broke; whatever it was sending is asked of the next holder.
     pub fn peer_lost(&mut self, now: Now, peer: ServerId) {
         for recovery in self.running.values_mut() {
+            recovery.look_up_elsewhere(peer);
             for fetching in &mut recovery.fetching {
                 let asked = fetching.source().backup == peer;
                 if asked && !fetching.received_all && !fetching.resting {
@@ -368,7 +397,11 @@ impl Recoveries {
         for id in ids {
             let recovery = self.running.get_mut(&id).expect("listed from there");
             let before = (recovery.entries, recovery.bytes, recovery.segments_left());
-            match recovery.work(now, clock.max(self.expiry_floor), view, log, out) {
+            let clock = clock.max(self.expiry_floor);
+            let found = recovery.look_up(now, clock, view, log, out);
+            self.found.extend(found);
+            self.pulled += std::mem::take(&mut recovery.pulls);
+            match recovery.work(now, clock, view, log, out) {
                 Ok(again) => more |= again,
                 Err(Stop::Failed(why)) if !recovery.may_be_given_up() => {
                     return Err(Lost::Stuck(id.0, why));
@@ -438,7 +471,7 @@ impl Recoveries {
         Standing::Known
     }
 
-    /// Has the segments that a waiting command needs fetched before others.
+    /// Has what a waiting command needs fetched before the rest: the key's entries, or whole segments.
     pub fn pull(&mut self, command: &Command, once: Option<&Once>) {
         let slot = Slot::of(&command.key);
         let contains = |range: &SlotRange| range.contains(slot);
@@ -447,36 +480,49 @@ impl Recoveries {
         let Some(recovery) = recovery.filter(|it| it.taken_over) else {
             return;
         };
-        let Some(early) = &recovery.early else {
+        let Some(early) = &mut recovery.early else {
             return;
         };
-        let hash = KeyHash::of(command.namespace, &command.key);
         let records = once.into_iter().flat_map(|once| early.with_record(once));
-        let wanted: Vec<_> = early.with_key(hash).chain(records).collect();
-        for (log, segment) in wanted {
-            self.pulled += u64::from(recovery.pull(log, segment));
+        let mut whole: Vec<Of> = records.collect();
+        if !is_blind(&command.op) {
+            let hash = KeyHash::of(command.namespace, &command.key);
+            let admitting = early.with_key(hash).collect();
+            let before = early.lookups.questions();
+            whole.extend(early.lookups.begin(hash, admitting));
+            self.looked_up += early.lookups.questions() - before;
+        }
+        for (log, segment) in whole {
+            recovery.pull(log, segment);
         }
     }
 
-    /// One of the segments without which a command that waits cannot be executed, if there is any.
-    pub fn awaited(&self, command: &Command, once: Option<&Once>) -> Option<(LogId, SegmentId)> {
+    /// Something without which a command that waits cannot be executed, if there is anything.
+    pub fn awaited(&self, command: &Command, once: Option<&Once>) -> Option<Awaited> {
         let slot = (!command.op.is_keyspace()).then(|| Slot::of(&command.key))?;
         let recovery = self.recovery_of(slot)?;
         let early = recovery.early.as_ref().filter(|_| recovery.taken_over)?;
         let record = once.and_then(|once| early.with_record(once).next());
-        let key = || early.with_key(KeyHash::of(command.namespace, &command.key));
+        let hash = KeyHash::of(command.namespace, &command.key);
+        let key = || early.with_key(hash).next().map(|of| Awaited::Key(hash, of));
         match is_blind(&command.op) {
-            true => record,
-            false => record.or_else(|| key().next()),
+            true => record.map(Awaited::Segment),
+            false => record.map(Awaited::Segment).or_else(key),
         }
     }
 
-    /// False once a segment has been replayed.
-    pub fn is_to_come(&self, (log, segment): (LogId, SegmentId)) -> bool {
-        let early = self.running.values().filter_map(|it| it.early.as_ref());
-        early
-            .into_iter()
-            .any(|early| early.is_to_come(log, segment))
+    /// False once it has come.
+    pub fn is_to_come(&self, awaited: Awaited) -> bool {
+        let mut early = self.running.values().filter_map(|it| it.early.as_ref());
+        early.any(|early| match awaited {
+            Awaited::Segment(of) => early.is_to_come(of),
+            Awaited::Key(hash, of) => early.with_key(hash).any(|it| it == of),
+        })
+    }
+
+    /// Keys that have become final by being looked up, since this was last asked.
+    pub fn take_found(&mut self) -> Vec<KeyHash> {
+        std::mem::take(&mut self.found)
     }
 
     /// The recovery that has not brought, or not been given, all of a slot.
@@ -511,9 +557,10 @@ impl Recoveries {
         ranges
     }
 
-    /// Ranges taken over before everything was replayed, and segments that requests pulled to the front, since start.
-    pub fn early_totals(&self) -> (u64, u64) {
-        (self.early, self.pulled)
+    /// Ranges taken over before everything was replayed, segments that requests pulled to the front, and
+    /// questions for the entries of one key in one segment, since start.
+    pub fn early_totals(&self) -> (u64, u64, u64) {
+        (self.early, self.pulled, self.looked_up)
     }
 
     /// False if `standing` is `Known` whatever the key.

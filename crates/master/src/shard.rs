@@ -228,6 +228,17 @@ impl Shard {
                 (self.recoveries).outline(now, id, segment, outline.as_ref());
                 self.recover_more = true;
             }
+            Message::LookedUp {
+                log,
+                segment,
+                attempt,
+                key,
+                entries,
+            } => {
+                let id = (log, attempt);
+                (self.recoveries).looked_up(from, id, segment, key, entries);
+                self.recover_more = true;
+            }
             Message::FetchFailed {
                 log,
                 segment,

@@ -1,4 +1,5 @@
-//! Applies a backup's disk effects to its store: writes at once, syncs and reads off the thread.
+//! Applies a backup's disk effects to its store: writes at once, and small reads that memory answers; syncs and other
+//! reads off the thread.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -26,7 +27,7 @@ impl Disk {
     }
 
     /// Applies `op` for `node`, which is told when it has completed. How many are under way is
-    /// bounded by the backup (`reads_in_flight_max`, `syncs_in_flight_max`).
+    /// bounded by the backup (`reads_in_flight_max`, `syncs_in_flight_max`, 32 for single keys).
     pub fn apply(&self, node: ServerId, op: DiskOp) {
         let store = self.store.clone();
         let local = self.local.clone();
@@ -50,6 +51,11 @@ impl Disk {
                 length,
                 from_medium,
             } => {
+                let at_once = (!from_medium).then(|| store.read_at_once(frame, offset, length));
+                if let Some(bytes) = at_once.flatten() {
+                    let result = Ok(bytes);
+                    return local.push(node, Input::Disk(DiskDone::Read { token, result }));
+                }
                 tokio::task::spawn_local(async move {
                     let read = move || match from_medium {
                         true => store.read_from_medium(frame, offset, length),

@@ -28,7 +28,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, IoSliceMut, Read, Write};
 use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -39,7 +39,7 @@ use holdfast_cluster::{DiskError, FRAME_HEADER_BYTES, FrameId};
 use holdfast_format::crc32c;
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{Advice, FallocateFlags, FlockOperation};
-use rustix::io::Errno;
+use rustix::io::{Errno, ReadWriteFlags};
 
 use crate::buffers::Buffers;
 
@@ -51,6 +51,9 @@ const BUFFERS_KEPT_BYTES: u64 = 64 << 20;
 /// Disk is allocated in steps of this: large enough that steps are rare, small enough that a store
 /// which holds little takes little.
 const STEP_BYTES: u64 = 64 << 20;
+
+/// What is read for one key, as a rule. For more the buffers are made that are used again.
+const SMALL_READ_BYTES: u32 = 128 << 10;
 
 /// So much at most is read ahead of the writers, and so much at a time.
 const AHEAD_BYTES_MAX: u64 = 256 << 20;
@@ -278,12 +281,30 @@ impl Store {
         }
     }
 
+    /// A few bytes of a frame, as they were last written, if the kernel has them in memory: takes microseconds. `None`: it
+    /// has not, or they are more than a few.
+    pub fn read_at_once(&self, frame: FrameId, offset: u32, length: u32) -> Option<Bytes> {
+        let at = self.place(frame, offset, length as usize);
+        if length > SMALL_READ_BYTES {
+            return None;
+        }
+        let mut buffer = vec![0; length as usize];
+        let mut room = [IoSliceMut::new(&mut buffer)];
+        let read = rustix::io::preadv2(&self.file, &mut room, at, ReadWriteFlags::NOWAIT);
+        (read == Ok(length as usize)).then(|| buffer.into())
+    }
+
     /// Reads bytes of a frame, as they were last written. Waits for the disk.
     pub fn read(&self, frame: FrameId, offset: u32, length: u32) -> Result<Bytes, DiskError> {
         let at = self.place(frame, offset, length as usize);
         let failed = |error: &dyn std::fmt::Display| {
             DiskError(format!("cannot read {}: {error}", self.path.display()))
         };
+        if length <= SMALL_READ_BYTES {
+            let mut buffer = vec![0; length as usize];
+            let read = self.file.read_exact_at(&mut buffer, at);
+            return read.map(|()| buffer.into()).map_err(|error| failed(&error));
+        }
         let mut buffer = self.buffers.take();
         let mut filled = 0;
         while filled < length as usize {
@@ -544,6 +565,23 @@ mod tests {
                 .iter()
                 .all(|byte| *byte == 0)
         );
+    }
+
+    /// What was just written is in memory; a few bytes of it need no thread, and many are read as they ever were.
+    #[test]
+    fn reads_of_all_lengths_tell_the_same() {
+        let dir = dir();
+        let segment_bytes = 4 * SMALL_READ_BYTES;
+        let store = Store::open(dir.path(), 2, segment_bytes).unwrap();
+        let bytes: Vec<u8> = (0..segment_bytes).map(|at| (at % 251) as u8).collect();
+        store.write(FrameId(1), FRAME_HEADER_BYTES, &bytes);
+        for (from, length) in [(0, 1), (777, SMALL_READ_BYTES), (5, SMALL_READ_BYTES + 1)] {
+            let at = FRAME_HEADER_BYTES + from;
+            let wanted = &bytes[from as usize..(from + length) as usize];
+            assert_eq!(store.read(FrameId(1), at, length).unwrap(), wanted);
+            let at_once = store.read_at_once(FrameId(1), at, length);
+            assert!(at_once.is_none_or(|it| it == wanted && length <= SMALL_READ_BYTES));
+        }
     }
 
     #[test]

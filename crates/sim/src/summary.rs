@@ -18,7 +18,7 @@ const SEEDS_TO_JUDGE: u64 = 100;
 const VIOLATIONS_SHOWN: usize = 5;
 
 /// Corners of the code that a batch of seeds should have been in, as the roles count them.
-const CORNERS: [(&str, &str); 28] = [
+const CORNERS: [(&str, &str); 29] = [
     ("holdfast_shard_recoveries_total", "a shard recovered"),
     (LEANING, "served while it leant"),
     (CAUGHT, "killed as it leant"),
@@ -27,6 +27,7 @@ const CORNERS: [(&str, &str); 28] = [
     (EARLY_READS, "read early"),
     ("holdfast_shard_early_writes_total", "written early"),
     (PULLED, "a segment pulled"),
+    (LOOKED_UP, "a key looked up"),
     (WAITED, "waited and answered"),
     (COMPACTED, "bytes compacted"),
     (CLEANED, "bytes cleaned"),
@@ -74,17 +75,19 @@ const LEANING: &str = "holdfast_takeovers_leaning_total";
 const EARLY: &str = "holdfast_shard_takeovers_early_total";
 const EARLY_READS: &str = "holdfast_shard_early_reads_total";
 const PULLED: &str = "holdfast_shard_segments_pulled_total";
+const LOOKED_UP: &str = "holdfast_shard_recovery_lookups_total";
 const WAITED: &str = "holdfast_shard_waited_total";
 const FROM_SEVERAL: &str = "holdfast_takeovers_from_several_logs_total";
 const CLEANED: &str = "holdfast_shard_cleaned_bytes_total";
 
 /// Corners without which a batch has not tested lineage or cleaning, and in how many of a hundred seeds they must
 /// have been reached.
-const CORNERS_MIN: [(&str, u64); 9] = [
+const CORNERS_MIN: [(&str, u64); 10] = [
     (LEANING, 50),
     (EARLY, 30),
     (EARLY_READS, 10),
     (PULLED, 10),
+    (LOOKED_UP, 10),
     (FROM_SEVERAL, 10),
     (COMPACTED, 30),
     (CLEANED, 30),

@@ -5,7 +5,9 @@
 //! it safe. `docs/protocol.md` gives the bytes.
 
 use bytes::Bytes;
-use holdfast_format::{ClientId, ClusterMs, Epoch, LogId, SegmentId, ServerId, SlotRange, Version};
+use holdfast_format::{
+    ClientId, ClusterMs, Epoch, KeyHash, LogId, SegmentId, ServerId, SlotRange, Version,
+};
 
 use crate::command::{Command, Once, Outcome};
 use crate::namespaces::{NamespacePolicy, NamespaceUse};
@@ -131,6 +133,22 @@ pub enum Message {
         segment: SegmentId,
         attempt: u64,
         outline: Option<Bytes>,
+    },
+    /// Recovery master to backup: the entries of one key in the closed replica that has this certificate.
+    LookUp {
+        log: LogId,
+        segment: SegmentId,
+        attempt: u64,
+        certificate: Certificate,
+        key: KeyHash,
+    },
+    /// The entries, one after another; there may be none. `None`: not to be had here in this way. Echoes the `LookUp`.
+    LookedUp {
+        log: LogId,
+        segment: SegmentId,
+        attempt: u64,
+        key: KeyHash,
+        entries: Option<Bytes>,
     },
     /// Coordinator to backups: nobody will recover from this log again; its frames may go.
     LogGone {

@@ -3,6 +3,7 @@
 mod fences;
 mod fetches;
 mod life;
+mod lookups;
 mod replication;
 #[path = "../rig/mod.rs"]
 mod rig;

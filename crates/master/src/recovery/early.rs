@@ -5,13 +5,18 @@
 //!        └─ nobody has one: that segment is replayed before anything is told
 //! ```
 //!
-//! E1. A key is final when no segment that has not been replayed admits it, or when what there is of it is newer than
-//!     everything in the dead log. Nothing is concluded from what there is of any other.
+//! E1. A key is final when no segment that has not been replayed admits it but those that were asked for it (E8), or when
+//!     what there is of it is newer than everything in the dead log. Nothing is concluded from what there is of any other.
 //! E2. Before the ranges are served all range tombstones of the dead log are in force, those of segments still to
 //!     come among them.
 //! E3. Once it has been told that it can own the ranges, a recovery cannot be given up. If it cannot be brought to its end
 //!     either, the shard stops: its log and the dead one are recovered together.
 //! E4. It is told only if there is memory for what is still to come, and that memory is kept from writers.
+//!
+//! E8. A key that somebody waits for is looked up in the segments that admit it (`lookups`): when each has been asked for
+//!     its entries and these have been replayed it is as final as if the segments had been. They bring the same entries
+//!     again later, which changes nothing, whatever was done to the key meanwhile: what this log says of it is newer, and no
+//!     tombstone ends (V4). A recovery from both logs relies on the same.
 //!
 //! Bounds: an outline takes some ten bits for each entry, those of a recovery about 1 % of the dead log.
 
@@ -19,9 +24,10 @@ use std::collections::BTreeMap;
 
 use holdfast_cluster::{Now, Outputs, ViewExt};
 use holdfast_format::{KeyHash, LogId, Outline, SegmentId, ServerId};
-use holdfast_wire::{Message, Once, RecoverSegment, View};
+use holdfast_wire::{Holder, Message, Once, RecoverSegment, View};
 
 use super::fetching::Source;
+use super::lookups::{Lookups, Of};
 
 /// An outline that does not come is asked of the next holder.
 const ASK_US: u64 = 60_000;
@@ -39,14 +45,21 @@ struct Sought {
     due_us: u64,
 }
 
+/// A segment that has not been replayed, and what it may say something about.
+#[derive(Debug)]
+struct Known {
+    outline: Outline,
+    holders: Vec<Holder>,
+}
+
 /// What is needed to serve a recovery's ranges early.
 #[derive(Debug, Default)]
 pub(super) struct Early {
     sought: Vec<Sought>,
-    /// Of segments that have not been replayed.
-    known: BTreeMap<(LogId, SegmentId), Outline>,
+    known: BTreeMap<Of, Known>,
     /// Nobody has outlines of these.
-    unknown: Vec<(LogId, SegmentId)>,
+    unknown: Vec<Of>,
+    pub lookups: Lookups,
     /// The head is becoming part of this log (E3).
     pub bound: bool,
     /// The coordinator has been told that the ranges can be owned.
@@ -72,13 +85,7 @@ impl Early {
     }
 
     /// Asks for the outlines that are missing. Returns segments of which nobody has one.
-    pub fn ask(
-        &mut self,
-        now: Now,
-        fetch_id: u64,
-        view: &View,
-        out: &mut Outputs,
-    ) -> Vec<(LogId, SegmentId)> {
+    pub fn ask(&mut self, now: Now, fetch_id: u64, view: &View, out: &mut Outputs) -> Vec<Of> {
         let mut asks: BTreeMap<(ServerId, LogId), Vec<SegmentId>> = BTreeMap::new();
         let mut unknown = Vec::new();
         self.sought.retain_mut(|sought| {
@@ -121,8 +128,9 @@ impl Early {
         };
         match outline {
             Some(outline) => {
-                self.sought.swap_remove(at);
-                self.known.insert((log, segment), outline);
+                let holders = self.sought.swap_remove(at).segment.holders;
+                self.known
+                    .insert((log, segment), Known { outline, holders });
             }
             None => self.sought[at].due_us = now.mono_us,
         }
@@ -131,6 +139,7 @@ impl Early {
     /// All of a segment has been replayed.
     pub fn replayed(&mut self, log: LogId, segment: SegmentId) {
         self.known.remove(&(log, segment));
+        self.lookups.replayed((log, segment));
         self.unknown.retain(|it| *it != (log, segment));
         (self.sought).retain(|it| (it.log, it.segment.segment) != (log, segment));
     }
@@ -147,34 +156,46 @@ impl Early {
 
     /// The range tombstones of what is still to be replayed (E2).
     pub fn flushes(&self) -> impl Iterator<Item = (LogId, &[u8])> {
-        (self.known.iter()).map(|((log, _), outline)| (*log, outline.flushes()))
+        (self.known.iter()).map(|((log, _), it)| (*log, it.outline.flushes()))
     }
 
     /// Segments that may still bring something about the key (E1).
-    pub fn with_key(&self, hash: KeyHash) -> impl Iterator<Item = (LogId, SegmentId)> {
-        let admit = self.known.iter().filter(move |(_, it)| it.admits(hash));
-        admit.map(|(id, _)| *id)
+    pub fn with_key(&self, hash: KeyHash) -> impl Iterator<Item = Of> {
+        let left = self.lookups.left(hash);
+        let left_to_come = (left.into_iter().flatten().copied()).filter(|of| self.is_to_come(*of));
+        let admit = (left.is_none().then_some(&self.known).into_iter().flatten())
+            .filter(move |(_, it)| it.outline.admits(hash));
+        left_to_come.chain(admit.map(|(of, _)| *of))
     }
 
     /// Segments that may still bring the completion record of a write.
-    pub fn with_record(&self, once: &Once) -> impl Iterator<Item = (LogId, SegmentId)> {
+    pub fn with_record(&self, once: &Once) -> impl Iterator<Item = Of> {
         let (client, sequence) = (once.client, once.sequence);
-        let admit = move |it: &Outline| it.admits_record(client, sequence);
+        let admit = move |it: &Known| it.outline.admits_record(client, sequence);
         let admit = self.known.iter().filter(move |(_, it)| admit(it));
         admit.map(|(id, _)| *id)
     }
 
     /// False once a segment has been replayed.
-    pub fn is_to_come(&self, log: LogId, segment: SegmentId) -> bool {
-        self.known.contains_key(&(log, segment))
+    pub fn is_to_come(&self, of: Of) -> bool {
+        self.known.contains_key(&of)
+    }
+
+    /// Whom to ask what a segment has of a key: one after another, so that all have their part. `None` if nobody can be asked.
+    pub fn holder(&self, hash: KeyHash, of: Of, view: &View) -> Option<Holder> {
+        let holders = &self.known.get(&of)?.holders;
+        let from = (hash.0 % holders.len().max(1) as u64) as usize;
+        let mut all = holders[from..].iter().chain(&holders[..from]);
+        all.find(|holder| view.is_up(holder.backup)).copied()
     }
 
     pub fn wakeup(&self) -> Option<u64> {
-        self.sought.iter().map(|sought| sought.due_us).min()
+        let sought = self.sought.iter().map(|sought| sought.due_us);
+        sought.chain(self.lookups.wakeup()).min()
     }
 
     pub fn memory_bytes(&self) -> u64 {
-        let outlines = self.known.values().map(Outline::memory_bytes);
-        outlines.sum::<usize>() as u64
+        let outlines = self.known.values().map(|it| it.outline.memory_bytes());
+        outlines.sum::<usize>() as u64 + self.lookups.memory_bytes()
     }
 }

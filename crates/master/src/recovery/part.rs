@@ -72,6 +72,8 @@ pub(super) struct Recovery {
     pub(super) waiting: VecDeque<Source>,
     /// So many of those that wait were pulled to the front by requests.
     pub(super) pulled: usize,
+    /// Segments pulled since this was last counted.
+    pub(super) pulls: u64,
     /// Our part of what the log's shard owned, in percent, rounded up.
     pub(super) share_percent: u64,
     pub(super) window_bytes: u64,
@@ -123,6 +125,7 @@ impl Recovery {
             taken_over: false,
             recorded: false,
             pulled: 0,
+            pulls: 0,
             share_percent: share_percent(view, &recover),
             window_bytes,
             fetches_max: (backups * FETCHES_PER_BACKUP).clamp(FETCHES_BEFORE_MAX, FETCHES_MAX),
@@ -185,19 +188,19 @@ impl Recovery {
         (left * self.share_percent / 100).max(self.share_of(left))
     }
 
-    /// Has a segment fetched before others, after those that were pulled before. False if nothing is gained.
-    pub(super) fn pull(&mut self, log: LogId, segment: SegmentId) -> bool {
+    /// Has a segment fetched before others, after those that were pulled before, if anything is gained.
+    pub(super) fn pull(&mut self, log: LogId, segment: SegmentId) {
         let is_it = |source: &Source| (source.log, source.segment.segment) == (log, segment);
         let Some(at) = self.waiting.iter().position(is_it) else {
-            return false;
+            return;
         };
         if at < self.pulled {
-            return false;
+            return;
         }
         let source = self.waiting.remove(at).expect("just found");
         self.waiting.insert(self.pulled, source);
         self.pulled += 1;
-        true
+        self.pulls += 1;
     }
 
     /// A newer attempt at the same ranges: perhaps other holders, and another name to report under.
@@ -551,7 +554,7 @@ impl Recovery {
 }
 
 /// The ranges of which the recovery needs what a log holds.
-fn ranges_of(recover: &Recover, log: LogId) -> Vec<SlotRange> {
+pub(super) fn ranges_of(recover: &Recover, log: LogId) -> Vec<SlotRange> {
     let leant_on = recover.leant_on.iter().filter(|it| it.log == log);
     match log == recover.log {
         true => recover.ranges.clone(),

@@ -63,7 +63,7 @@ impl Shard {
         let (recoveries, recovered_entries, recovered_bytes) = self.recoveries.totals();
         let (leaning, leaning_bytes) = self.recoveries.leaning(&self.log);
         let counts = self.counts;
-        let (takeovers_early, segments_pulled) = self.recoveries.early_totals();
+        let (takeovers_early, segments_pulled, looked_up) = self.recoveries.early_totals();
         vec![
             (
                 "holdfast_shard_takeovers_early_total",
@@ -73,6 +73,7 @@ impl Shard {
                 "holdfast_shard_segments_pulled_total",
                 segments_pulled as f64,
             ),
+            ("holdfast_shard_recovery_lookups_total", looked_up as f64),
             (
                 "holdfast_shard_early_reads_total",
                 counts.early_reads as f64,

@@ -10,17 +10,21 @@
 //! P3. What waits here is never refused. Commands behind it are executed meanwhile, and a client takes from a refusal that
 //!     nothing behind it was. If it cannot be executed after all, it is dropped, and the client's silence makes it ask again.
 //!
+//! P4. A command is looked at when what it is known to wait for has come, its key has been looked up, or the one before it
+//!     in its line is gone; and when a lease or a flush ends, with all others.
+//!
 //! Bounds: `PARKED_MAX` commands, and with the answers withheld no more than may be withheld. Who comes then is refused.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use holdfast_cluster::Now;
-use holdfast_format::{ClientId, LogId, SegmentId, ServerId, Slot};
+use holdfast_format::{ClientId, KeyHash, ServerId, Slot};
 use holdfast_wire::{Failure, Request};
 
 use super::Shard;
 use super::requests::Turn;
 use crate::answers::Answer;
+use crate::recovery::Awaited;
 
 /// When a segment has been replayed, what may have waited for it is looked at: some microseconds for each.
 const PARKED_MAX: usize = 4_096;
@@ -34,11 +38,16 @@ struct Waiting {
     request: Request,
     /// `None`: on the key space.
     line: Option<Line>,
-    /// It waits at least until this has been replayed: nobody need look at it before.
-    awaits: Option<(LogId, SegmentId)>,
+    /// It waits at least until this has come: nobody need look at it before.
+    awaits: Option<Awaited>,
 }
 
 impl Waiting {
+    fn key(&self) -> Option<KeyHash> {
+        let command = &self.request.command;
+        (self.line.is_some()).then(|| KeyHash::of(command.namespace, &command.key))
+    }
+
     fn bytes(&self) -> u64 {
         let command = &self.request.command;
         (size_of::<Waiting>() + size_of::<Line>() + command.key.len() + command.op.value().len())
@@ -61,6 +70,7 @@ pub(super) struct Parked {
     waiting: BTreeMap<u64, Waiting>,
     next: u64,
     lines: BTreeMap<Line, VecDeque<u64>>,
+    keys: BTreeSet<(KeyHash, u64)>,
     bytes: u64,
     /// What recoveries had done when all that waits was last looked at.
     progress: u64,
@@ -87,12 +97,16 @@ impl Parked {
         if let Some(line) = waiting.line {
             self.lines.entry(line).or_default().push_back(number);
         }
+        self.keys.extend(waiting.key().map(|key| (key, number)));
         self.waiting.insert(number, waiting);
     }
 
     fn remove(&mut self, number: u64) -> Waiting {
         let waiting = self.waiting.remove(&number).expect("it waits");
         self.bytes -= waiting.bytes();
+        if let Some(key) = waiting.key() {
+            self.keys.remove(&(key, number));
+        }
         if let Some(line) = waiting.line {
             let numbers = self.lines.get_mut(&line).expect("it is in its line");
             numbers.retain(|it| *it != number);
@@ -107,6 +121,17 @@ impl Parked {
     fn is_first(&self, number: u64) -> bool {
         let line = self.waiting[&number].line;
         line.is_none_or(|line| self.lines[&line].front() == Some(&number))
+    }
+
+    /// The first of a line, if one waits there.
+    fn first_of(&self, line: Option<Line>) -> Option<u64> {
+        line.and_then(|line| self.lines.get(&line)?.front().copied())
+    }
+
+    /// Commands on these keys.
+    fn on(&self, keys: &[KeyHash]) -> impl Iterator<Item = u64> {
+        let on = |key: &KeyHash| self.keys.range((*key, 0)..=(*key, u64::MAX));
+        keys.iter().flat_map(on).map(|(_, number)| *number)
     }
 
     /// The client asks all of it again by a newer stream.
@@ -153,24 +178,31 @@ impl Shard {
 
     /// Executes what need not wait any more.
     pub(super) fn unpark(&mut self, now: Now) {
-        let progress = self.recoveries.progress();
-        let same = progress == self.parked.progress && !self.parked.held_up;
-        if self.parked.waiting.is_empty() || same {
+        let found = self.recoveries.take_found();
+        if self.parked.waiting.is_empty() {
             return;
         }
+        let progress = self.recoveries.progress();
+        let same = progress == self.parked.progress && !self.parked.held_up;
+        let mut due: BTreeSet<u64> = match same {
+            true => self.parked.on(&found).collect(),
+            false => {
+                let is_due =
+                    |it: &Waiting| !it.awaits.is_some_and(|it| self.recoveries.is_to_come(it));
+                let waiting = self.parked.waiting.iter();
+                let due = waiting.filter(|(_, waiting)| is_due(waiting));
+                due.map(|(number, _)| *number).collect()
+            }
+        };
         self.parked.progress = progress;
-        self.parked.held_up = false;
-        let is_due = |it: &Waiting| !it.awaits.is_some_and(|it| self.recoveries.is_to_come(it));
-        let due: Vec<u64> = (self.parked.waiting.iter())
-            .filter(|(_, waiting)| is_due(waiting))
-            .map(|(number, _)| *number)
-            .collect();
-        for number in due {
+        self.parked.held_up &= same;
+        while let Some(number) = due.pop_first() {
             let waiting = &self.parked.waiting[&number];
-            let (client, stream) = (waiting.client, waiting.stream);
+            let (client, stream, line) = (waiting.client, waiting.stream, waiting.line);
             // P3. Its client has begun a newer stream, or will.
             if self.streams.is_put_off(client, stream) {
                 self.parked.remove(number);
+                due.extend(self.parked.first_of(line));
                 continue;
             }
             if !self.parked.is_first(number) {
@@ -189,9 +221,11 @@ impl Shard {
                         outcome,
                     };
                     self.answers.hold(needs, answer);
+                    due.extend(self.parked.first_of(line));
                 }
                 Turn::Refused(Failure::NotOwner) => {
                     self.parked.remove(number);
+                    due.extend(self.parked.first_of(line));
                 }
                 Turn::Refused(_) => self.parked.held_up = true,
                 Turn::Wait => {

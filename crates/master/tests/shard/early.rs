@@ -7,9 +7,9 @@ use crate::lineage::lent;
 use crate::takeover::{ask_to_recover, give_ownership, heir, recovered};
 use crate::world::*;
 
-const KEYS: usize = 60;
+pub const KEYS: usize = 60;
 
-fn dead() -> World {
+pub fn dead() -> World {
     let mut dead = World::new(4, 3);
     for i in 0..KEYS {
         dead.ask(put(&format!("key{i}"), &format!("{i:3000}")));
@@ -17,12 +17,12 @@ fn dead() -> World {
     dead
 }
 
-fn value(i: usize) -> String {
+pub fn value(i: usize) -> String {
     format!("{i:3000}")
 }
 
 /// The keys that a segment of the dead log has entries of.
-fn keys_in(dead: &World, segment: SegmentId) -> Vec<usize> {
+pub fn keys_in(dead: &World, segment: SegmentId) -> Vec<usize> {
     let replica = dead.copies(segment)[0];
     let hashes: Vec<KeyHash> = Entries::new(&replica.bytes)
         .filter_map(|located| located.unwrap().entry.key_hash())
@@ -32,7 +32,7 @@ fn keys_in(dead: &World, segment: SegmentId) -> Vec<usize> {
 }
 
 /// An heir that owns everything, of which one segment is still to come; and that segment.
-fn early(dead: &World, recover: &Recover) -> (World, SegmentId) {
+pub fn early(dead: &World, recover: &Recover) -> (World, SegmentId) {
     let oldest = recover.segments.iter().map(|it| it.segment).min().unwrap();
     let mut world = heir(dead);
     world.withheld.insert(oldest);
@@ -51,7 +51,7 @@ fn is_replayed(world: &World) -> bool {
     world.to_coordinator.iter().any(replayed)
 }
 
-fn answer_of(world: &mut World, command: Command) -> Option<Outcome> {
+pub fn answer_of(world: &mut World, command: Command) -> Option<Outcome> {
     let token = world.send(command);
     world.run(20);
     world.answer(token).cloned()

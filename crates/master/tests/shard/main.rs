@@ -13,6 +13,7 @@ mod compaction;
 mod early;
 mod limits;
 mod lineage;
+mod lookups;
 mod quorum;
 mod replication;
 mod takeover;

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bytes::Bytes;
 use holdfast_cluster::{Dice, Input, Node, Now, Output, Outputs};
 use holdfast_format::{
-    ClientId, ClusterMs, Entries, Epoch, HeaderKind, LogId, Namespace, Opening, Outlining,
+    ClientId, ClusterMs, Entries, Epoch, HeaderKind, KeyHash, LogId, Namespace, Opening, Outlining,
     SegmentId, ServerId, SlotRange, crc32c,
 };
 use holdfast_master::{Shard, ShardConfig};
@@ -81,6 +81,8 @@ pub struct World {
     pub withheld: BTreeSet<SegmentId>,
     /// Backups know no outlines.
     pub without_outlines: bool,
+    /// How backups answer questions about one key.
+    pub lookups: LookupsAre,
     /// Fetch parts are damaged on their way from these.
     pub corrupts: BTreeSet<ServerId>,
     pub stream: u64,
@@ -117,6 +119,16 @@ pub fn command(key: &str, op: Op) -> Command {
         key: Bytes::copy_from_slice(key.as_bytes()),
         op,
     }
+}
+
+/// What backups do with a `LookUp`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LookupsAre {
+    Right,
+    /// They send entries of other keys besides.
+    Others,
+    Refused,
+    Silent,
 }
 
 pub fn put(key: &str, value: &str) -> Command {
@@ -260,6 +272,7 @@ impl World {
             stopped: None,
             withheld: BTreeSet::new(),
             without_outlines: false,
+            lookups: LookupsAre::Refused,
             corrupts: BTreeSet::new(),
             stream: 1,
             index: 0,
@@ -469,6 +482,22 @@ impl World {
                 attempt,
                 segments,
             } => self.outlines(to, log, attempt, &segments),
+            Message::LookUp {
+                log,
+                segment,
+                attempt,
+                certificate,
+                key,
+            } => match self.lookups {
+                LookupsAre::Silent => Vec::new(),
+                _ => vec![Message::LookedUp {
+                    log,
+                    segment,
+                    attempt,
+                    key,
+                    entries: self.look_up(to, (log, segment), certificate, key),
+                }],
+            },
             Message::Ping { nonce } => vec![Message::Pong { nonce }],
             other => panic!("a backup has no business with {other:?}"),
         }
@@ -731,7 +760,8 @@ impl World {
             let closed = held.filter(|it| it.closed && !self.without_outlines)?;
             let mut outlining = Outlining::default();
             outlining.add(&closed.bytes);
-            outlining.finish().map(|outline| outline.encode().into())
+            let (outline, _) = outlining.finish()?;
+            Some(outline.encode().into())
         };
         (segments.iter())
             .map(|&segment| Message::Outline {
@@ -741,6 +771,26 @@ impl World {
                 outline: outline(segment),
             })
             .collect()
+    }
+
+    fn look_up(
+        &self,
+        from: ServerId,
+        of: (LogId, SegmentId),
+        certificate: Certificate,
+        key: KeyHash,
+    ) -> Option<Bytes> {
+        let held = self.backups[&from].replicas.get(&of)?;
+        assert!(held.closed && held.certificate == Some(certificate));
+        let of_key = Entries::new(&held.bytes)
+            .map(|located| located.unwrap())
+            .filter(|located| located.entry.key_hash() == Some(key));
+        let raw = of_key.map(|it| &held.bytes[it.offset..it.offset + it.length]);
+        match self.lookups {
+            LookupsAre::Right => Some(raw.collect::<Vec<_>>().concat().into()),
+            LookupsAre::Others => Some(held.bytes.clone().into()),
+            LookupsAre::Refused | LookupsAre::Silent => None,
+        }
     }
 
     fn fetch(&mut self, from: ServerId, fetch: &Fetch) -> Vec<Message> {

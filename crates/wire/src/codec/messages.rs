@@ -97,6 +97,8 @@ messages! {
         0x2b Replayed { log, attempt, entries, bytes, bytes_left, timings }
         0x2c AskOutlines { log, attempt, segments }
         0x2d Outline { log, segment, attempt, outline }
+        0x2e LookUp { log, segment, attempt, certificate, key }
+        0x2f LookedUp { log, segment, attempt, key, entries }
     }
 }
 

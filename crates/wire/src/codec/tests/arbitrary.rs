@@ -548,6 +548,36 @@ fn recovery() -> impl Strategy<Value = Message> {
                 attempt,
                 outline: outline.map(Bytes::from),
             }),
+        (
+            id(LogId),
+            id(SegmentId),
+            any::<u64>(),
+            certificate(),
+            id(KeyHash)
+        )
+            .prop_map(
+                |(log, segment, attempt, certificate, key)| Message::LookUp {
+                    log,
+                    segment,
+                    attempt,
+                    certificate,
+                    key,
+                }
+            ),
+        (
+            id(LogId),
+            id(SegmentId),
+            any::<u64>(),
+            id(KeyHash),
+            option::of(vec(any::<u8>(), 0..40))
+        )
+            .prop_map(|(log, segment, attempt, key, entries)| Message::LookedUp {
+                log,
+                segment,
+                attempt,
+                key,
+                entries: entries.map(Bytes::from),
+            }),
         (id(LogId), any::<[u64; 5]>()).prop_map(
             |(log, [attempt, entries, bytes, done_bytes, total_bytes])| {
                 Message::RecoveryProgress {
