@@ -29,14 +29,14 @@ mod sending;
 use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_cluster::{Dice, Now, Outputs};
-use holdfast_format::{ClientId, ClusterMs, FixedMap, ServerId, Slot};
+use holdfast_format::{ClientId, ClusterMs, ServerId, Slot};
 use holdfast_wire::{Command, Failure, Once, Op, Outcome, Responses, View};
 
 use self::fan::{Fan, Part};
 use crate::config::Config;
 use crate::lane::Lane;
 use crate::order::{OrderKey, Ordering, Ticket};
-use crate::pending::{Pending, Place, Target};
+use crate::pending::{Pending, PendingMap, Place, Target};
 use crate::routes::Routes;
 use crate::window::Budget;
 
@@ -95,7 +95,7 @@ pub struct Core {
     routes: Routes,
     ordering: Ordering,
     /// Looked up by ticket only, or in an order made for the purpose.
-    pending: FixedMap<Ticket, Pending>,
+    pending: PendingMap,
     pending_bytes: u64,
     /// Key-space commands under way.
     fans: BTreeMap<Ticket, Fan>,
@@ -136,7 +136,7 @@ impl Core {
             dice: Dice::new(seed),
             routes: Routes::empty(),
             ordering: Ordering::default(),
-            pending: FixedMap::default(),
+            pending: PendingMap::default(),
             pending_bytes: 0,
             fans: BTreeMap::new(),
             lanes: BTreeMap::new(),
@@ -479,15 +479,15 @@ impl Core {
         };
         let place = match shard {
             Some(shard) => {
-                if !self.lanes.contains_key(&shard) {
-                    let stream = self.take_stream();
-                    let lane = Lane::new(stream, self.config.window_max);
-                    self.lanes.insert(shard, lane);
+                match self.lanes.get_mut(&shard) {
+                    Some(lane) => lane.enqueue(ticket),
+                    None => {
+                        let stream = self.take_stream();
+                        let mut lane = Lane::new(stream, self.config.window_max);
+                        lane.enqueue(ticket);
+                        self.lanes.insert(shard, lane);
+                    }
                 }
-                self.lanes
-                    .get_mut(&shard)
-                    .expect("inserted above")
-                    .enqueue(ticket);
                 Place::Queued(shard)
             }
             None => {

@@ -1,17 +1,20 @@
-//! Which shard to ask about a slot, by the newest view: one array look-up per command.
+//! Which shard to ask about a slot, by the newest view: a short binary search per command.
+//!
+//! An array with a place for every slot would take 32 KiB, which commands on random keys would keep loading from
+//! far away; the ends of a few tablets stay in the nearest cache.
 
 use holdfast_format::{SLOTS, ServerId, Slot};
 use holdfast_wire::{Role, Tablet, View};
-
-const NONE: u16 = u16::MAX;
 
 /// The tablet map, laid out for look-ups.
 #[derive(Debug)]
 pub struct Routes {
     view_version: u64,
     tablets: Vec<Tablet>,
-    /// Per slot: index into `tablets`, or `NONE`.
-    by_slot: Vec<u16>,
+    /// The parts of the slots that are in one tablet, or in none, ascending: the last slot of each.
+    ends: Vec<u16>,
+    /// Index into `tablets` of each part.
+    parts: Vec<Option<u32>>,
     shards: Vec<ServerId>,
     owners: Vec<ServerId>,
     complete: bool,
@@ -23,15 +26,21 @@ impl Routes {
         Routes::new(&View::default())
     }
 
-    /// By this view. Tablets beyond the first 65,534 are ignored; there are at most 16,384 slots.
+    /// By this view. Where tablets overlap, the last of them counts.
     pub fn new(view: &View) -> Routes {
-        let tablets: Vec<Tablet> = view.tablets.iter().take(NONE as usize).copied().collect();
-        let mut by_slot = vec![NONE; SLOTS as usize];
+        let tablets = view.tablets.clone();
+        let mut by_slot = vec![None; SLOTS as usize];
         for (index, tablet) in tablets.iter().enumerate() {
             let last = tablet.range.last.0.min(SLOTS - 1);
             for slot in tablet.range.first.0..=last {
-                by_slot[slot as usize] = index as u16;
+                by_slot[slot as usize] = Some(index as u32);
             }
+        }
+        let (mut ends, mut parts) = (Vec::new(), Vec::new());
+        for part in by_slot.chunk_by(|a, b| a == b) {
+            let before = ends.last().map_or(0, |&end| end + 1);
+            ends.push(before + (part.len() - 1) as u16);
+            parts.push(part[0]);
         }
         let mut owners: Vec<ServerId> = tablets
             .iter()
@@ -40,9 +49,9 @@ impl Routes {
             .collect();
         owners.sort_unstable();
         owners.dedup();
-        let complete = by_slot
+        let complete = parts
             .iter()
-            .all(|&at| at != NONE && tablets[at as usize].available);
+            .all(|at| at.is_some_and(|at| tablets[at as usize].available));
         let shards = view
             .members
             .iter()
@@ -52,7 +61,8 @@ impl Routes {
         Routes {
             view_version: view.version,
             tablets,
-            by_slot,
+            ends,
+            parts,
             shards,
             owners,
             complete,
@@ -66,8 +76,9 @@ impl Routes {
 
     /// The tablet that holds `slot`, served or not.
     pub fn tablet(&self, slot: Slot) -> Option<&Tablet> {
-        self.tablets
-            .get(self.by_slot[(slot.0 % SLOTS) as usize] as usize)
+        let at = self.ends.partition_point(|&end| end < slot.0 % SLOTS);
+        let index = self.parts.get(at).copied().flatten()?;
+        self.tablets.get(index as usize)
     }
 
     /// The shard to ask about `slot`; `None` while nobody serves it.

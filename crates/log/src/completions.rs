@@ -58,10 +58,11 @@ impl Log {
 
     /// Forgets the outcomes of a client's writes with sequence numbers below `below`: it has them.
     pub fn acknowledge(&mut self, client: ClientId, below: u64) {
-        while let Some((&key, &recorded)) =
-            self.completions.range((client, 0)..(client, below)).next()
-        {
-            self.completions.remove(&key);
+        let records = self.completions.range((client, 0)..(client, below));
+        let ended: Vec<u64> = records.map(|(&(_, sequence), _)| sequence).collect();
+        for sequence in ended {
+            let recorded = self.completions.remove(&(client, sequence));
+            let recorded = recorded.expect("just looked at");
             self.kill(recorded.offset);
         }
     }

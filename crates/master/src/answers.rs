@@ -65,9 +65,12 @@ pub(crate) struct Answers {
     namespaces: BTreeMap<Namespace, Position>,
     /// Everything in `keys` and `namespaces`, in log order, older positions of the same included.
     appended: VecDeque<(Position, Concern)>,
-    waiting: BTreeMap<Position, Vec<Answer>>,
+    /// By position. An answer about a key that was written just now joins at the end, like nearly all that wait.
+    in_order: VecDeque<(Position, Answer)>,
+    /// Those that came behind answers which wait for more.
+    earlier: BTreeMap<Position, Vec<Answer>>,
+    /// Those that waited for nothing, or came from `earlier`.
     released: VecDeque<Answer>,
-    released_bytes: u64,
     held: usize,
     held_bytes: u64,
 }
@@ -100,10 +103,11 @@ impl Answers {
         self.held += 1;
         self.held_bytes += answer.bytes();
         if position <= self.durable {
-            self.released_bytes += answer.bytes();
             self.released.push_back(answer);
+        } else if self.in_order.back().is_none_or(|(at, _)| *at <= position) {
+            self.in_order.push_back((position, answer));
         } else {
-            self.waiting.entry(position).or_default().push(answer);
+            self.earlier.entry(position).or_default().push(answer);
         }
     }
 
@@ -134,13 +138,10 @@ impl Answers {
                 Concern::Key(_) | Concern::Namespace(_) => {}
             }
         }
-        while let Some(first) = self.waiting.first_entry() {
-            if *first.key() > position {
-                break;
-            }
-            let answers = first.remove();
-            self.released_bytes += answers.iter().map(Answer::bytes).sum::<u64>();
-            self.released.extend(answers);
+        while let Some(first) = self.earlier.first_entry()
+            && *first.key() <= position
+        {
+            self.released.extend(first.remove());
         }
     }
 
@@ -149,11 +150,20 @@ impl Answers {
         self.durable
     }
 
-    /// Takes every answer that waits for nothing but a lease, oldest first.
-    pub fn release(&mut self) -> VecDeque<Answer> {
-        self.held -= self.released.len();
-        self.held_bytes -= std::mem::take(&mut self.released_bytes);
-        std::mem::take(&mut self.released)
+    /// Takes every answer that waits for nothing but a lease, in no particular order: each names its command.
+    pub fn release(&mut self, mut take: impl FnMut(Answer)) {
+        let mut let_go = |answer: Answer| {
+            self.held -= 1;
+            self.held_bytes -= answer.bytes();
+            take(answer);
+        };
+        self.released.drain(..).for_each(&mut let_go);
+        while let Some((at, _)) = self.in_order.front()
+            && *at <= self.durable
+        {
+            let (_, answer) = self.in_order.pop_front().expect("just looked at");
+            let_go(answer);
+        }
     }
 
     /// Answers held, durable or not.
@@ -174,7 +184,7 @@ impl Answers {
 
     /// Answers that wait for nothing but a lease.
     pub fn releasable(&self) -> usize {
-        self.released.len()
+        self.released.len() + (self.in_order).partition_point(|(at, _)| *at <= self.durable)
     }
 }
 
@@ -206,11 +216,9 @@ mod tests {
     }
 
     fn released(answers: &mut Answers) -> Vec<u64> {
-        answers
-            .release()
-            .iter()
-            .map(|answer| answer.token)
-            .collect()
+        let mut tokens = Vec::new();
+        answers.release(|answer| tokens.push(answer.token));
+        tokens
     }
 
     #[test]

@@ -32,6 +32,9 @@ const SCAN_BYTES_MAX: usize = 1 << 20;
 /// Whole buckets are scanned, in steps of about so many keys between two looks at the size.
 const SCAN_STEP_KEYS: usize = 16;
 
+/// More than an outcome without a value takes on record.
+const OUTCOME_BYTES_USUAL: usize = 64;
+
 /// What commands are executed against besides the log.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Context<'a> {
@@ -698,10 +701,11 @@ impl Write<'_> {
 
     /// What a completion record is to hold; nothing if there will be none.
     fn encoded(&self, outcome: &Outcome) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        if self.once.is_some() {
-            encode_outcome(outcome, &mut bytes);
+        if self.once.is_none() {
+            return Vec::new();
         }
+        let mut bytes = Vec::with_capacity(OUTCOME_BYTES_USUAL);
+        encode_outcome(outcome, &mut bytes);
         bytes
     }
 

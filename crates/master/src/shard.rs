@@ -69,6 +69,8 @@ pub struct Shard {
     replicas: Replicas,
     recoveries: Recoveries,
     streams: Streams,
+    /// Which of a client's outcomes were forgotten last: those below.
+    acknowledged_last: (ClientId, u64),
     answers: Answers,
     /// Refusals, which need no lease.
     refusals: Vec<Answer>,
@@ -137,6 +139,7 @@ impl Shard {
             replicas: Replicas::new(id, seed.rotate_left(32)),
             recoveries: Recoveries::new(config.recovery_window_bytes),
             streams: Streams::new(config.clients_max as usize),
+            acknowledged_last: (ClientId(0), 0),
             answers: Answers::default(),
             refusals: Vec::new(),
             parked: Parked::default(),
@@ -320,7 +323,10 @@ impl Shard {
 
     /// D3.
     fn release(&mut self, now: Now, out: &mut Outputs) {
-        let mut batches: BTreeMap<(ClientId, u64), (ServerId, Vec<Response>)> = BTreeMap::new();
+        let mut batches: Vec<(ServerId, Responses)> = Vec::new();
+        let mut numbers: BTreeMap<(ClientId, u64), usize> = BTreeMap::new();
+        let mut last = 0;
+        let usual = self.answers.releasable() + self.refusals.len();
         let mut add = |answer: Answer| {
             let Answer {
                 to,
@@ -329,26 +335,34 @@ impl Shard {
                 token,
                 outcome,
             } = answer;
-            let batch = batches.entry((client, stream)).or_insert((to, Vec::new()));
-            batch.1.push(Response { token, outcome });
+            // Nearly always there is one client, or one after the other.
+            let is_last = |(_, batch): &(ServerId, Responses)| {
+                (batch.client, batch.stream) == (client, stream)
+            };
+            if !batches.get(last).is_some_and(is_last) {
+                last = *numbers.entry((client, stream)).or_insert(batches.len());
+                if last == batches.len() {
+                    let room = if last == 0 { usual } else { 0 };
+                    let batch = Responses {
+                        client,
+                        stream,
+                        items: Vec::with_capacity(room),
+                    };
+                    batches.push((to, batch));
+                }
+            }
+            batches[last].1.items.push(Response { token, outcome });
         };
         self.refusals.drain(..).for_each(&mut add);
         self.leased = now.mono_us < self.lease_until_us;
         if self.leased {
             self.leased_at_us = Some(now.mono_us);
-            self.answers.release().into_iter().for_each(&mut add);
+            self.answers.release(&mut add);
         } else if self.answers.releasable() > 0 {
             self.counts.leaseless_flushes += 1;
         }
-        for ((client, stream), (to, items)) in batches {
-            out.send(
-                to,
-                Message::Responses(Responses {
-                    client,
-                    stream,
-                    items,
-                }),
-            );
+        for (to, batch) in batches {
+            out.send(to, Message::Responses(batch));
         }
     }
 

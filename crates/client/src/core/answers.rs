@@ -143,17 +143,13 @@ impl Core {
 
     /// Ends a command: its outcome goes out and whatever waited for it is released.
     pub(super) fn finish(&mut self, now: Now, ticket: Ticket, outcome: Outcome) {
-        self.cancel_parts(ticket);
-        self.fans.remove(&ticket);
-        let was_released = self
-            .pending
-            .get(&ticket)
-            .is_some_and(|pending| pending.place != Place::Waiting);
+        if !self.fans.is_empty() {
+            self.cancel_parts(ticket);
+            self.fans.remove(&ticket);
+        }
+        let was_released = self.pending[&ticket].place != Place::Waiting;
         self.unplace(ticket);
-        let pending = self
-            .pending
-            .remove(&ticket)
-            .expect("the caller has just found it");
+        let pending = self.pending.remove(&ticket).expect("just looked at");
         self.pending_bytes -= pending.command.held_bytes() as u64;
         self.close_sequence(&pending);
         self.done.push((pending.token, outcome));

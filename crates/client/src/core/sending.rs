@@ -21,7 +21,7 @@ impl Core {
             .pending
             .iter()
             .filter(|(_, pending)| pending.deadline_us <= now.mono_us)
-            .map(|(&ticket, _)| ticket)
+            .map(|(ticket, _)| ticket)
             .collect();
         // In order of submission, not in that of a map.
         overdue.sort_unstable();
@@ -50,8 +50,8 @@ impl Core {
         }
         self.deadline_floor_us = self
             .pending
-            .values()
-            .map(|pending| pending.deadline_us)
+            .iter()
+            .map(|(_, pending)| pending.deadline_us)
             .min()
             .unwrap_or(u64::MAX);
     }
@@ -141,7 +141,7 @@ impl Core {
             .lanes
             .get_mut(&shard)
             .expect("the caller has just found it");
-        let mut items = Vec::new();
+        let mut items = Vec::with_capacity(lane.queue.len().min(BATCH_ITEMS_MAX));
         let mut bytes = 0;
         let first = lane.next_index;
         while lane.in_flight < lane.window.size() && items.len() < BATCH_ITEMS_MAX {

@@ -199,7 +199,12 @@ impl Shard {
                     self.clock,
                 ),
             };
-            self.log.acknowledge(once.client, acknowledged.min(known));
+            // Those sent together acknowledge the same.
+            let below = (once.client, acknowledged.min(known));
+            if self.acknowledged_last != below {
+                self.acknowledged_last = below;
+                self.log.acknowledge(below.0, below.1);
+            }
             // A client that has an outcome never asks for it again; if it does, the record is gone.
             if once.sequence < known {
                 return (Position::default(), Outcome::Failed(Failure::StaleClient));
