@@ -8,6 +8,8 @@
 //!     request was read.
 //! Q2. While a reply has further commands to submit (`paused_by`), no later request is read:
 //!     otherwise a later command could overtake them.
+//! Q3. `held_bytes` counts what waits in replies; with `out` it stays below the configured bound, or
+//!     the connection is closed.
 //! Q4. What a shard on this thread has answered stands in `out` already and is withheld there: everything
 //!     from the first withheld reply on waits until that one may be heard, or is given up.
 //! Q5. A command passes earlier ones that are under way as messages only if by one and the same view it is for the
@@ -16,8 +18,6 @@
 //! Q6. While further replies are under way, those that could leave wait for them, for `GATHER_US` at most: what a shard
 //!     on this thread has answered would otherwise leave before what others have, in two packets, and the kernel takes
 //!     as long for a packet as everything else for eight commands.
-//! Q3. `held_bytes` counts what waits in replies; with `out` it stays below the configured bound, or
-//!     the connection is closed.
 
 use std::collections::VecDeque;
 

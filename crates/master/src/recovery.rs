@@ -23,7 +23,6 @@
 //! V4. While anything leans, no tombstone of this log ends (`Log::pin`): the dead log's replicas may hold what it
 //!     hides, and both logs would be read if this shard died. That is over when the coordinator has recorded
 //!     that we lean no more, not when we know it.
-//!
 //! V5. What may lean is not replicated before `REST_PAUSE_PERCENT` of the time that the replay took has passed after its end, a second
 //!     at most: other recovery masters of the same log are likely to be at their replay until then, and that is what
 //!     users wait for.
@@ -68,7 +67,7 @@ pub(crate) enum Lost {
     /// Ranges that this shard has made part of its log were given to another.
     #[error("what was recovered of {0} has been given to another shard")]
     Given(LogId),
-    /// E3 of `early`.
+    /// E7 ("Serving early").
     #[error("the rest of {0}, of which it serves a part, cannot be had: {1:?}")]
     Stuck(LogId, RecoveryFailure),
 }
@@ -325,7 +324,7 @@ impl Recoveries {
         outlines + parts.map(|part| part.len() as u64).sum::<u64>()
     }
 
-    /// Memory that writers must leave to what is still to be replayed (E4 of `early`).
+    /// Memory that writers must leave to what is still to be replayed (E1).
     pub fn bytes_to_come(&self) -> u64 {
         let early = self.running.values().filter(|it| it.is_bound());
         early.map(Recovery::bytes_to_come).sum()

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Everything is driven by comparing what is wanted with what was acknowledged, at every flush. The rules
-//! R1 to R6 of the design notes are kept as follows.
+//! R1 to R8 of the design notes are kept as follows, R9 by `stragglers` and `placement`.
 //!
 //! R1. `next_step` continues at what was acknowledged; the checksum of each replica grows with it.
 //! R2. `wanted_of`: a head's bytes past its opening wait until the one before is `sealed` (closed on all
@@ -17,9 +17,6 @@
 //!     the coordinator has recorded it `settle` does nothing, and the lost backup's last lease bounds ours.
 //! R5. Replicas are freed only when the log says so, by `take_freed`.
 //! R6. A segment with fewer than R replicas is not durable (`on_all`), so writers wait.
-//! R8. Where Q of R acknowledge, `settle` counts what Q replicas of an *established* head hold (its opening was on all
-//!     R), and a head is `sealed` when Q are closed. Stragglers go on as copies do; those that stay behind for too
-//!     long are given up (`stragglers`). A lease and a ceiling are what the Q-th best of the replicas gave.
 //! R7. The log may put a compacted segment's bytes in place of the old ones: its `rewrite` rises. It does so
 //!     only with a segment that is sealed and whose next head is settled, when all that replaced what is
 //!     left out is durable (`Segment::take_over` asserts the first two; the log answers for the third).
@@ -40,6 +37,9 @@
 //!     - A backup that returns with an older closed replica holds a whole one, which recovery may read. It
 //!       counts here only if this backup is chosen for a copy: then the copy replaces it, or, if it is of the
 //!       same bytes, it is claimed. Otherwise it is freed when the segment is (`refused`).
+//! R8. Where Q of R acknowledge, `settle` counts what Q replicas of an *established* head hold (its opening was on all
+//!     R), and a head is `sealed` when Q are closed. Stragglers go on as copies do; those that stay behind for too
+//!     long are given up (`stragglers`). A lease and a ceiling are what the Q-th best of the replicas gave.
 //!
 //! Bounds: one append in flight per replica; copies of at most `COPIES_MAX` segments besides the heads under
 //! way at once; appends are bounded by a segment's length.

@@ -5,15 +5,13 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 use holdfast_client::{Config, Core, OrderKey, Scope, Submit};
 use holdfast_cluster::{Now, Output, Outputs};
-use holdfast_format::{
-    ClientId, ClusterMs, Epoch, KeyHash, LogId, Namespace, ServerId, Slot, SlotRange,
-};
+use holdfast_format::{ClientId, ClusterMs, KeyHash, Namespace, ServerId};
 use holdfast_wire::{
     Command, Condition, ExpiryChange, Member, Message, Once, Op, Outcome, Requests, Responses,
-    Role, Tablet, View,
+    Role, View,
 };
 
-use crate::shard::{Shard, Store};
+use crate::shard::{self, Dealt, Shard, Store};
 
 pub(crate) const A: ServerId = ServerId(0xa);
 pub(crate) const B: ServerId = ServerId(0xb);
@@ -54,42 +52,18 @@ impl World {
     }
 
     /// Gives the slots out and tells everybody.
-    pub(crate) fn deal(&mut self, tablets: &[(u16, u16, ServerId, bool)]) {
+    pub(crate) fn deal(&mut self, tablets: &[Dealt]) {
         self.give(tablets);
         self.publish(tablets);
     }
 
-    pub(crate) fn give(&mut self, tablets: &[(u16, u16, ServerId, bool)]) {
-        for shard in self.shards.values_mut() {
-            shard.owned.fill(false);
-        }
-        for &(first, last, owner, _) in tablets {
-            if let Some(shard) = self.shards.get_mut(&owner) {
-                shard.owned[first as usize..=last as usize].fill(true);
-            }
-        }
+    pub(crate) fn give(&mut self, tablets: &[Dealt]) {
+        shard::give(&mut self.shards, tablets);
     }
 
-    pub(crate) fn publish(&mut self, tablets: &[(u16, u16, ServerId, bool)]) {
-        self.view = View {
-            version: self.view.version + 1,
-            members: self.shards.keys().map(|&id| member(id)).collect(),
-            tablets: tablets
-                .iter()
-                .map(|&(first, last, owner, available)| Tablet {
-                    range: SlotRange {
-                        first: Slot(first),
-                        last: Slot(last),
-                    },
-                    owner: LogId::of(owner),
-                    epoch: Epoch(1),
-                    available,
-                })
-                .collect(),
-            recovering: Vec::new(),
-            namespaces: Vec::new(),
-            slow: Vec::new(),
-        };
+    pub(crate) fn publish(&mut self, tablets: &[Dealt]) {
+        let members = self.shards.keys().map(|&id| member(id)).collect();
+        self.view = shard::view_of(self.view.version + 1, members, tablets);
         self.core.view_changed(self.now, &self.view);
     }
 

@@ -4,10 +4,12 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use holdfast_format::{ClientId, ClusterMs, KeyHash, Namespace, Slot, Version};
+use holdfast_format::{
+    ClientId, ClusterMs, Epoch, KeyHash, LogId, Namespace, ServerId, Slot, SlotRange, Version,
+};
 use holdfast_wire::{
-    AbsoluteDeadline, Command, Condition, ExpiryChange, Failure, Meta, NamespaceUse, Op, Outcome,
-    Request, Requests, Response, Responses, TouchCondition, Usage, add_uses,
+    AbsoluteDeadline, Command, Condition, ExpiryChange, Failure, Member, Meta, NamespaceUse, Op,
+    Outcome, Request, Requests, Response, Responses, Tablet, TouchCondition, Usage, View, add_uses,
 };
 
 #[derive(Clone, Debug)]
@@ -57,6 +59,40 @@ impl Store {
             now,
             ..Store::default()
         }
+    }
+}
+
+/// Slots from one to another, whose they are, and whether they are served.
+pub type Dealt = (u16, u16, ServerId, bool);
+
+/// Gives the slots out; nobody else has any afterwards.
+pub fn give(shards: &mut BTreeMap<ServerId, Shard>, tablets: &[Dealt]) {
+    for shard in shards.values_mut() {
+        shard.owned.fill(false);
+    }
+    for &(first, last, owner, _) in tablets {
+        if let Some(shard) = shards.get_mut(&owner) {
+            shard.owned[first as usize..=last as usize].fill(true);
+        }
+    }
+}
+
+/// The view that tells of them.
+pub fn view_of(version: u64, members: Vec<Member>, tablets: &[Dealt]) -> View {
+    let tablet = |&(first, last, owner, available): &Dealt| Tablet {
+        range: SlotRange {
+            first: Slot(first),
+            last: Slot(last),
+        },
+        owner: LogId::of(owner),
+        epoch: Epoch(1),
+        available,
+    };
+    View {
+        version,
+        members,
+        tablets: tablets.iter().map(tablet).collect(),
+        ..View::default()
     }
 }
 

@@ -193,6 +193,13 @@ fn a_stale_open_replica_below_the_recorded_epoch_is_never_the_head() {
     assert_eq!(recovers[0].1.segments.last().unwrap().segment, SegmentId(3));
 }
 
+/// The only recovery waits, and for this; nobody is told to begin.
+#[track_caller]
+fn assert_held(w: &mut World, hold: Hold) {
+    assert_eq!(w.status().recoveries[0].hold, Some(hold));
+    assert!(w.take_recovers().is_empty());
+}
+
 /// Where two of three acknowledge, one replica of the head does not tell its end.
 #[test]
 fn a_head_found_on_too_few_backups_is_waited_for() {
@@ -213,16 +220,12 @@ fn a_head_found_on_too_few_backups_is_waited_for() {
     w.kill(13);
     w.kill(3);
     w.run_ms(1_000);
-    let hold = w.status().recoveries[0].hold.clone();
-    assert_eq!(
-        hold,
-        Some(Hold::TooFew {
-            head: SegmentId(2),
-            found: 1,
-            needed: 2
-        })
-    );
-    assert!(w.take_recovers().is_empty());
+    let hold = Hold::TooFew {
+        head: SegmentId(2),
+        found: 1,
+        needed: 2,
+    };
+    assert_held(&mut w, hold);
     assert!(
         w.events
             .iter()
@@ -247,15 +250,11 @@ fn a_missing_segment_holds_the_recovery_until_its_backup_returns() {
     w.kill(13);
     w.kill(3);
     w.run_ms(1_000);
-    let hold = w.status().recoveries[0].hold.clone();
-    assert_eq!(
-        hold,
-        Some(Hold::Missing {
-            segments: vec![SegmentId(1)],
-            count: 1
-        })
-    );
-    assert!(w.take_recovers().is_empty());
+    let hold = Hold::Missing {
+        segments: vec![SegmentId(1)],
+        count: 1,
+    };
+    assert_held(&mut w, hold);
 
     let mut back = member(23, Role::Backup);
     back.store = member(13, Role::Backup).store;

@@ -4,14 +4,14 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use holdfast_cluster::{Arrival, Call, ConnectionId, Input, Node, Now, Output, Outputs};
-use holdfast_format::{ClusterMs, Epoch, LogId, ServerId, Slot, SlotRange};
+use holdfast_format::{ClusterMs, ServerId};
 use holdfast_gateway::{Gateway, GatewayConfig, Mode};
 use holdfast_wire::{
     ClusterConfig, Enlisted, HeartbeatReply, Member, Message, Outcome, Requests, Responses, Role,
-    Tablet, View,
+    View,
 };
 
-use crate::shard::{Shard, Store};
+use crate::shard::{self, Dealt, Shard, Store};
 
 pub const A: ServerId = ServerId(0xa);
 pub const B: ServerId = ServerId(0xb);
@@ -78,44 +78,19 @@ impl World {
     }
 
     /// Gives the slots out and tells the gateway.
-    pub fn deal(&mut self, tablets: &[(u16, u16, ServerId, bool)]) {
-        for shard in self.shards.values_mut() {
-            shard.owned.fill(false);
-        }
-        for &(first, last, owner, _) in tablets {
-            if let Some(shard) = self.shards.get_mut(&owner) {
-                shard.owned[first as usize..=last as usize].fill(true);
-            }
-        }
+    pub fn deal(&mut self, tablets: &[Dealt]) {
+        shard::give(&mut self.shards, tablets);
         self.publish(tablets);
     }
 
-    fn publish(&mut self, tablets: &[(u16, u16, ServerId, bool)]) {
+    fn publish(&mut self, tablets: &[Dealt]) {
         let mut members: Vec<Member> = self
             .shards
             .keys()
             .map(|&id| member(id, Role::Shard))
             .collect();
         members.push(member(GATEWAY, Role::Gateway));
-        self.view = View {
-            version: self.view.version + 1,
-            members,
-            tablets: tablets
-                .iter()
-                .map(|&(first, last, owner, available)| Tablet {
-                    range: SlotRange {
-                        first: Slot(first),
-                        last: Slot(last),
-                    },
-                    owner: LogId::of(owner),
-                    epoch: Epoch(1),
-                    available,
-                })
-                .collect(),
-            recovering: Vec::new(),
-            namespaces: Vec::new(),
-            slow: Vec::new(),
-        };
+        self.view = shard::view_of(self.view.version + 1, members, tablets);
         let message = Message::View(self.view.clone());
         self.step(Input::Message {
             from: ServerId::COORDINATOR,

@@ -5,13 +5,8 @@
 //!        └─ nobody has one: that segment is replayed before anything is told
 //! ```
 //!
-//! E1. A key is final when no segment that has not been replayed admits it but those that were asked for it (E8), or when
-//!     what there is of it is newer than everything in the dead log. Nothing is concluded from what there is of any other.
-//! E2. Before the ranges are served all range tombstones of the dead log are in force, those of segments still to
-//!     come among them.
-//! E3. Once it has been told that it can own the ranges, a recovery cannot be given up. If it cannot be brought to its end
-//!     either, the shard stops: its log and the dead one are recovered together.
-//! E4. It is told only if there is memory for what is still to come, and that memory is kept from writers.
+//! The rules are E1 to E8 of that section. Here: what is known of segments that have not been replayed (E1, E2, E3). Nothing
+//! is concluded from what there is of a key that one of them may be about.
 //!
 //! E8. A key that somebody waits for is looked up in the segments that admit it (`lookups`): when each has been asked for
 //!     its entries and these have been replayed it is as final as if the segments had been. They bring the same entries
@@ -60,7 +55,7 @@ pub(super) struct Early {
     /// Nobody has outlines of these.
     unknown: Vec<Of>,
     pub lookups: Lookups,
-    /// The head is becoming part of this log (E3).
+    /// The head is becoming part of this log (E7).
     pub bound: bool,
     /// The coordinator has been told that the ranges can be owned.
     pub told: bool,
@@ -154,12 +149,12 @@ impl Early {
         !self.told && self.unknown.is_empty()
     }
 
-    /// The range tombstones of what is still to be replayed (E2).
+    /// The range tombstones of what is still to be replayed (E1).
     pub fn flushes(&self) -> impl Iterator<Item = (LogId, &[u8])> {
         (self.known.iter()).map(|((log, _), it)| (*log, it.outline.flushes()))
     }
 
-    /// Segments that may still bring something about the key (E1).
+    /// Segments that may still bring something about the key (E2).
     pub fn with_key(&self, hash: KeyHash) -> impl Iterator<Item = Of> {
         let left = self.lookups.left(hash);
         let left_to_come = (left.into_iter().flatten().copied()).filter(|of| self.is_to_come(*of));
@@ -168,7 +163,7 @@ impl Early {
         left_to_come.chain(admit.map(|(of, _)| *of))
     }
 
-    /// Segments that may still bring the completion record of a write.
+    /// Segments that may still bring the completion record of a write (E3).
     pub fn with_record(&self, once: &Once) -> impl Iterator<Item = Of> {
         let (client, sequence) = (once.client, once.sequence);
         let admit = move |it: &Known| it.outline.admits_record(client, sequence);

@@ -1,4 +1,4 @@
-//! Keys that commands wait for, looked up one by one in the segments that are still to be replayed (E8 of `early`).
+//! Keys that commands wait for, looked up one by one in the segments that are still to be replayed (E8).
 //!
 //! ```text
 //! command waits ──> waiting ──LookUp──> in flight ──LookedUp──> answers ──replayed──> consulted: final when all have been

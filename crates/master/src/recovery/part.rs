@@ -362,7 +362,7 @@ impl Recovery {
             }
             for (of, flushes) in early.flushes() {
                 let ranges = ranges_of(&self.recover, of);
-                // E2. Those that are about other shards' slots are not for this log.
+                // E1. Those that are about other shards' slots are not for this log.
                 let entries = Entries::new(flushes).map(|it| it.expect("an outline's are whole"));
                 for located in entries.filter(|it| it.entry.concerns(&ranges)) {
                     let raw = &flushes[located.offset..located.offset + located.length];
@@ -506,7 +506,7 @@ impl Recovery {
                         self.bytes += replayed.bytes;
                     }
                     Err(ReplayError::OutOfMemory) if bound => {
-                        // E3. Others may make room: what is replaced, expires or is evicted.
+                        // E7. Others may make room: what is replaced, expires or is evicted.
                         fetching.parts.push_front(part);
                         stalled = true;
                         break;

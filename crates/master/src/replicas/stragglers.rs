@@ -8,7 +8,7 @@
 //!   replicas are not behind (or it might be we who are slow), and if there is another backup. Without one
 //!   it is waited for: what it lacks is at most the end of a head and the opening of the next one.
 //!
-//! Where all R acknowledge, nobody is given up for being late. In either case a backup that the coordinator has found
+//! Where all R acknowledge, nobody is given up for being late. In either case (R9) a backup that the coordinator has found
 //! slow (`View::slow`) is not chosen while there are others, and leaves the open heads.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -95,7 +95,7 @@ fn what_has_come_is_told_and_the_rest_waits() {
     world.shard.verify();
 }
 
-/// A write that asks for nothing need not wait, and what comes later does not undo it; whatever asks does.
+/// E2: a write that asks for nothing need not wait, and what comes later does not undo it; whatever asks does.
 #[test]
 fn blind_writes_are_executed_at_once_and_others_wait() {
     let dead = dead();
@@ -142,7 +142,7 @@ fn blind_writes_are_executed_at_once_and_others_wait() {
     world.shard.verify();
 }
 
-/// Its completion record may be in what is still to come.
+/// E3: its completion record may be in what is still to come.
 #[test]
 fn a_repeated_write_waits_for_its_record() {
     let mut dead = World::new(4, 3);
@@ -160,7 +160,7 @@ fn a_repeated_write_waits_for_its_record() {
     assert_eq!(world.answer(again), Some(&first));
 }
 
-/// The old owner may still tell what it has, and by a slower clock: what is not there nobody tells yet.
+/// E4: the old owner may still tell what it has, and by a slower clock: what is not there nobody tells yet.
 #[test]
 fn in_the_old_lease_only_what_is_there_is_told() {
     let dead = dead();
@@ -199,7 +199,7 @@ fn a_segment_without_an_outline_is_replayed_before_anything_is_told() {
     assert_eq!(world.metric("holdfast_shard_takeovers_early_total"), 0.0);
 }
 
-/// E3: what it serves cannot be taken from it, and the rest cannot be had: both logs must be read by another.
+/// E7: what it serves cannot be taken from it, and the rest cannot be had: both logs must be read by another.
 #[test]
 fn who_cannot_get_the_rest_stops() {
     let dead = dead();
@@ -214,7 +214,7 @@ fn who_cannot_get_the_rest_stops() {
     );
 }
 
-/// A range tombstone in a segment that is still to come is in force before anything is told.
+/// E1: a range tombstone in a segment that is still to come is in force before anything is told.
 #[test]
 fn what_was_flushed_in_a_segment_to_come_is_not_told() {
     let mut dead = World::new(4, 3);
