@@ -7,7 +7,7 @@ use holdfast_format::{
     ClusterMs, Epoch, LogId, SLOT_PARTS, SegmentId, ServerId, SlotRange, Version,
 };
 use holdfast_wire::{
-    Message, RecoverSegment, RecoveryFailure, ReplayTimings, ReplicaState, Role, SlotLoad,
+    Figures, Message, RecoverSegment, RecoveryFailure, ReplayTimings, ReplicaState, Role, SlotLoad,
 };
 
 /// Shards 1, 2, 3 and backups 11, 12, 13 that all hold log 3: segment 1 closed, 2 open to byte 50.
@@ -161,6 +161,47 @@ fn a_plan_follows_the_load_that_the_dead_shard_told() {
         let cut = ranges[0].last.0;
         // In the middle of part 50: slots 12800 to 13055.
         assert!((12_860..13_000).contains(&cut), "{cut}");
+    }
+}
+
+/// P5: a small log is one shard's. Those come first that are at no other dead log, and of them the emptiest, whether the
+/// logs died together or one after the other.
+#[test]
+fn small_logs_go_to_the_emptiest_shards_that_recover_nothing_else() {
+    for together in [true, false] {
+        let mut w = World::new(|c| {
+            c.part_bytes_min = 64_000_000;
+            c.initial_shards = 3;
+        });
+        for backup in [11, 12, 13] {
+            w.enlist(backup, Role::Backup);
+        }
+        for (shard, bytes_used) in [(1, 90), (2, 90), (3, 50), (4, 10), (5, 30)] {
+            w.enlist(shard, Role::Shard);
+            w.plays.remove(&id(shard));
+            let figures = Figures {
+                bytes_limit: 1_000_000,
+                bytes_used,
+                ..Figures::default()
+            };
+            w.alive.insert(id(shard), figures);
+            w.heartbeat(shard);
+        }
+        for log in [1, 2] {
+            w.hold(log, &[11, 12, 13], &[open(1, 0, 50, &[1])]);
+        }
+        if together {
+            w.plays.clear();
+        }
+        w.kill(1);
+        w.run_ms(50);
+        w.kill(2);
+        w.plays.extend([11, 12, 13].map(id));
+        w.run_ms(300);
+        let recovers = w.take_recovers();
+        let mut masters: Vec<_> = recovers.iter().map(|(to, it)| (it.log.0, *to)).collect();
+        masters.dedup();
+        assert_eq!(masters, [(1, 4), (2, 5)]);
     }
 }
 

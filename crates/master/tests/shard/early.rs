@@ -274,3 +274,84 @@ fn what_leans_is_replicated_some_time_after_it_was_replayed() {
         "{pause_us} after {took_us}"
     );
 }
+
+/// A dead log of many segments, what is to be recovered of it, and its newest segment, which must be durable first.
+fn long() -> (World, Recover, SegmentId) {
+    let mut dead = World::new(4, 3);
+    for i in 0..400 {
+        dead.ask(put(&format!("key{i}"), &value(i)));
+    }
+    let recover = lent(&dead);
+    let head = recover.first.as_ref().unwrap()[0];
+    assert!(recover.segments.len() > 12, "{}", recover.segments.len());
+    (dead, recover, head)
+}
+
+/// Everybody is needed for what the ranges are served by; then two segments for each of four backups are on their way.
+#[test]
+fn little_is_fetched_before_the_ranges_can_be_served() {
+    let (dead, recover, head) = long();
+    let mut world = heir(&dead);
+    world.withheld = recover.segments.iter().map(|it| it.segment).collect();
+    ask_to_recover(&mut world, &recover);
+    assert!(!is_replayed(&world));
+    assert_eq!(world.asked.len(), 2, "{:?}", world.asked);
+    assert_eq!(world.asked[0], head);
+    world.withheld.remove(&head);
+    world.run(1_000);
+    assert!(is_replayed(&world));
+    assert_eq!(world.asked.len(), 1 + 8, "{:?}", world.asked);
+}
+
+/// E6: what a command waits for is fetched next, after what others have waited for longer.
+#[test]
+fn what_commands_wait_for_is_fetched_first() {
+    let (dead, recover, head) = long();
+    let mut world = heir(&dead);
+    let rest = recover.segments.iter().map(|it| it.segment);
+    world.withheld = rest.filter(|it| *it != head).collect();
+    ask_to_recover(&mut world, &recover);
+    give_ownership(&mut world, &[SlotRange::ALL]);
+    let mut left: Vec<SegmentId> = world.withheld.iter().copied().collect();
+    left.retain(|it| !world.asked.contains(it));
+    // In turn, the oldest would be the last.
+    let (first, second) = (left[0], left[1]);
+    for segment in [first, second] {
+        let replica = dead.copies(segment)[0].bytes.clone();
+        let has = |i: &usize| {
+            let hash = KeyHash::of(N, format!("key{i}").as_bytes());
+            let mut entries = Entries::new(&replica);
+            entries.any(|located| located.unwrap().entry.key_hash() == Some(hash))
+        };
+        let key = (0..400).find(has).expect("somebody's segment");
+        world.send(get(&format!("key{key}")));
+    }
+    assert_eq!(world.metric("holdfast_shard_segments_pulled_total"), 2.0);
+    let on_their_way = world.asked.len();
+    let come: Vec<SegmentId> = world.asked.clone();
+    world.withheld.retain(|it| !come.contains(it));
+    world.run(1_000);
+    assert_eq!(world.asked[on_their_way..][..2], [first, second]);
+}
+
+/// E3: what may add to a namespace that has limits waits until all is counted.
+#[test]
+fn a_write_to_a_limited_namespace_waits_for_its_range() {
+    let dead = dead();
+    let (mut world, _) = early(&dead, &lent(&dead));
+    let limits = NamespaceLimits {
+        sessions: Some(1_000),
+        ..NamespaceLimits::default()
+    };
+    let namespace = N;
+    world.view.namespaces = vec![NamespacePolicy { namespace, limits }];
+    world.publish();
+    let fresh = world.send(put("fresh", "x"));
+    let gone = world.send(delete("nobody"));
+    world.run(50);
+    assert_eq!(world.answer(fresh), None);
+    assert!(world.answer(gone).is_some(), "it adds nothing");
+    world.withheld.clear();
+    world.run(1_500);
+    assert!(matches!(world.answer(fresh), Some(Outcome::Done { .. })));
+}

@@ -110,6 +110,84 @@ fn who_stays_behind_is_replaced_if_there_is_another() {
     world.shard.verify();
 }
 
+/// Where more are silent than writers can do without, it may be the shard that is cut off: nobody is given up.
+#[test]
+fn nobody_is_given_up_if_too_few_are_abreast() {
+    let mut world = World::with_quorum(5, 3, 2);
+    let silent = world.head_backups();
+    world.mute.extend(&silent[..2]);
+    let token = world.send(put("a", "x"));
+    world.run(4_000);
+    assert_eq!(world.answer(token), None);
+    assert_eq!(
+        world.metric("holdfast_shard_stragglers_replaced_total"),
+        0.0
+    );
+    assert_eq!(world.head_backups(), silent);
+    world.mute.clear();
+    world.run(1_500);
+    assert!(done(world.answer(token)));
+}
+
+/// Writes into one head after the other; gives the longest that one of them has waited, in milliseconds.
+fn longest_wait_ms(world: &mut World, writes: usize) -> u64 {
+    let mut longest = 0;
+    for i in 0..writes {
+        let began_us = world.now_us;
+        let token = world.send(put(&format!("k{}", i % 20), &format!("{i:3000}")));
+        while !done(world.answer(token)) {
+            world.run(5);
+            assert!(world.now_us < began_us + 5_000_000, "{i} is never answered");
+        }
+        longest = longest.max((world.now_us - began_us) / 1_000);
+    }
+    longest
+}
+
+/// An opening waits for a silent backup for a tenth of a second, and the next ones are made elsewhere.
+#[test]
+fn a_new_head_soon_does_without_a_silent_backup() {
+    let mut world = World::with_quorum(4, 3, 2);
+    let of_head = world.head_backups();
+    let spare = *world
+        .backups
+        .keys()
+        .find(|it| !of_head.contains(it))
+        .unwrap();
+    world.mute.insert(spare);
+    let waits_ms = longest_wait_ms(&mut world, 200);
+    assert!((100..200).contains(&waits_ms), "{waits_ms}");
+    assert_eq!(
+        world.metric("holdfast_shard_stragglers_replaced_total"),
+        1.0
+    );
+}
+
+/// Who has let an append wait is not chosen for the next head, if there is another: nobody waits for that one.
+#[test]
+fn a_new_head_avoids_a_backup_that_lets_an_append_wait() {
+    let mut world = World::with_quorum(4, 3, 2);
+    let silent = world.head_backups()[0];
+    world.mute.insert(silent);
+    world.send(put("a", "x"));
+    world.run(30);
+    let waits_ms = longest_wait_ms(&mut world, 40);
+    assert!(waits_ms < 20, "{waits_ms}");
+    assert!(world.heads(world.log).len() > 1, "there was a new head");
+}
+
+/// What is unanswered counts as far as it has come: who says nothing looks slow, not quick.
+#[test]
+fn the_waits_told_of_a_silent_backup_grow() {
+    let mut world = World::new(3, 3);
+    world.ask(put("a", "x"));
+    world.mute.insert(world.head_backups()[0]);
+    world.send(put("a", "y"));
+    world.run(3_500);
+    let slowest_us = world.metric("holdfast_shard_append_wait_slowest_us");
+    assert!(slowest_us > 1_000_000.0, "{slowest_us}");
+}
+
 /// Where all acknowledge nobody is given up for being late: as it always was.
 #[test]
 fn where_all_acknowledge_a_silent_backup_is_waited_for() {

@@ -79,6 +79,8 @@ pub struct World {
     pub stopped: Option<String>,
     /// Backups take their time with these segments.
     pub withheld: BTreeSet<SegmentId>,
+    /// These they were asked for all the same, in this order, each once.
+    pub asked: Vec<SegmentId>,
     /// Backups know no outlines.
     pub without_outlines: bool,
     /// How backups answer questions about one key.
@@ -271,6 +273,7 @@ impl World {
             late: Vec::new(),
             stopped: None,
             withheld: BTreeSet::new(),
+            asked: Vec::new(),
             without_outlines: false,
             lookups: LookupsAre::Refused,
             corrupts: BTreeSet::new(),
@@ -475,7 +478,12 @@ impl World {
                 }
                 Vec::new()
             }
-            Message::Fetch(fetch) if self.withheld.contains(&fetch.segment) => Vec::new(),
+            Message::Fetch(fetch) if self.withheld.contains(&fetch.segment) => {
+                if !self.asked.contains(&fetch.segment) {
+                    self.asked.push(fetch.segment);
+                }
+                Vec::new()
+            }
             Message::Fetch(fetch) => self.fetch(to, &fetch),
             Message::AskOutlines {
                 log,
