@@ -197,6 +197,10 @@ fn what_is_executed_beside_is_withheld_until_it_is_audible() {
     pair.shard.audible = Some(1);
     assert_eq!(pair.flush(), "+OK\n$3\none\n+PONG\n");
     assert_eq!(pair.send(&["GET here:1"]), "$3\none\n");
+    // Replies that wait together wait for the last position that one of them needs.
+    assert_eq!(pair.send(&["GET here:1", "SET here:1 two"]), "");
+    pair.shard.audible = Some(2);
+    assert_eq!(pair.flush(), "$3\none\n+OK\n");
     pair.shard.audible = None;
     assert_eq!(pair.send(&["GET here:1"]), "", "there is no lease");
     assert!(pair.world.requests.is_empty(), "no message was needed");
@@ -284,6 +288,29 @@ fn nothing_passes_a_command_that_may_be_on_its_way_to_the_same_shard() {
         pair.shard.written, 1,
         "all is answered: it goes beside again"
     );
+}
+
+/// As long as one of those under way may be on its way to it, whatever came behind that one.
+#[test]
+fn nothing_passes_commands_of_which_one_may_be_on_its_way_to_the_same_shard() {
+    let (here, declined, there) = (key_of("here", A), key_of("there", A), key_of("there", B));
+    for first in [&declined, &there] {
+        let second = if *first == there { &declined } else { &there };
+        let mut pair = Pair::new();
+        pair.shard.audible = Some(9);
+        let lines = [
+            &format!("SET {first} b"),
+            &format!("SET {second} c"),
+            &format!("SET {here} d"),
+        ];
+        assert_eq!(pair.send(&lines.map(String::as_str)), "");
+        assert_eq!((pair.shard.written, pair.sent()), (0, 3));
+        assert_eq!(pair.deliver(), "+OK\n+OK\n+OK\n");
+        // All is answered: commands pass those for other shards again.
+        let lines = [&format!("SET {there} b"), &format!("SET {here} c")];
+        assert_eq!(pair.send(&lines.map(String::as_str)), "");
+        assert_eq!(pair.shard.written, 1);
+    }
 }
 
 /// What is under way to another shard may have to be asked of this one when slots have moved.

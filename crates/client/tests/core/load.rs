@@ -86,6 +86,42 @@ fn what_has_waited_too_long_for_a_busy_shard_is_not_sent() {
     assert_eq!(world.executed(a).len(), 16);
 }
 
+/// What may have been executed is asked about again, however late: its writer is not told that nothing happened.
+#[test]
+fn what_was_sent_before_is_not_refused_as_late() {
+    let mut world = World::new();
+    let (a, _) = keys();
+    world.submit(get(a), None, None);
+    world.run(1);
+    // The shard is alive, then, when the answer to a write is lost.
+    let write = world.submit(put(a, "1"), None, None);
+    world.execute_all();
+    world.responses.clear();
+    world.core.peer_lost(world.now, A);
+    world.core.set_queue_max(10_000);
+    world.advance_to(world.now.mono_us + 30_000);
+    world.flush();
+    assert!(!world.outcomes.contains_key(&write));
+    world.run(500);
+    assert!(matches!(world.outcome(write), Outcome::Done { .. }));
+    let writes = world.executed(a).into_iter().filter(|op| op.is_write());
+    assert_eq!(writes.count(), 1);
+    assert_eq!(world.core.take_refused_late(), 0);
+}
+
+/// A message is no longer than a shard executes in one step: in bytes, but for a single command that is longer.
+#[test]
+fn messages_are_bounded_in_bytes() {
+    let mut world = World::new();
+    let (a, _) = keys();
+    for value_bytes in [1_500, 1_500, 1_500, 9_000, 1_500] {
+        world.submit(put(a, &"x".repeat(value_bytes)), LINE, None);
+    }
+    world.flush();
+    let counts: Vec<usize> = world.requests.iter().map(|(_, r)| r.items.len()).collect();
+    assert_eq!(counts, [2, 1, 1, 1], "batch_bytes_max is 4 KiB");
+}
+
 #[test]
 fn the_bounds_on_pending_work_are_kept() {
     let mut world = World::new();

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 use holdfast_client::{Config, Core, OrderKey, Scope, Submit};
 use holdfast_cluster::{Now, Output, Outputs};
-use holdfast_format::{ClientId, ClusterMs, KeyHash, Namespace, ServerId};
+use holdfast_format::{ClientId, ClusterMs, KeyHash, Namespace, ServerId, Slot};
 use holdfast_wire::{
     Command, Condition, ExpiryChange, Member, Message, Once, Op, Outcome, Requests, Responses,
     Role, View,
