@@ -24,7 +24,11 @@
 //! is fresh to a virtual machine, too. Frames are used from the first on, so a store has the kernel read, ahead of the
 //! writers, as many bytes that were never written as it has had written: there is no disk in that, and the pages may be taken away again.
 //!
+//! Copies of whole segments come by the megabyte, and pass the page cache by (`direct`).
+//!
 //! Threads: any. `write` to a frame comes from one thread at a time.
+
+mod direct;
 
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
@@ -32,6 +36,7 @@ use std::io::{self, IoSliceMut, Read, Write};
 use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
 use bytes::Bytes;
@@ -42,6 +47,7 @@ use rustix::fs::{Advice, FallocateFlags, FlockOperation};
 use rustix::io::{Errno, ReadWriteFlags};
 
 use crate::buffers::Buffers;
+use direct::Direct;
 
 const FORMAT_VERSION: u32 = 1;
 
@@ -70,19 +76,31 @@ pub struct Store {
     frames: u32,
     frame_bytes: u64,
     file: File,
+    /// Where the file system has it.
+    direct: Option<Direct>,
     map: MmapRaw,
     /// For reading.
     buffers: Arc<Buffers>,
     /// Bytes of the file for which disk has been allocated by this process.
     allocated: Mutex<u64>,
-    /// Up to here the kernel had pages at some time.
-    ahead: Mutex<u64>,
+    /// Bytes written through the page cache.
+    buffered: AtomicU64,
+    ahead: Mutex<Ahead>,
     /// Locked for moments only, never while the disk is waited for.
     syncs: Mutex<Syncs>,
     /// Told whenever a sync has ended.
     sync_ended: Condvar,
     /// Unlocks the directory when dropped, last.
     _lock: File,
+}
+
+/// What the kernel was asked to have in memory for writers.
+#[derive(Debug, Default)]
+struct Ahead {
+    /// Up to here it had pages at some time.
+    to: u64,
+    /// So many bytes were read for that, in all.
+    made: u64,
 }
 
 /// Syncs under way, by number, and whether one has failed (D3).
@@ -162,11 +180,13 @@ impl Store {
         let map = MmapOptions::new()
             .map_raw(&file)
             .map_err(io_error("map", &path))?;
+        let path_of_frames = path.clone();
         Ok(Store {
             path,
             identity: identity.id,
             frames,
             frame_bytes,
+            direct: Direct::open(&path_of_frames),
             file,
             map,
             buffers: Buffers::new(
@@ -174,7 +194,8 @@ impl Store {
                 (BUFFERS_KEPT_BYTES / frame_bytes).max(1) as usize,
             ),
             allocated: Mutex::new(0),
-            ahead: Mutex::new(0),
+            buffered: AtomicU64::new(0),
+            ahead: Mutex::default(),
             syncs: Mutex::default(),
             sync_ended: Condvar::new(),
             _lock: lock,
@@ -193,14 +214,17 @@ impl Store {
         let length = u64::from(self.frames) * self.frame_bytes;
         let wanted = (written + written.min(AHEAD_BYTES_MAX)).min(length);
         let mut ahead = self.ahead.lock().expect(LOCKED_BRIEFLY);
-        let from = written.max(*ahead);
-        if from >= wanted {
+        let from = written.max(ahead.to);
+        // As many as have come into use, and no more: what passes the page cache by needs none.
+        let buffered = self.buffered.load(Ordering::Relaxed);
+        if from >= wanted || ahead.made >= buffered.next_multiple_of(STEP_BYTES) {
             return Ok(false);
         }
         let step = AHEAD_STEP_BYTES.min(wanted - from);
         let mut nothing = vec![0; step as usize];
         self.file.read_exact_at(&mut nothing, from)?;
-        *ahead = from + step;
+        ahead.to = from + step;
+        ahead.made += step;
         Ok(true)
     }
 
@@ -235,8 +259,8 @@ impl Store {
     /// acknowledgement is the next thing to leave), so a process that cannot keep the promise must end.
     pub fn write(&self, frame: FrameId, offset: u32, bytes: &[u8]) {
         let at = self.place(frame, offset, bytes.len());
-        let written = (self.allocate(at + bytes.len() as u64))
-            .and_then(|()| self.file.write_all_at(bytes, at));
+        let written =
+            (self.allocate(at + bytes.len() as u64)).and_then(|()| self.write_at(bytes, at));
         if let Err(error) = written {
             let path = self.path.display();
             panic!(
@@ -306,9 +330,17 @@ impl Store {
             return read.map(|()| buffer.into()).map_err(|error| failed(&error));
         }
         let mut buffer = self.buffers.take();
-        let mut filled = 0;
-        while filled < length as usize {
-            let room = &mut buffer[filled..length as usize];
+        let length = length as usize;
+        // What memory has, then the rest from the disk, past it.
+        let mut cached = [IoSliceMut::new(&mut buffer[..length])];
+        let cached = rustix::io::preadv2(&self.file, &mut cached, at, ReadWriteFlags::NOWAIT);
+        let mut filled = cached.unwrap_or(0);
+        let direct = self.direct.as_ref().filter(|_| filled < length);
+        if direct.is_some_and(|direct| direct.read(&mut buffer, filled, length, at)) {
+            filled = length;
+        }
+        while filled < length {
+            let room = &mut buffer[filled..length];
             match rustix::io::pread(&self.file, room, at + filled as u64) {
                 Ok(0) => return Err(failed(&"the file ends")),
                 Ok(more) => filled += more,
@@ -319,9 +351,8 @@ impl Store {
         Ok(self.buffers.lend(buffer, filled))
     }
 
-    /// The same, but first asks the kernel to forget what it has in memory of them: a read that memory answers says
-    /// nothing about the disk. Bytes that are not written back yet stay, and so do those that somebody else reads. They
-    /// are in memory again afterwards, where a recovery would want them.
+    /// The same, but from the disk: a read that memory answers says nothing about it. Where the page cache cannot be passed by,
+    /// the kernel is asked to forget what it has of them; bytes that are not written back yet stay then.
     pub fn read_from_medium(
         &self,
         frame: FrameId,
@@ -329,10 +360,26 @@ impl Store {
         length: u32,
     ) -> Result<Bytes, DiskError> {
         let at = self.place(frame, offset, length as usize);
+        if let Some(direct) = &self.direct {
+            let mut buffer = self.buffers.take();
+            if direct.read(&mut buffer, 0, length as usize, at) {
+                return Ok(self.buffers.lend(buffer, length as usize));
+            }
+        }
         let span = NonZeroU64::new(u64::from(length));
         // Advice: where it is not taken, the read is what it would have been.
         let _ = rustix::fs::fadvise(&self.file, at, span, Advice::DontNeed);
         self.read(frame, offset, length)
+    }
+
+    fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<()> {
+        let direct = self.direct.as_ref();
+        let written = direct.map_or(0..0, |direct| direct.write(bytes, at));
+        let (before, after) = (&bytes[..written.start], &bytes[written.end..]);
+        let buffered = (before.len() + after.len()) as u64;
+        self.buffered.fetch_add(buffered, Ordering::Relaxed);
+        self.file.write_all_at(before, at)?;
+        self.file.write_all_at(after, at + written.end as u64)
     }
 
     /// Where in the file. The backup was told how many frames there are and how long they are.
@@ -549,7 +596,7 @@ mod tests {
         assert!(length > 2 * STEP_BYTES);
         let run = || {
             while store.prepare_to_write().unwrap() {}
-            *store.ahead.lock().unwrap()
+            store.ahead.lock().unwrap().to
         };
         assert_eq!(run(), 0, "nothing was written, nothing is read");
         store.write(FrameId(3), 7, b"written");
@@ -582,6 +629,50 @@ mod tests {
             let at_once = store.read_at_once(FrameId(1), at, length);
             assert!(at_once.is_none_or(|it| it == wanted && length <= SMALL_READ_BYTES));
         }
+    }
+
+    /// Through the page cache or past it, in pieces of all lengths: what was written last is read.
+    #[test]
+    fn whatever_way_bytes_take_they_are_the_same() {
+        let dir = dir();
+        let segment_bytes = 3 << 20;
+        let store = Store::open(dir.path(), 2, segment_bytes).unwrap();
+        let frame_bytes = FRAME_HEADER_BYTES + segment_bytes;
+        let mut wanted = vec![0; frame_bytes as usize];
+        let mut state = 1_u32;
+        let mut below = |end: u32| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            ((u64::from(state) * u64::from(end)) >> 32) as u32
+        };
+        let mut past = 0;
+        for round in 0..80 {
+            let length_max = [5_000, 300_000, frame_bytes][below(3) as usize];
+            let length = 1 + below(length_max);
+            let at = match below(2) {
+                0 => below(frame_bytes - length + 1),
+                _ => below(frame_bytes - length + 1) / 4096 * 4096,
+            };
+            let (from, to) = (at as usize, (at + length) as usize);
+            wanted[from..to].fill(round);
+            let before = store.buffered.load(Ordering::Relaxed);
+            store.write(FrameId(1), at, &wanted[from..to]);
+            past += u64::from(length) - (store.buffered.load(Ordering::Relaxed) - before);
+            if below(4) == 0 {
+                store.sync(FrameId(1)).unwrap();
+            }
+            let length = 1 + below(frame_bytes);
+            let at = below((frame_bytes - length) / 4096 + 1) * 4096;
+            let (from, to) = (at as usize, (at + length) as usize);
+            let read = match below(3) {
+                0 => store.read_from_medium(FrameId(1), at, length),
+                _ => store.read(FrameId(1), at, length),
+            };
+            assert!(
+                read.unwrap() == wanted[from..to],
+                "{length} at {at} in round {round}"
+            );
+        }
+        assert_eq!(past > 0, store.direct.is_some());
     }
 
     #[test]

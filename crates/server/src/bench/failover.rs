@@ -23,9 +23,7 @@ use super::keys;
 use super::local::{Cluster, Failure, Scratch, Size, Victim, kill_9};
 
 /// Sessions of the victim that are asked for without pause.
-const SAMPLE_MAX: usize = 2_000;
-/// Connections that keep asking for them.
-const PROBES: usize = 8;
+const SAMPLE_MAX: usize = 1_000;
 /// Sessions that are written while the victim dies.
 const WRITTEN_MAX: u64 = 4_000;
 /// Load before the kill, and after everything can be read.
@@ -264,7 +262,9 @@ impl Loaded<'_> {
         let sessions = (0..self.sessions).filter(|&it| of_victim(it)).count() as u64;
         let (endpoint, rate) = (self.endpoint, self.args.writes_per_second);
         let load = ledger.begin(endpoint, rate, of_victim).await?;
-        let probes = Probes::connect(endpoint, self.args.size.value_bytes, &sample, PROBES).await?;
+        // Each on a connection of its own, as users are.
+        let value_bytes = self.args.size.value_bytes;
+        let probes = Probes::connect(endpoint, value_bytes, &sample, sample.len()).await?;
         tokio::time::sleep(AROUND).await;
         let killed = Instant::now();
         let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
