@@ -129,6 +129,7 @@ impl Backup {
             length: 0,
             crc: Some(crc32c(&[])),
             opening: certificate,
+            sent_us: append.sent_us,
             told: Told::by(&append.bytes, log, segment),
             outline: Outlined::begin(),
             certificate: None,
@@ -238,6 +239,7 @@ impl Backup {
         replica.outline.add(&fresh);
         replica.crc = Some(fit.crc);
         replica.active_us = now_us;
+        replica.sent_us = replica.sent_us.max(append.sent_us);
         if !replica.closed {
             replica.epoch = replica.epoch.max(append.epoch);
             replica.ceiling = replica.ceiling.max(append.expiry_ceiling);

@@ -136,6 +136,7 @@ impl Frames {
             opening: Certificate::default(),
             told: None,
             outline: Outlined::Unknown,
+            sent_us: 0,
             certificate: Some(newest.certificate),
             closed,
             ceiling: newest.ceiling,

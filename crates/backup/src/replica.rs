@@ -30,6 +30,8 @@ pub(crate) struct Replica {
     pub crc: Option<u32>,
     /// Length and checksum of the append that opened it: by these a late duplicate is known.
     pub opening: Certificate,
+    /// Of the latest append that was accepted: its master's stamp, which rises with every append that it sends.
+    pub sent_us: u64,
     /// What its first bytes say, if they came in this incarnation and in one piece. A fence is answered from
     /// it without reading anything.
     pub told: Option<Told>,
@@ -184,14 +186,18 @@ impl Replica {
     }
 
     /// True if `append`, which opens, is the one that opened this replica, come again: then what was
-    /// appended since must not be dropped.
+    /// appended since must not be dropped. One that was sent after what was appended since is none: its master has given
+    /// this replica up, and begins another.
     pub fn was_opened_by(&self, append: &Append) -> bool {
         // A certificate for less than is here cannot be taken over, and must not be acknowledged as if.
         let certifies = append.certificate.is_none()
             || self.certificate.is_some()
             || self.length as usize == append.bytes.len();
+        let is_late = append.sent_us <= self.sent_us;
+        let is_all = self.length as usize == append.bytes.len();
         !self.closed
             && self.crc.is_some()
+            && (is_late || is_all)
             && certifies
             && self.opening.length as usize == append.bytes.len()
             && self.opening.checksum == crc32c(&append.bytes)
@@ -245,6 +251,7 @@ mod tests {
             length: bytes.len() as u32,
             crc: Some(crc32c(bytes)),
             opening: certificate,
+            sent_us: 0,
             told: None,
             outline: Outlined::Unknown,
             certificate: certified.then_some(certificate),

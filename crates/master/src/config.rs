@@ -38,6 +38,9 @@ pub struct ShardConfig {
     /// Bytes that the segments fetched by one recovery may bring together before they are replayed; one segment is
     /// fetched whatever it brings.
     pub recovery_window_bytes: u64,
+    /// Bytes of one append of a replica that is copied: as many as the appends of heads, which share the stream, can wait
+    /// for.
+    pub copy_piece_bytes: u32,
     /// Map the log's memory in the background after start, before it is needed (`Log::touch_ahead`). Without it
     /// the process grows as memory comes into use, and requests pay for fresh pages.
     pub touch_memory: bool,
@@ -60,6 +63,8 @@ impl ShardConfig {
             clients_max: 65_536,
             // So that every backup has several segments to work on.
             recovery_window_bytes: 32 << 20,
+            // About a millisecond.
+            copy_piece_bytes: 1 << 20,
             touch_memory: true,
             log,
         }
@@ -91,6 +96,9 @@ impl ShardConfig {
         }
         if self.queued_bytes_max == 0 {
             return Err(ConfigError::Zero("queued_bytes_max"));
+        }
+        if self.copy_piece_bytes == 0 {
+            return Err(ConfigError::Zero("copy_piece_bytes"));
         }
         if self.clients_max == 0 {
             return Err(ConfigError::Zero("clients_max"));

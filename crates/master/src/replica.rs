@@ -6,10 +6,6 @@
 use holdfast_cluster::Now;
 use holdfast_format::{ClusterMs, Epoch, ServerId};
 
-/// A replica without certificate is copied in pieces of this size: small enough that the appends of the
-/// head, which share the stream, wait about a millisecond behind one.
-pub(crate) const PIECE_BYTES: u32 = 1 << 20;
-
 /// What one replica is to become.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Wanted {
@@ -48,7 +44,9 @@ pub(crate) struct Piece {
 }
 
 /// The next append that a replica needs, if any.
-pub(crate) fn next_step(wanted: &Wanted, held: &Held) -> Option<Piece> {
+///
+/// A replica without certificate is copied in pieces of `piece_bytes`.
+pub(crate) fn next_step(wanted: &Wanted, held: &Held, piece_bytes: u32) -> Option<Piece> {
     // A closed one may be longer: the segment has been compacted since.
     if held.closed || wanted.length == 0 {
         return None;
@@ -70,7 +68,7 @@ pub(crate) fn next_step(wanted: &Wanted, held: &Held) -> Option<Piece> {
         };
         return due.then_some(piece);
     }
-    let to = wanted.length.min(from + PIECE_BYTES);
+    let to = wanted.length.min(from + piece_bytes);
     let certify = to == wanted.length && (wanted.close || !wanted.only_closed);
     let due = open || from < to || certify;
     due.then_some(Piece {
@@ -151,6 +149,8 @@ impl Replica {
 mod tests {
     use super::*;
 
+    const PIECE_BYTES: u32 = 1 << 20;
+
     fn check(wanted: (u32, bool, bool), held: (u32, bool), step: Option<(u32, u32, &str)>) {
         let (length, close, only_closed) = wanted;
         let wanted = Wanted {
@@ -172,7 +172,7 @@ mod tests {
                 .map(|(_, letter)| *letter)
                 .collect::<String>()
         };
-        let piece = next_step(&wanted, &held);
+        let piece = next_step(&wanted, &held, PIECE_BYTES);
         let given = piece.map(|piece| (piece.from, piece.to, flags(&piece)));
         assert_eq!(
             given,
@@ -224,7 +224,7 @@ mod tests {
             closed: true,
             ..Held::default()
         };
-        assert_eq!(next_step(&wanted, &held), None);
+        assert_eq!(next_step(&wanted, &held, PIECE_BYTES), None);
     }
 
     #[test]

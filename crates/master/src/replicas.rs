@@ -147,6 +147,8 @@ struct Segment {
 #[derive(Debug)]
 pub(crate) struct Replicas {
     log: LogId,
+    /// Of copies.
+    piece_bytes: u32,
     /// `None` until the coordinator has told how many replicas there are to be.
     wanted: Option<usize>,
     /// So many of them acknowledge (R8).
@@ -176,9 +178,10 @@ pub(crate) struct Replicas {
 }
 
 impl Replicas {
-    pub fn new(log: LogId, seed: u64) -> Replicas {
+    pub fn new(log: LogId, piece_bytes: u32, seed: u64) -> Replicas {
         Replicas {
             log,
+            piece_bytes,
             wanted: None,
             quorum: 0,
             lease_ms: 0,

@@ -136,7 +136,7 @@ impl Shard {
         Ok(Shard {
             membership: Membership::new(config.member.clone(), seed),
             log: Log::new(id, config.log.clone())?,
-            replicas: Replicas::new(id, seed.rotate_left(32)),
+            replicas: Replicas::new(id, config.copy_piece_bytes, seed.rotate_left(32)),
             recoveries: Recoveries::new(config.recovery_window_bytes),
             streams: Streams::new(config.clients_max as usize),
             acknowledged_last: (ClientId(0), 0),

@@ -32,6 +32,8 @@ pub fn shard(setup: &Setup, member: Member, seed: u64) -> Box<dyn Node> {
     let mut config = ShardConfig::for_testing(member);
     // So little that a stalled backup makes writers wait, and then be refused.
     config.unreplicated_bytes_max = 24 << 10;
+    // A few pieces for each segment, or hundreds.
+    config.copy_piece_bytes = [700, 5 << 10, 1 << 20][(seed % 3) as usize];
     config.log.memory_bytes = setup.memory_bytes;
     config.log.segment_bytes = setup.segment_bytes;
     config.log.seglet_bytes = setup.seglet_bytes;

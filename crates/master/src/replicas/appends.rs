@@ -52,7 +52,7 @@ impl Replicas {
                     let renew_at_us = replica.lease_sent_us + self.renew_after_us();
                     let tell = is_open_head
                         && (replica.held.epoch < self.epoch || renew_at_us <= now.mono_us);
-                    match next_step(&Wanted { tell, ..wanted }, &replica.held) {
+                    match next_step(&Wanted { tell, ..wanted }, &replica.held, self.piece_bytes) {
                         Some(piece) => piece,
                         None => continue,
                     }
