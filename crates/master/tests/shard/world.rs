@@ -210,7 +210,12 @@ impl World {
 
     /// As `new`, and so many replicas acknowledge.
     pub fn with_quorum(backups: u64, replicas: u8, ack_quorum: u8) -> World {
-        let mut world = World::idle(1, backups, replicas);
+        World::with_quorum_and_id(1, backups, replicas, ack_quorum)
+    }
+
+    /// The same, of a shard that draws other backups.
+    pub fn with_quorum_and_id(id: u64, backups: u64, replicas: u8, ack_quorum: u8) -> World {
+        let mut world = World::idle(id, backups, replicas);
         world.config.ack_quorum = ack_quorum;
         world.view.tablets = vec![tablet(SlotRange::ALL, world.log)];
         world.run(0);
