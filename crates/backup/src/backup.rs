@@ -587,9 +587,9 @@ impl Node for Backup {
                 self.membership.peer_lost(now, peer, ended, out);
             }
             Input::Disk(DiskDone::Synced { token, result }) => self.take_synced(token, result, out),
-            Input::Disk(DiskDone::Read { token, result }) => match self.lookups.is_reading(token) {
-                true => self.look_up_read(token, result, out),
-                false => self.take_read(token, result, out),
+            Input::Disk(DiskDone::Read { token, result }) => match self.lookups.take_read(token) {
+                Some(lookup) => self.look_up_read(lookup, result, out),
+                None => self.take_read(token, result, out),
             },
             Input::Shutdown => self.begin_stopping(out),
             // Coordinators and gateways get these.

@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use holdfast_cluster::{DiskError, DiskOp, FRAME_HEADER_BYTES, FrameId, Output, Outputs};
-use holdfast_format::{KeyHash, LogId, SegmentId, ServerId};
+use holdfast_format::{KeyHash, LogId, SegmentId, ServerId, SparseIndex};
 use holdfast_wire::{Certificate, Message};
 
 use crate::backup::Backup;
@@ -39,7 +39,7 @@ pub(crate) struct LookUp {
 
 /// One that waits, or whose block is being read.
 #[derive(Debug)]
-struct Lookup {
+pub(crate) struct Lookup {
     to: ServerId,
     asked: LookUp,
     frame: FrameId,
@@ -67,14 +67,18 @@ impl Lookups {
         self.waiting.len() + self.reading.len()
     }
 
-    pub fn is_reading(&self, token: u64) -> bool {
-        self.reading.contains_key(&token)
+    /// The one whose block this read was for, if it was for one.
+    pub fn take_read(&mut self, token: u64) -> Option<Lookup> {
+        self.reading.remove(&token)
     }
 }
 
 impl Backup {
     pub(crate) fn take_look_up(&mut self, from: ServerId, asked: LookUp, out: &mut Outputs) {
         self.counts.lookups += 1;
+        if self.lookups.len() >= self.config.lookups_max as usize {
+            return self.answer_look_up(from, &asked, None, out);
+        }
         let copies = self.frames.of_segment(asked.log, asked.segment).iter();
         let source = copies.copied().find_map(|id| {
             let replica = self.frames.replica(id)?;
@@ -83,8 +87,7 @@ impl Backup {
             let index = replica.outline.index().filter(|_| is_it)?;
             Some((id, replica.birth, index.find(asked.key).into()))
         });
-        let full = self.lookups.len() >= self.config.lookups_max as usize;
-        let Some((frame, birth, blocks)) = source.filter(|_| !full) else {
+        let Some((frame, birth, blocks)) = source else {
             return self.answer_look_up(from, &asked, None, out);
         };
         self.lookups.waiting.push_back(Lookup {
@@ -108,11 +111,7 @@ impl Backup {
                 self.answer_look_up(lookup.to, &lookup.asked, Some(found), out);
                 continue;
             };
-            let replica = self.frames.replica(lookup.frame);
-            let index = replica
-                .filter(|it| it.birth == lookup.birth)
-                .and_then(|it| it.outline.index());
-            let Some(place) = index.map(|index| index.place(block)) else {
+            let Some(place) = self.index_for(&lookup).map(|index| index.place(block)) else {
                 // It was freed.
                 self.answer_look_up(lookup.to, &lookup.asked, None, out);
                 continue;
@@ -132,17 +131,13 @@ impl Backup {
     /// A block has been read.
     pub(crate) fn look_up_read(
         &mut self,
-        token: u64,
+        mut lookup: Lookup,
         result: Result<Bytes, DiskError>,
         out: &mut Outputs,
     ) {
-        let Some(mut lookup) = self.lookups.reading.remove(&token) else {
-            return;
-        };
         let id = lookup.frame;
         let block = lookup.blocks.pop_front().expect("it was read for one");
-        let same = |it: &&crate::replica::Replica| it.birth == lookup.birth;
-        let index = (self.frames.replica(id).filter(same)).and_then(|it| it.outline.index());
+        let index = self.index_for(&lookup);
         let found = match (index, &result) {
             (Some(index), Ok(bytes)) => index.entries_in(block, bytes, lookup.asked.key).ok(),
             _ => None,
@@ -163,6 +158,13 @@ impl Backup {
             },
         }
         self.answer_look_up(lookup.to, &lookup.asked, None, out);
+    }
+
+    /// The index of its replica, unless that was freed.
+    fn index_for(&self, lookup: &Lookup) -> Option<&SparseIndex> {
+        let replica = self.frames.replica(lookup.frame);
+        let same = replica.filter(|it| it.birth == lookup.birth);
+        same.and_then(|it| it.outline.index())
     }
 
     fn answer_look_up(

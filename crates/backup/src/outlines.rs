@@ -2,8 +2,8 @@
 //! (design notes, "Serving early").
 //!
 //! An outline is made while a replica's bytes come, when they are in the processor's caches anyway, and kept in memory
-//! together with an index of where its keys are (`lookups`): ten bits for each entry with a key, and 20 more. Of what an earlier incarnation left it is made when the bytes are read and
-//! verified, which a fence has done before anybody can ask.
+//! together with an index of where its keys are (`lookups`): ten bits for each entry with a key, and 20 more. Of what an
+//! earlier incarnation left it is made when the bytes are read and verified, which a fence has done before anybody can ask.
 //!
 //! O1. Only of a closed replica is there an outline to be had, and it is that of all its bytes: what came was checked
 //!     against the certificate, what was read too.

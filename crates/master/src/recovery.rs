@@ -400,6 +400,8 @@ impl Recoveries {
             let found = recovery.look_up(now, clock, view, log, out);
             self.found.extend(found);
             self.pulled += std::mem::take(&mut recovery.pulls);
+            let early = recovery.early.as_mut();
+            self.looked_up += early.map_or(0, |early| early.lookups.take_questions());
             match recovery.work(now, clock, view, log, out) {
                 Ok(again) => more |= again,
                 Err(Stop::Failed(why)) if !recovery.may_be_given_up() => {
@@ -487,9 +489,7 @@ impl Recoveries {
         if !is_blind(&command.op) {
             let hash = KeyHash::of(command.namespace, &command.key);
             let admitting = early.with_key(hash).collect();
-            let before = early.lookups.questions();
             whole.extend(early.lookups.begin(hash, admitting));
-            self.looked_up += early.lookups.questions() - before;
         }
         for (log, segment) in whole {
             recovery.pull(log, segment);

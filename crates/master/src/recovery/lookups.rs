@@ -52,11 +52,12 @@ struct Asked {
 pub(super) struct Lookups {
     /// The segments that are still to be consulted, or were when they were replayed.
     keys: BTreeMap<KeyHash, Vec<Of>>,
-    /// Questions so far about each segment, and about all.
+    /// Questions so far about each segment.
     of_segment: BTreeMap<Of, usize>,
     waiting: VecDeque<(KeyHash, Of)>,
     in_flight: BTreeMap<(KeyHash, Of), Asked>,
     answers: VecDeque<Answer>,
+    /// Since they were last counted.
     questions: u64,
 }
 
@@ -91,9 +92,9 @@ impl Lookups {
         whole
     }
 
-    /// Questions so far.
-    pub fn questions(&self) -> u64 {
-        self.questions
+    /// Questions since this was last asked.
+    pub fn take_questions(&mut self) -> u64 {
+        std::mem::take(&mut self.questions)
     }
 
     /// The next question, if one may be asked.
@@ -104,14 +105,11 @@ impl Lookups {
         }
     }
 
-    /// True if `from` was asked this and has not answered: now it has.
-    pub fn is_answered(&mut self, from: ServerId, key: KeyHash, of: Of) -> bool {
+    /// Strikes a question out that `from` answers. False if it was not asked that, or no more.
+    fn strike_out(&mut self, from: ServerId, key: KeyHash, of: Of) -> bool {
         let asked = self.in_flight.get(&(key, of));
-        let is_it = asked.is_some_and(|asked| asked.backup == from);
-        if is_it {
-            self.in_flight.remove(&(key, of));
-        }
-        is_it
+        asked.is_some_and(|asked| asked.backup == from)
+            && self.in_flight.remove(&(key, of)).is_some()
     }
 
     /// All that the segment has of the key has been replayed.
@@ -223,7 +221,7 @@ impl Recovery {
         let Some(early) = self.early.as_mut() else {
             return;
         };
-        if !early.lookups.is_answered(from, key, of) {
+        if !early.lookups.strike_out(from, key, of) {
             return;
         }
         match entries {

@@ -195,7 +195,7 @@ impl Shard {
             }
         };
         self.parked.progress = progress;
-        self.parked.held_up &= same;
+        self.parked.held_up = false;
         while let Some(number) = due.pop_first() {
             let waiting = &self.parked.waiting[&number];
             let (client, stream, line) = (waiting.client, waiting.stream, waiting.line);

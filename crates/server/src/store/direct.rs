@@ -87,14 +87,14 @@ impl Direct {
         Some(Direct { file, writer })
     }
 
-    /// Writes the blocks that lie within `bytes` at `at`. Returns which of the bytes are written: a range, from
-    /// which less may be left out at the end if something failed.
+    /// Writes the blocks that lie within `bytes`, which belong at `at`, or as many of them as can be. Returns which of the
+    /// bytes are written; the others are to be written the other way.
     pub fn write(&self, bytes: &[u8], at: u64) -> std::ops::Range<usize> {
-        let from = (at.next_multiple_of(BLOCK_BYTES as u64) - at) as usize;
-        let to = bytes.len().saturating_sub(from) / BLOCK_BYTES * BLOCK_BYTES + from;
         if bytes.len() < WRITE_BYTES_MIN {
             return 0..0;
         }
+        let from = (at.next_multiple_of(BLOCK_BYTES as u64) - at) as usize;
+        let to = (bytes.len() - from) / BLOCK_BYTES * BLOCK_BYTES + from;
         let mut writer = self.writer.lock().expect(NO_PANIC);
         if writer.avoid_bytes > 0 {
             writer.avoid_bytes = writer.avoid_bytes.saturating_sub(bytes.len());
@@ -119,8 +119,8 @@ impl Direct {
         from..written
     }
 
-    /// Reads into a buffer of `Buffers` what of `from..length` of it stands in the file from `at` on. False if it is to be read
-    /// the other way.
+    /// Fills `buffer[from..length]` with what stands in the file, of which `at` is where the buffer begins. The buffer is one of
+    /// `Buffers`. False if it is to be read the other way.
     pub fn read(&self, buffer: &mut [u8], from: usize, length: usize, at: u64) -> bool {
         let begin = from / BLOCK_BYTES * BLOCK_BYTES;
         let end = length.next_multiple_of(BLOCK_BYTES);
