@@ -250,6 +250,25 @@ mod tests {
             assert_eq!(index.entries_in(at, &bytes, hash), Err(OtherBytes), "{bad}");
         }
         assert_eq!(index.entries_in(at, b"", hash), Err(OtherBytes));
+        // Whole, good, as long, of the same keys: of another replica.
+        let mut other = segment(200, 50);
+        let place = index.place(at);
+        let first = Entry::decode(good).unwrap().1;
+        let newer = Object {
+            namespace: N,
+            key: b"session:32",
+            value: &[8; 50],
+            version: Version(999),
+            expiry: Expiry::default(),
+            shadowing: false,
+        };
+        let mut raw = Vec::new();
+        Entry::Object(newer).append_to(&mut raw);
+        assert_eq!(raw.len(), first, "the block begins with this key");
+        let from = place.start as usize;
+        other[from..from + first].copy_from_slice(&raw);
+        let other = block(&index, at, &other);
+        assert_eq!(index.entries_in(at, other, hash), Err(OtherBytes));
         let before = block(&index, at - 1, &bytes);
         assert_eq!(index.entries_in(at, before, hash), Err(OtherBytes));
     }

@@ -801,7 +801,13 @@ impl World {
         let raw = of_key.map(|it| &held.bytes[it.offset..it.offset + it.length]);
         match self.lookups {
             LookupsAre::Right => Some(raw.collect::<Vec<_>>().concat().into()),
-            LookupsAre::Others => Some(held.bytes.clone().into()),
+            LookupsAre::Others => {
+                let keyed = Entries::new(&held.bytes)
+                    .map(|located| located.unwrap())
+                    .filter(|located| located.entry.key_hash().is_some());
+                let raw = keyed.map(|it| &held.bytes[it.offset..it.offset + it.length]);
+                Some(raw.collect::<Vec<_>>().concat().into())
+            }
             LookupsAre::Refused | LookupsAre::Silent => None,
         }
     }
